@@ -1,0 +1,158 @@
+// accumulate_probes: x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds.
+//
+// The coefficients arrive as integers q with sum |q| < 2^31, so the sum per element is an int32 that no order of
+// summation changes, and may be looked up rather than added: for a group of kGroup seeds, the sums of their +-q for
+// each combination of signs are a table of 2^kGroup entries that fits a register (vpermd).
+//
+// Plan, per tile of kLanes blocks and batch of seeds:
+//   1. generate the words of each group's seeds and transpose their bits, so that the kGroup signs of one element lie
+//      side by side in a nibble: column r of word k holds bits r, 4+r, 8+r, ... of word k of all the group's seeds;
+//   2. per word and column, keep the sums of 8 bits in registers and walk the groups: shift the nibble down, look up, add.
+// After all batches, one pass over the tile of x, transposing the sums from one-block-per-lane to element order.
+
+constexpr int kBatchGroups = 24;  // 24 KB of nibbles with AVX-512, half of L1
+
+struct alignas(64) AccumulateScratch {
+  U32 nibbles[kBatchGroups][4][4];  // [group][word][column]
+  I32 sums_by_bit[128];             // [32 * word + bit], lane = block
+  uint8_t undo_bits[kTileElements / 8];
+};
+
+// Bit b of nibble m of column[r] = bit 4m + r of word[b].
+ZO_INLINE void transpose_bits(const U32 (&word)[4], U32 (&column)[4]) {
+  const U32 pairs = splat<U32>(0x33333333u), singles = splat<U32>(0x55555555u);
+  const U32 a0 = bit_select(pairs, word[0], word[2] << 2), a2 = bit_select(pairs, word[0] >> 2, word[2]);
+  const U32 a1 = bit_select(pairs, word[1], word[3] << 2), a3 = bit_select(pairs, word[1] >> 2, word[3]);
+  column[0] = bit_select(singles, a0, a1 << 1);
+  column[1] = bit_select(singles, a0 >> 1, a1);
+  column[2] = bit_select(singles, a2, a3 << 1);
+  column[3] = bit_select(singles, a2 >> 1, a3);
+}
+
+ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys, U32 (&nibbles)[4][4]) {
+  U32 words[4][4];  // [seed][word]
+  for (int seed = 0; seed < kGroup; ++seed) generate_words(counters, keys[seed], words[seed]);
+  for (int k = 0; k < 4; ++k) {
+    const U32 word[4] = {words[0][k], words[1][k], words[2][k], kGroup == 4 ? words[kGroup - 1][k] : U32{}};
+    transpose_bits(word, nibbles[k]);
+  }
+}
+
+ZO_INLINE void sum_batch(AccumulateScratch& scratch, const int32_t* tables, int num_groups, bool first_batch) {
+  for (int k = 0; k < 4; ++k) {
+    for (int r = 0; r < 4; r += kColumns) {
+      I32 sum[kColumns][8];
+      for (int c = 0; c < kColumns; ++c)
+        for (int m = 0; m < 8; ++m)
+          sum[c][m] = first_batch ? I32{} : scratch.sums_by_bit[32 * k + 4 * m + r + c];
+      for (int g = 0; g < num_groups; ++g) {
+        const Table table = load_table(tables + (g << kGroup));
+        for (int c = 0; c < kColumns; ++c) {
+          const U32 nibbles = scratch.nibbles[g][k][r + c];
+#pragma GCC unroll 8
+          for (int m = 0; m < 8; ++m) sum[c][m] += look_up(table, nibbles >> (4 * m));
+        }
+      }
+      for (int c = 0; c < kColumns; ++c)
+        for (int m = 0; m < 8; ++m) scratch.sums_by_bit[32 * k + 4 * m + r + c] = sum[c][m];
+    }
+  }
+}
+
+ZO_INLINE void part_of(I32 sums, int /*first: always 0*/, F32& part) { part = __builtin_convertvector(sums, F32); }
+ZO_INLINE void part_of(I32 sums, int first, F64& part) {
+  I32Half half;
+  __builtin_memcpy(&half, reinterpret_cast<const int32_t*>(&sums) + first, sizeof(half));
+  part = __builtin_convertvector(half, F64);
+}
+
+// Updates a whole tile. Sums are turned from one-block-per-lane to element order kLanes bits at a time.
+template <DType type>
+void update_tile(const AccumulateArgs& args, const AccumulateScratch& scratch, typename Element<type>::Stored* x) {
+  using Vec = typename Element<type>::Vec;
+  using Scalar = decltype(Vec{}[0] + 0);
+  const bool has_undo = args.update.has_undo, has_grid = args.update.grid != 0.0;
+  const Vec scale = splat<Vec>(static_cast<Scalar>(args.scale));
+  const Vec undo = splat<Vec>(static_cast<Scalar>(args.update.undo.alpha));
+  const Vec decay = splat<Vec>(static_cast<Scalar>(args.update.decay));
+  const Vec grid = splat<Vec>(static_cast<Scalar>(args.update.grid));
+  const Vec per_grid = splat<Vec>(static_cast<Scalar>(has_grid ? 1.0 / args.update.grid : 0.0));
+  for (int bit = 0; bit < 128; bit += kLanes) {
+    I32 rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = scratch.sums_by_bit[bit + i];
+    transpose(rows);
+    for (int block = 0; block < kLanes; ++block) {
+      for (int first = 0; first < kLanes; first += lanes_of<Vec>()) {
+        const int element = 128 * block + bit + first;
+        Vec sum, v = Element<type>::get(x + element);
+        part_of(rows[block], first, sum);
+        if (has_undo) v += select(sign_bits<Vec>(scratch.undo_bits, element), undo, -undo);
+        v *= decay;
+        v += sum * scale;
+        if (has_grid) v = round_even(v * per_grid) * grid;
+        Element<type>::put(x + element, v);
+      }
+    }
+  }
+}
+
+template <DType type>
+ZO_INLINE void update_elements(const AccumulateArgs& args, const AccumulateScratch& scratch, int64_t first) {
+  using Stored = typename Element<type>::Stored;
+  Stored* x = static_cast<Stored*>(args.x) + first;
+  const int count = elements_in_tile(args.numel, first);
+  if (count == kTileElements) return update_tile<type>(args, scratch, x);
+  Stored padded[kTileElements] = {};
+  __builtin_memcpy(padded, x, sizeof(Stored) * static_cast<unsigned>(count));
+  update_tile<type>(args, scratch, padded);
+  __builtin_memcpy(x, padded, sizeof(Stored) * static_cast<unsigned>(count));
+}
+
+// A tile of x is not touched for microseconds while its signs are made, too long for the hardware's prefetcher: each
+// group fetches its share of the next tile's lines, so that they trickle in behind the arithmetic.
+ZO_INLINE void prefetch_share(const AccumulateArgs& args, int64_t next_tile, int64_t group) {
+  const int size = args.type == DType::kFloat64 ? 8 : args.type == DType::kFloat32 ? 4 : 2;
+  const int64_t first = next_tile * kTileElements;
+  if (first >= args.numel) return;
+  const int64_t bytes = elements_in_tile(args.numel, first) * size;
+  const int64_t share = (bytes / args.num_groups / 64 + 1) * 64;
+  const char* p = static_cast<const char*>(args.x) + first * size;
+  for (int64_t i = group * share; i < (group + 1) * share && i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t last_tile) {
+  AccumulateScratch scratch;
+  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+    const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * kLanes;
+    const TileCounters counters = tile_counters(block, word_order);
+    for (int64_t batch = 0; batch < args.num_groups; batch += kBatchGroups) {
+      const int64_t left = args.num_groups - batch;
+      const int in_batch = left < kBatchGroups ? static_cast<int>(left) : kBatchGroups;
+      for (int g = 0; g < in_batch; ++g) {
+        prefetch_share(args, tile + 1, batch + g);
+        generate_group(counters, args.keys + (batch + g) * kGroup, scratch.nibbles[g]);
+      }
+      sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
+    }
+    if (args.update.has_undo) generate_bits(tile_counters(block, bit_order), args.undo_key, scratch.undo_bits);
+    with_dtype(args.type, [&](auto t) { update_elements<decltype(t)::value>(args, scratch, tile * kTileElements); });
+  }
+}
+
+uint64_t fold_kernel(const FoldArgs& args, int64_t first_tile, int64_t last_tile) {
+  uint64_t folded = 0;
+  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+    const TileCounters counters = tile_counters(args.first_block + static_cast<uint64_t>(tile) * kLanes, word_order);
+    const int64_t left = (args.numel - tile * kTileElements + 127) / 128;  // blocks
+    U32 sum = {};
+    for (int64_t seed = 0; seed < args.num_seeds; ++seed) {
+      U32 word[4];
+      generate_words(counters, args.keys[seed], word);
+      sum ^= word[0] ^ word[1] ^ word[2] ^ word[3];
+    }
+    const uint64_t tile_block = args.first_block + static_cast<uint64_t>(tile) * kLanes;
+    for (int lane = 0; lane < kLanes && lane < left; ++lane)
+      folded ^= uint64_t{sum[lane]} << (32 * ((tile_block + static_cast<uint64_t>(lane)) % 2));
+  }
+  return folded;
+}

@@ -1,0 +1,23 @@
+// The kernels for any processor; CMakeLists.txt gives this file its instruction set.
+#include "kernels.h"
+
+#define ZO_VECTOR_BYTES 16
+
+namespace zo::cpu {
+namespace {
+
+#include "simd.h"
+#include "simd_baseline.h"
+
+#include "generate.h"
+
+#include "elements.h"
+
+#include "accumulate.h"
+#include "apply.h"
+
+}  // namespace
+
+extern const Kernels kBaselineKernels = {"baseline", kLanes, kGroup, probe_kernel, apply_kernel, accumulate_kernel, fold_kernel};
+
+}  // namespace zo::cpu

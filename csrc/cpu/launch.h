@@ -1,0 +1,58 @@
+// The CPU kernels as their callers see them: raw pointers, sizes, no torch, no Python.
+//
+// Every function walks `numel` consecutive elements, element i being element j = offset + i of the flat parameter
+// space. `offset` must be a multiple of 128 and offset + numel must not pass 2^63. Results do not depend on the number of threads or the
+// ISA. Floating point is IEEE with round-to-nearest-even; no operation is contracted. "Compute type" is double where
+// the input is float64 and float otherwise.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../philox.h"
+
+namespace zo::cpu {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// One row of a perturbation: alpha * p(seed).
+struct Term {
+  double alpha;
+  uint64_t seed;
+};
+
+// What accumulate does to each element besides adding the sum; see accumulate().
+struct Update {
+  bool has_undo = false;
+  Term undo = {0.0, 0};
+  double decay = 1.0;
+  double grid = 0.0;  // 0: no grid; otherwise a power of two
+};
+
+// out[i] = p_j(seed)
+void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset);
+
+// out[i] = cast(x[i] + alpha * p_j(seed)); out may be x.
+void apply_probe(const void* x, DType x_type, void* out, DType out_type, int64_t numel, Term term, int64_t offset);
+
+// x[i] = cast((x[i] + from.alpha * p_j(from.seed)) + to.alpha * p_j(to.seed)): leave one probe and enter the next.
+void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t offset);
+
+// With S = sum_k quantised[k] * p_j(seeds[k]), an exact int32 sum (the caller keeps sum_k |quantised[k]| < 2^31):
+//   v = x[i];  v += undo.alpha * p_j(undo.seed);  v *= decay;  v += S * 2^-shift;  v = rint(v / grid) * grid
+// each step rounded to the compute type, then cast to the type of x.
+void accumulate_probes(void* x, DType type, int64_t numel, const int32_t* quantised, const uint64_t* seeds,
+                       int64_t num_seeds, int shift, int64_t offset, const Update& update);
+
+// Generates the signs of all seeds and only folds their words with XOR: the cost of generation alone, and a digest of
+// the bits of many seeds at once.
+uint64_t fold_probes(int64_t numel, const uint64_t* seeds, int64_t num_seeds, int64_t offset);
+
+// Instruction sets: what was compiled in, what this processor runs, what is in use.
+std::vector<std::string> compiled_isas();
+std::vector<std::string> supported_isas();
+std::string active_isa();                    // throws std::runtime_error where ZO_KERNELS_ISA can't be had
+void set_active_isa(const std::string& name);  // "" returns to the automatic choice
+
+}  // namespace zo::cpu

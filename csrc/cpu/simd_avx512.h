@@ -1,0 +1,94 @@
+// AVX-512 (F, BW, DQ, VL): 16 lanes.
+
+constexpr int kGroup = 4;    // seeds per table look-up: vpermd reads a table of 16
+constexpr int kColumns = 2;  // bit columns summed at once: 16 sums in registers
+
+ZO_INLINE U64 widening_mul(U64 a, uint32_t b) {
+  return reinterpret_cast<U64>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(static_cast<long long>(b))));
+}
+
+// Low halves of a's 64-bit lanes into the even, of b's into the odd 32-bit lanes.
+ZO_INLINE U32 interleave(U64 a, U64 b) {
+  return reinterpret_cast<U32>(_mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(a), 0xaaaa,
+                                                         reinterpret_cast<__m512i>(b), _MM_PERM_CCAA));
+}
+
+ZO_INLINE U32 unpack_low64(U32 a, U32 b) {
+  return reinterpret_cast<U32>(_mm512_unpacklo_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+
+ZO_INLINE U32 unpack_high64(U32 a, U32 b) {
+  return reinterpret_cast<U32>(_mm512_unpackhi_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+
+ZO_INLINE U64 xor3(U64 a, U64 b, U64 c) {
+  return reinterpret_cast<U64>(_mm512_ternarylogic_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b),
+                                                         reinterpret_cast<__m512i>(c), 0x96));
+}
+
+// Bits of a where the mask is set, of b elsewhere.
+ZO_INLINE U32 bit_select(U32 mask, U32 a, U32 b) {
+  return reinterpret_cast<U32>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(mask),
+                                                         reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b),
+                                                         0xca));
+}
+
+using Table = I32;  // one vector holds the 2^kGroup entries
+
+ZO_INLINE Table load_table(const int32_t* p) { return load<I32>(p); }
+
+ZO_INLINE I32 look_up(Table table, U32 index) {  // only the low four bits of an index count
+  return reinterpret_cast<I32>(
+      _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(table)));
+}
+
+// rows[i] lane j <-> rows[j] lane i
+ZO_INLINE void transpose(I32 (&rows)[16]) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(reinterpret_cast<__m512i>(rows[i]), reinterpret_cast<__m512i>(rows[i + 1]));
+    a[i + 1] = _mm512_unpackhi_epi32(reinterpret_cast<__m512i>(rows[i]), reinterpret_cast<__m512i>(rows[i + 1]));
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = reinterpret_cast<I32>(_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88));
+    rows[i + 8] = reinterpret_cast<I32>(_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd));
+  }
+}
+
+// Lane i: `set` where bit i is 1, else `clear`.
+ZO_INLINE F32 select(uint32_t bits, F32 set, F32 clear) {
+  return reinterpret_cast<F32>(_mm512_mask_blend_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(clear),
+                                                    reinterpret_cast<__m512>(set)));
+}
+
+ZO_INLINE F64 select(uint32_t bits, F64 set, F64 clear) {
+  return reinterpret_cast<F64>(_mm512_mask_blend_pd(static_cast<__mmask8>(bits), reinterpret_cast<__m512d>(clear),
+                                                    reinterpret_cast<__m512d>(set)));
+}
+
+ZO_INLINE F32 round_even(F32 v) {
+  return reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+
+ZO_INLINE F64 round_even(F64 v) {
+  return reinterpret_cast<F64>(_mm512_roundscale_pd(reinterpret_cast<__m512d>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+
+ZO_INLINE F32 from_float16(U16 h) { return reinterpret_cast<F32>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(h))); }
+
+ZO_INLINE U16 to_float16(F32 f) {
+  return reinterpret_cast<U16>(_mm512_cvtps_ph(reinterpret_cast<__m512>(f), _MM_FROUND_TO_NEAREST_INT));
+}

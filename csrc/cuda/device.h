@@ -1,0 +1,14 @@
+// What the CUDA part of this build can do on this machine. Without nvcc, device_none.cpp stands in for device.cu.
+#pragma once
+
+#include <string>
+
+namespace zo::cuda {
+
+// "" where the build had no CUDA compiler, otherwise the toolkit and the architectures compiled for.
+std::string build_description();
+
+// The name of the current device; throws std::runtime_error that says what is missing.
+std::string device_description();
+
+}  // namespace zo::cuda

@@ -1,0 +1,121 @@
+// zo_kernels._C: the kernels of csrc for Python. Takes addresses and sizes; checks what a kernel cannot survive,
+// releases the GIL, and does nothing else. zo_kernels/backends/cpu.py turns tensors into these arguments.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
+#include "cuda/device.h"
+#include "philox.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using zo::cpu::DType;
+using zo::cpu::Term;
+
+DType to_dtype(int code) {
+  if (code < 0 || code > 3) throw std::invalid_argument("dtype code " + std::to_string(code) + " is not in 0..3");
+  return static_cast<DType>(code);
+}
+
+void check_range(uintptr_t address, int64_t numel, int64_t offset) {
+  if (numel < 0) throw std::invalid_argument("numel is negative");
+  if (numel > 0 && address == 0) throw std::invalid_argument("null address");
+  if (offset < 0 || offset % zo::kBlockSigns != 0)
+    throw std::invalid_argument("offset " + std::to_string(offset) + " is not a multiple of 128 in [0, 2^63)");
+  if (offset > std::numeric_limits<int64_t>::max() - numel)
+    throw std::invalid_argument("offset + numel passes 2^63");
+}
+
+void check_seeds(uintptr_t seeds, int64_t count) {
+  if (count < 0 || (count > 0 && seeds == 0)) throw std::invalid_argument("no seeds at this address");
+}
+
+void probe(uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset) {
+  check_range(out, numel, offset);
+  zo::cpu::probe(reinterpret_cast<void*>(out), to_dtype(dtype), numel, seed, offset);
+}
+
+void apply_probe(uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t numel, double alpha, uint64_t seed,
+                 int64_t offset) {
+  check_range(x, numel, offset);
+  check_range(out, numel, offset);
+  zo::cpu::apply_probe(reinterpret_cast<const void*>(x), to_dtype(x_dtype), reinterpret_cast<void*>(out),
+                       to_dtype(out_dtype), numel, {alpha, seed}, offset);
+}
+
+void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64_t from_seed, double to_alpha,
+                uint64_t to_seed, int64_t offset) {
+  check_range(x, numel, offset);
+  zo::cpu::swap_probe(reinterpret_cast<void*>(x), to_dtype(dtype), numel, {from_alpha, from_seed},
+                      {to_alpha, to_seed}, offset);
+}
+
+void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
+                       int shift, int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+  check_range(x, numel, offset);
+  check_seeds(quantised, num_seeds);
+  check_seeds(seeds, num_seeds);
+  int exponent;
+  if (grid != 0.0 && (!std::isfinite(grid) || std::frexp(grid, &exponent) != 0.5))
+    throw std::invalid_argument("grid is not a power of two");
+  zo::cpu::Update update;
+  update.has_undo = undo_alpha != 0.0;
+  update.undo = {undo_alpha, undo_seed};
+  update.decay = decay;
+  update.grid = grid;
+  zo::cpu::accumulate_probes(reinterpret_cast<void*>(x), to_dtype(dtype), numel,
+                             reinterpret_cast<const int32_t*>(quantised), reinterpret_cast<const uint64_t*>(seeds),
+                             num_seeds, shift, offset, update);
+}
+
+uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t offset) {
+  check_range(1, numel, offset);
+  check_seeds(seeds, num_seeds);
+  return zo::cpu::fold_probes(numel, reinterpret_cast<const uint64_t*>(seeds), num_seeds, offset);
+}
+
+py::tuple philox4x32_10(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+  const zo::Philox4 out = zo::philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
+}
+
+py::dict streams() {
+  py::dict table;
+  table["RADEMACHER"] = static_cast<int>(zo::kStreamRademacher);
+  table["NORMAL"] = static_cast<int>(zo::kStreamNormal);
+  table["UNIFORM"] = static_cast<int>(zo::kStreamUniform);
+  table["STOCHASTIC_ROUNDING"] = static_cast<int>(zo::kStreamStochasticRounding);
+  table["SEEDS"] = static_cast<int>(zo::kStreamSeeds);
+  return table;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.doc() = "Compiled kernels of zo_kernels; called through zo_kernels.ops.";
+  m.def("probe", &probe, no_gil);
+  m.def("apply_probe", &apply_probe, no_gil);
+  m.def("swap_probe", &swap_probe, no_gil);
+  m.def("accumulate_probes", &accumulate_probes, no_gil);
+  m.def("fold_probes", &fold_probes, no_gil);
+  m.def("philox4x32_10", &philox4x32_10);
+  m.def("streams", &streams);
+  m.def("compiled_isas", &zo::cpu::compiled_isas);
+  m.def("supported_isas", &zo::cpu::supported_isas);
+  m.def("active_isa", &zo::cpu::active_isa);
+  m.def("set_isa", &zo::cpu::set_active_isa);
+  m.def("max_threads", &zo::cpu::max_threads);
+  m.def("has_openmp", &zo::cpu::has_openmp);
+  m.def("cuda_build", &zo::cuda::build_description);
+  m.def("cuda_device", &zo::cuda::device_description);
+  m.attr("compiler") = ZO_COMPILER;
+}

@@ -1,0 +1,63 @@
+"""A zero-order gradient: a small table of (seed, coefficient) rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+
+class SeedGradient:
+    """The gradient sum_i coeffs[i] * p(seeds[i]) over the flat parameter space, as its table. Immutable.
+
+    seeds: int64 [n], the probes' seeds (64 bits as two's complement). coeffs: float64 [n], how much of each probe the
+    gradient holds, in units of loss per unit of parameter. Raises ValueError if the lengths differ or a coefficient is
+    not finite.
+    """
+
+    __slots__ = ("_coeffs", "_seeds")
+
+    def __init__(self, seeds: Tensor | Sequence[int], coeffs: Tensor | Sequence[float]) -> None:
+        self._seeds = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").clone()
+        self._coeffs = torch.as_tensor(coeffs, dtype=torch.float64, device="cpu").detach().clone()
+        if self._seeds.dim() != 1 or self._seeds.shape != self._coeffs.shape:
+            raise ValueError(
+                "seeds and coeffs must be one-dimensional and of the same length, not "
+                f"{tuple(self._seeds.shape)} and {tuple(self._coeffs.shape)}"
+            )
+        if not bool(self._coeffs.isfinite().all()):
+            raise ValueError("the coefficients of a gradient must be finite")
+
+    @property
+    def seeds(self) -> Tensor:
+        """A copy of the seeds: int64 [n]."""
+        return self._seeds.clone()
+
+    @property
+    def coeffs(self) -> Tensor:
+        """A copy of the coefficients: float64 [n]."""
+        return self._coeffs.clone()
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SeedGradient):
+            return NotImplemented
+        return torch.equal(self._seeds, other._seeds) and torch.equal(self._coeffs, other._coeffs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"SeedGradient({len(self)} rows, |coeffs| {float(self._coeffs.norm()):.3g})"
+
+    def scaled(self, factor: float) -> SeedGradient:
+        """The gradient times `factor`."""
+        return SeedGradient(self._seeds, self._coeffs * factor)
+
+    def dense(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Elements offset .. offset + numel of the gradient written out: Tensor [numel]."""
+        return ops.accumulate_probes_(torch.zeros(numel, dtype=dtype), self._coeffs, self._seeds, offset=offset)

@@ -1,0 +1,134 @@
+"""The kernels as functions on tensors.
+
+p(seed) is the Rademacher probe of `zo_kernels.philox`: element i of a tensor is element j = offset + i of the flat
+parameter space, and its sign is a function of (seed, j). All ops take tensors of any shape, contiguous, of dtype
+float32, float64, bfloat16 or float16, and compute in float64 for float64 tensors, else in float32, rounding to the
+dtype once. Every backend agrees to the last bit (NaN payloads apart).
+
+Seeds are integers modulo 2^64 (Python integers in [-2^63, 2^64), or int64 tensors holding the 64 bits). None of the ops
+is differentiable: call them under `torch.no_grad()` on tensors that require gradients.
+
+All raise TypeError for a wrong dtype and ValueError for a wrong shape, device, layout, offset or a scalar that is not
+finite; nothing is written then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import schema as _schema  # noqa: F401  (registers the ops)
+
+__all__ = ["accumulate_probes_", "apply_probe", "apply_probe_", "probe", "swap_probe_"]
+
+_ops = torch.ops.zo_kernels
+
+
+def _int64(seed: int) -> int:
+    """The seed's 64 bits as two's complement, which is what an op can carry."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit 64 bits, not {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _refuse_grad(x: Tensor) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("zo_kernels.ops are not differentiable, but x requires a gradient: use torch.no_grad()")
+
+
+def probe(
+    numel: int,
+    seed: int,
+    *,
+    offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """p(seed) itself, elements offset .. offset + numel: Tensor [numel] of +1 and -1."""
+    if numel < 0:
+        raise ValueError(f"numel must not be negative, but is {numel}")
+    return _ops.probe(numel, _int64(seed), offset=offset, dtype=dtype, device=torch.device(device))
+
+
+def apply_probe_(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> Tensor:
+    """x += alpha * p(seed), in one pass and without a temporary. Returns x."""
+    _refuse_grad(x)
+    _ops.apply_probe_(x, alpha, _int64(seed), offset=offset)
+    return x
+
+
+def apply_probe(
+    x: Tensor,
+    alpha: float,
+    seed: int,
+    *,
+    offset: int = 0,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """cast(x + alpha * p(seed)), x unchanged: into `out` (shape and device of x), or a new tensor of `dtype` (x's)."""
+    _refuse_grad(x)
+    if out is None:
+        return _ops.apply_probe(x, alpha, _int64(seed), offset=offset, dtype=dtype or x.dtype)
+    if dtype is not None and dtype != out.dtype:
+        raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
+    _refuse_grad(out)
+    _ops.apply_probe_out(x, out, alpha, _int64(seed), offset=offset)
+    return out
+
+
+def swap_probe_(
+    x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0
+) -> Tensor:
+    """x += alpha * p(seed), then x += next_alpha * p(next_seed), in one pass. Returns x.
+
+    Leaves one probe and enters the next. Both sums are rounded, so the result is that of two calls of `apply_probe_`
+    (for 16-bit dtypes the first sum stays in float32).
+    """
+    _refuse_grad(x)
+    _ops.swap_probe_(x, alpha, _int64(seed), next_alpha, _int64(next_seed), offset=offset)
+    return x
+
+
+def accumulate_probes_(
+    x: Tensor,
+    coeffs: Tensor | Sequence[float] | npt.NDArray[np.float64],
+    seeds: Tensor | Sequence[int] | npt.NDArray[np.int64],
+    *,
+    offset: int = 0,
+    decay: float = 1.0,
+    grid: float = 0.0,
+    undo_alpha: float = 0.0,
+    undo_seed: int = 0,
+) -> Tensor:
+    """x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds. Returns x.
+
+    coeffs [n] and seeds [n] are read on the host. The coefficients are quantised to integers q of a common power of two
+    (`zo_kernels.ops.quantise`: an error of at most one part in 2^31 of their absolute sum, n/2 of them in all), so the
+    sum per element is exact and does not depend on the order of the rows. The options are what an optimizer step does
+    in the same pass; per element, each operation rounded:
+
+        v = x;  v += undo_alpha * p(undo_seed);  v *= decay;  v += sum;  v = round(v / grid) * grid;  x = v
+
+    grid is 0 (none) or a power of two.
+    """
+    _refuse_grad(x)
+    if not isinstance(coeffs, Tensor):
+        coeffs = torch.tensor(np.asarray(coeffs, np.float64))
+    if not isinstance(seeds, Tensor):
+        seeds = torch.tensor([_int64(int(seed)) for seed in seeds], dtype=torch.int64)
+    _ops.accumulate_probes_(
+        x,
+        coeffs.to(torch.float64),
+        seeds,
+        offset=offset,
+        decay=decay,
+        grid=grid,
+        undo_alpha=undo_alpha,
+        undo_seed=_int64(undo_seed),
+    )
+    return x

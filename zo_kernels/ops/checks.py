@@ -1,0 +1,73 @@
+"""What every backend may take for granted, checked once for all of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..backends.base import DTYPES
+from ..philox import BLOCK_SIGNS
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype must be one of {', '.join(str(d) for d in DTYPES)}, not {dtype}")
+
+
+def check_tensor(x: Tensor, name: str = "x") -> None:
+    if x.dtype not in DTYPES:
+        check_dtype(x.dtype)
+    if not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; pass {name}.contiguous() or a view of a contiguous tensor")
+
+
+def check_offset(offset: int, numel: int) -> None:
+    if offset < 0 or offset % BLOCK_SIGNS:
+        raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
+    if offset + numel > 2**63 - 1:
+        raise ValueError(f"offset + numel must stay below 2^63, but offset is {offset} and numel {numel}")
+
+
+def check_scalar(value: float, name: str, dtype: torch.dtype) -> None:
+    """Finite in the dtype the kernels compute in."""
+    largest = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+    if not abs(value) <= largest:
+        kind = "too large for float32" if math.isfinite(value) else "not finite"
+        raise ValueError(f"{name} is {kind}: {value}")
+
+
+def check_out(x: Tensor, out: Tensor) -> None:
+    check_tensor(out, "out")
+    if out.shape != x.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, but x has {tuple(x.shape)}")
+    if out.device != x.device:
+        raise ValueError(f"out is on {out.device}, but x is on {x.device}")
+
+
+def check_overlap(x: Tensor, out: Tensor) -> None:
+    """`out` may be x itself, but must not share a part of its memory."""
+    a, b = x.data_ptr(), out.data_ptr()
+    if a == b and x.dtype == out.dtype:
+        return
+    if a < b + out.numel() * out.element_size() and b < a + x.numel() * x.element_size():
+        raise ValueError("out overlaps x in memory: pass x itself or separate memory")
+
+
+def check_rows(coeffs: Tensor, seeds: Tensor) -> None:
+    if coeffs.dtype != torch.float64 or seeds.dtype != torch.int64:
+        raise TypeError(f"coeffs must be float64 and seeds int64, not {coeffs.dtype} and {seeds.dtype}")
+    if coeffs.device.type not in ("cpu", "meta") or seeds.device.type not in ("cpu", "meta"):
+        raise ValueError("coeffs and seeds must be CPU tensors: they are read on the host")
+    if coeffs.dim() != 1 or seeds.dim() != 1:
+        raise ValueError(f"coeffs and seeds must have one dimension, not {coeffs.dim()} and {seeds.dim()}")
+    if coeffs.shape != seeds.shape:
+        raise ValueError(f"coeffs and seeds must have the same length, not {coeffs.shape[0]} and {seeds.shape[0]}")
+
+
+def check_update(decay: float, grid: float, undo_alpha: float, dtype: torch.dtype) -> None:
+    check_scalar(decay, "decay", dtype)
+    check_scalar(undo_alpha, "undo_alpha", dtype)
+    if grid != 0.0 and not (2.0**-126 <= grid <= 2.0**126 and math.frexp(grid)[0] == 0.5):
+        raise ValueError(f"grid must be 0 or a power of two between 2^-126 and 2^126, not {grid}")

@@ -1,0 +1,32 @@
+"""Coefficients as integers, so that their sums do not depend on the order of summation."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+_LIMIT = 2**31
+# Within these, 2^-shift and every sum times it are normal float32 numbers.
+_MIN_SHIFT, _MAX_SHIFT = -96, 126
+
+
+def quantise(coeffs: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int32], int]:
+    """Integers q [n] and a shift s with coeffs ~ q * 2^-s: q = rint(coeffs * 2^s), s the largest with sum |q| < 2^31.
+
+    s is at most 126 (coefficients under 2^-126 count as 0). Raises ValueError for coefficients that are not finite, or
+    so large (their absolute sum reaches 2^127) that the sum would not be a float32.
+    """
+    if not np.isfinite(coeffs).all():
+        at = int(np.flatnonzero(~np.isfinite(coeffs))[0])
+        raise ValueError(f"coefficients must be finite, but coeffs[{at}] is {coeffs[at]}")
+    largest = float(np.abs(coeffs).max(initial=0.0))
+    if largest == 0.0:
+        return np.zeros(len(coeffs), np.int32), 0
+    # sum |c| lies between the largest and n times it, so the right shift is at most this one; walk down to it.
+    shift = min(_MAX_SHIFT, 32 - int(np.frexp(largest)[1]))
+    while shift >= _MIN_SHIFT:
+        scaled = np.rint(np.ldexp(coeffs, shift))
+        if np.abs(scaled).sum() < _LIMIT:
+            return scaled.astype(np.int32), shift
+        shift -= 1
+    raise ValueError(f"coefficients are too large for float32: the largest is {largest:g}, their absolute sum reaches 2^127")

@@ -1,0 +1,154 @@
+"""The ops as torch sees them: each with its schema, what it mutates, its shape function and its implementation.
+
+The implementation is one for all devices and asks `zo_kernels.backends` who computes; `zo_kernels.ops` has the typed
+functions that people call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..backends.base import Update
+from .checks import check_dtype, check_offset, check_out, check_overlap, check_rows, check_scalar, check_tensor, check_update
+from .quantise import quantise
+
+_library = torch.library.Library("zo_kernels", "DEF")
+
+_library.define("probe(SymInt numel, SymInt seed, *, SymInt offset, ScalarType dtype, Device device) -> Tensor")
+_library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset=0) -> ()")
+_library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset=0, ScalarType dtype) -> Tensor")
+_library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset=0) -> ()")
+_library.define(
+    "swap_probe_(Tensor(a!) x, float alpha, SymInt seed, float next_alpha, SymInt next_seed, *, SymInt offset=0) -> ()"
+)
+_library.define(
+    "accumulate_probes_(Tensor(a!) x, Tensor coeffs, Tensor seeds, *, SymInt offset=0, float decay=1.0, "
+    "float grid=0.0, float undo_alpha=0.0, SymInt undo_seed=0) -> ()"
+)
+
+
+def _written(x: Tensor) -> None:
+    """Tells autograd that x has changed: an op of a Library does not do it by itself."""
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+
+
+def _probe_fake(numel: int, seed: int, *, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    check_dtype(dtype)
+    check_offset(offset, numel)
+    return torch.empty(numel, dtype=dtype, device=device)
+
+
+def _probe(numel: int, seed: int, *, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    out = _probe_fake(numel, seed, offset=offset, dtype=dtype, device=device)
+    backend_for(out.device.type).probe(out, seed, offset)
+    return out
+
+
+def _apply_probe_inplace_fake(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+    check_tensor(x)
+    check_offset(offset, x.numel())
+
+
+def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+    check_tensor(x)
+    check_offset(offset, x.numel())
+    check_scalar(alpha, "alpha", x.dtype)
+    backend_for(x.device.type).apply_probe(x, x, alpha, seed, offset)
+    _written(x)
+
+
+def _apply_probe_fake(x: Tensor, alpha: float, seed: int, *, offset: int = 0, dtype: torch.dtype) -> Tensor:
+    check_tensor(x)
+    check_dtype(dtype)
+    check_offset(offset, x.numel())
+    return torch.empty_like(x, dtype=dtype)
+
+
+def _apply_probe(x: Tensor, alpha: float, seed: int, *, offset: int = 0, dtype: torch.dtype) -> Tensor:
+    out = _apply_probe_fake(x, alpha, seed, offset=offset, dtype=dtype)
+    check_scalar(alpha, "alpha", x.dtype)
+    backend_for(x.device.type).apply_probe(x, out, alpha, seed, offset)
+    return out
+
+
+def _apply_probe_out_fake(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+    check_tensor(x)
+    check_out(x, out)
+    check_offset(offset, x.numel())
+
+
+def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+    _apply_probe_out_fake(x, out, alpha, seed, offset=offset)
+    check_overlap(x, out)
+    check_scalar(alpha, "alpha", x.dtype)
+    backend_for(x.device.type).apply_probe(x, out, alpha, seed, offset)
+    _written(out)
+
+
+def _swap_probe_fake(
+    x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0
+) -> None:
+    check_tensor(x)
+    check_offset(offset, x.numel())
+
+
+def _swap_probe(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0) -> None:
+    check_tensor(x)
+    check_offset(offset, x.numel())
+    check_scalar(alpha, "alpha", x.dtype)
+    check_scalar(next_alpha, "next_alpha", x.dtype)
+    backend_for(x.device.type).swap_probe(x, alpha, seed, next_alpha, next_seed, offset)
+    _written(x)
+
+
+def _accumulate_probes_fake(
+    x: Tensor,
+    coeffs: Tensor,
+    seeds: Tensor,
+    *,
+    offset: int = 0,
+    decay: float = 1.0,
+    grid: float = 0.0,
+    undo_alpha: float = 0.0,
+    undo_seed: int = 0,
+) -> None:
+    check_tensor(x)
+    check_rows(coeffs, seeds)
+    check_offset(offset, x.numel())
+
+
+def _accumulate_probes(
+    x: Tensor,
+    coeffs: Tensor,
+    seeds: Tensor,
+    *,
+    offset: int = 0,
+    decay: float = 1.0,
+    grid: float = 0.0,
+    undo_alpha: float = 0.0,
+    undo_seed: int = 0,
+) -> None:
+    check_tensor(x)
+    check_rows(coeffs, seeds)
+    check_offset(offset, x.numel())
+    check_update(decay, grid, undo_alpha, x.dtype)
+    quantised, shift = quantise(coeffs.numpy(force=True))
+    update = Update(undo_alpha, undo_seed, decay, grid)
+    rows = seeds.contiguous().numpy(force=True)
+    backend_for(x.device.type).accumulate_probes(x, quantised, shift, rows, offset, update)
+    _written(x)
+
+
+for _name, _implementation, _fake in (
+    ("probe", _probe, _probe_fake),
+    ("apply_probe_", _apply_probe_inplace, _apply_probe_inplace_fake),
+    ("apply_probe", _apply_probe, _apply_probe_fake),
+    ("apply_probe_out", _apply_probe_out, _apply_probe_out_fake),
+    ("swap_probe_", _swap_probe, _swap_probe_fake),
+    ("accumulate_probes_", _accumulate_probes, _accumulate_probes_fake),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zo_kernels::{_name}", _fake, lib=_library)

@@ -1,0 +1,79 @@
+"""The probe contract in plain NumPy: the ground truth the kernels are tested against, and the seeds of a run.
+
+    p_j(seed) = +1 if bit(j) else -1,   bit(j) = bit (j mod 32) of word ((j div 32) mod 4) of
+    Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream, 0), key=(lo32(seed), hi32(seed)))
+
+j is an index in the flat parameter space. The bits depend on (seed, stream, j) alone. Philox: Salmon, Moraes, Dror and
+Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; `tests/data/philox4x32_kat.txt` holds Random123's check
+values. `csrc/philox.h` is the same contract for the kernels, written independently.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_SIGNS = 128
+"""Signs made by one Philox call. Offsets in the flat parameter space are multiples of it."""
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+class Stream(IntEnum):
+    """Counter word 2: separates the uses of one seed."""
+
+    RADEMACHER = 0
+    NORMAL = 1
+    UNIFORM = 2
+    STOCHASTIC_ROUNDING = 3
+    SEEDS = 4
+
+
+def philox4x32_10(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """Philox4x32 with 10 rounds. `counter` [..., 4] and `key` [..., 2] hold 32-bit words; returns uint32 [..., 4]."""
+    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, np.uint64), -1, 0)
+    k0, k1 = np.moveaxis(np.asarray(key, np.uint64), -1, 0)
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + np.uint64(_W0)) & _LOW, (k1 + np.uint64(_W1)) & _LOW
+    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def probe_bits(numel: int, seed: int, offset: int = 0) -> npt.NDArray[np.bool_]:
+    """The signs of elements offset .. offset + numel of the Rademacher probe of `seed`: bool [numel], True for +1.
+
+    `seed` counts modulo 2^64. Raises ValueError unless `offset` is a non-negative multiple of 128.
+    """
+    if offset < 0 or offset % BLOCK_SIGNS:
+        raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
+    num_blocks = -(-numel // BLOCK_SIGNS)
+    block = np.uint64(offset // BLOCK_SIGNS) + np.arange(num_blocks, dtype=np.uint64)
+    zero = np.zeros_like(block)
+    counter = np.stack([block & _LOW, block >> _HALF, zero + np.uint64(Stream.RADEMACHER), zero], axis=-1)
+    words = philox4x32_10(counter, _key(seed))
+    return np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little").astype(bool)[:numel]
+
+
+def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int64]:
+    """Seeds of the probes of one step: int64 [num_probes] (the 64 bits of a seed as two's complement).
+
+    Seed i is words 0 and 1 of Philox4x32-10(counter=(lo32(step), hi32(step), Stream.SEEDS, i), key=run_seed), so a
+    seed is a function of (run seed, step, i) alone: any rank can make any of them. Two probes of a run share a seed
+    with probability 2^-64.
+    """
+    probe = np.arange(num_probes, dtype=np.uint64)
+    high, low = divmod(step, 2**32)
+    counter = np.stack([np.full_like(probe, low), np.full_like(probe, high), np.full_like(probe, Stream.SEEDS), probe], -1)
+    words = philox4x32_10(counter, _key(run_seed)).astype(np.uint64)
+    return (words[:, 0] | (words[:, 1] << _HALF)).view(np.int64)
+
+
+def _key(seed: int) -> npt.NDArray[np.uint64]:
+    high, low = divmod(seed % 2**64, 2**32)
+    return np.array([low, high], np.uint64)
