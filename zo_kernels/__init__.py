@@ -1,8 +1,8 @@
 """zo_kernels: zero-order training of neural networks with fused Rademacher-probe kernels.
 
-    import torch, zo_kernels as zo
-    opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=96, seed=0)
-    loss = opt.step(lambda: model.loss(tokens, targets))
+import torch, zo_kernels as zo
+opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=96, seed=0)
+loss = opt.step(lambda: model.loss(tokens, targets))
 """
 
 from importlib.metadata import PackageNotFoundError, version

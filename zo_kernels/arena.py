@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]
     if not found:
         raise ValueError("there is nothing to train: no parameter requires a gradient")
     spans.sort()
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
-            raise ValueError(f"parameters {name} and {other} overlap in memory: share the whole parameter or none of it")
+            raise ValueError(f"parameters {name} and {other} overlap in memory: share a whole parameter or none of it")
     return list(found.values())

@@ -33,7 +33,7 @@ class Population(Protocol):
 class CentralDifference:
     """Central-difference random gradient estimation, CD-RGE: Chaubard and Kochenderfer, arXiv 2505.17852, eq. 2.
 
-        gradient = 1/n * sum_i (L(theta + eps p_i) - L(theta - eps p_i)) / (2 eps) * p_i
+    gradient = 1/n * sum_i (L(theta + eps p_i) - L(theta - eps p_i)) / (2 eps) * p_i
     """
 
     def __call__(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> SeedGradient:
@@ -44,13 +44,16 @@ class CentralDifference:
         """The losses the estimate needs, float64 [n, 2]. Raises ValueError if the evaluator returns another shape."""
         losses = torch.as_tensor(evaluate(seeds, eps)).detach().to("cpu", torch.float64)
         if losses.shape != (len(seeds), 2):
-            raise ValueError(f"the losses of {len(seeds)} probes must have shape ({len(seeds)}, 2), not {tuple(losses.shape)}")
+            raise ValueError(
+                f"losses of {len(seeds)} probes must have shape ({len(seeds)}, 2), not {tuple(losses.shape)}"
+            )
         return losses
 
     def gradient(self, losses: Tensor, seeds: Tensor, eps: float) -> SeedGradient:
         """The estimate from losses [n, 2] of the probes of seeds [n].
 
-        Probes with a NaN or infinite loss are left out, and n counts the others. Raises DivergenceError if none is left.
+        Probes with a NaN or infinite loss are left out, and n counts the others. Raises DivergenceError if there is no
+        other.
         """
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps must be positive and finite, not {eps}")
@@ -58,7 +61,7 @@ class CentralDifference:
         count = int(valid.sum())
         if count == 0:
             raise DivergenceError(
-                f"the losses of all {len(losses)} probes are NaN or infinite; lower lr or eps, or look at the loss function"
+                f"the losses of all {len(losses)} probes are NaN or infinite: lower lr or eps, or check the loss"
             )
         kept = losses[valid]
         return SeedGradient(seeds[valid], (kept[:, 0] - kept[:, 1]) / (2 * count) / eps)

@@ -1,8 +1,8 @@
 """The grid of in-place perturbation: why adding and subtracting a probe restores every bit.
 
 A float32 has 24 significant bits, so all multiples of g = 2^-k up to 2^24 g are float32 numbers, and sums of two of
-them within that range are exact. theta is kept on such a grid and perturbed by multiples of g: theta + alpha p - alpha p
-is theta, whatever came in between. float64 works alike with 53 bits.
+them within that range are exact. theta is kept on such a grid and perturbed by multiples of g: then adding alpha p and
+subtracting it again gives theta, whatever came in between. float64 works alike with 53 bits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Grid:
             raise ValueError(f"the grid must be a power of two between 2^-100 and 2^100, not {spacing}")
         if dtype not in _BITS:
             raise TypeError(
-                f"{dtype} parameters can't be perturbed in place: with so few bits, theta + eps*p rounds and theta would "
-                "drift; use mode='shadow'"
+                f"{dtype} parameters can't be perturbed in place: with so few bits theta + eps*p rounds, and "
+                "theta would drift; use mode='shadow'"
             )
         return cls(spacing, math.ldexp(spacing, _BITS[dtype]))
 

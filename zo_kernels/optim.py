@@ -107,8 +107,8 @@ class CDRGE(Optimizer):
         closure: called without arguments 2n times, each time with other parameters; returns the loss (a number or a
             one-element tensor) and must be a function of the parameters alone. Or a `Population`, which is asked once.
 
-        Raises DivergenceError if no probe has two finite losses and GridRangeError if theta could leave its grid's range;
-        whatever is raised, in the closure too, theta is then bit for bit what it was, and the step was not taken.
+        Raises DivergenceError if no probe has two finite losses and GridRangeError if theta could leave its grid's
+        range. Whatever is raised, in the closure too, theta is then bit for bit what it was; the step was not taken.
         """
         theta = self._perturbation
         assert theta is not None
@@ -118,7 +118,7 @@ class CDRGE(Optimizer):
         try:
             if isinstance(closure, Population):
                 if len(set(eps)) > 1:
-                    raise ValueError("a population is evaluated with one eps, but the parameter groups differ in theirs")
+                    raise ValueError("a population is evaluated with one eps, but the groups differ in theirs")
                 losses = self.estimator.losses(closure.population_loss, seeds, eps[0])
             else:
                 losses = _losses_one_by_one(closure, theta, seeds, eps)
@@ -195,13 +195,13 @@ def _hyper_parameters(group: dict[str, Any]) -> _HyperParameters:
     for name, value in (("lr", lr), ("eps", eps)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, not {value}")
-    if not (0 <= weight_decay and lr * weight_decay <= 1):
+    if not (weight_decay >= 0 and lr * weight_decay <= 1):
         raise ValueError(f"weight_decay must be in [0, 1/lr], not {weight_decay}")
     return _HyperParameters(lr, eps, weight_decay)
 
 
 def _named(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:
-    named = []
+    named: list[tuple[str, Tensor]] = []
     for number, group in enumerate(groups):
         names = group.get("param_names") or [f"{i} of group {number}" for i in range(len(group["params"]))]
         named.extend(zip(names, group["params"], strict=True))

@@ -7,6 +7,7 @@ consecutive *segments* of an arena, one per parameter group, each with its own a
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .arena import ParameterArena, Slot
 from .errors import GridRangeError
 from .grid import Grid, largest_magnitude
 from .interrupts import deferred_interrupts
+
+_logger = logging.getLogger("zo_kernels")
 
 
 @dataclass
@@ -89,15 +92,14 @@ class Perturbation(ABC):
 class InPlace(Perturbation):
     """Perturbs the parameters themselves: no second copy, one pass over theta from each probe to the next."""
 
-    def __init__(
-        self, arena: ParameterArena, segments: Sequence[Segment], spacings: Sequence[float | None]
-    ) -> None:
+    def __init__(self, arena: ParameterArena, segments: Sequence[Segment], spacings: Sequence[float | None]) -> None:
         super().__init__(arena, segments)
         dtype = arena.flat.dtype
         Grid.of_spacing(1.0, dtype)  # refuses 16-bit dtypes
         self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, dtype) for s in spacings]
         self._bounds = [0.0] * len(self.segments)  # upper bounds of max |theta|
         self._at: tuple[int, list[float]] | None = None
+        self._warned = False
 
     def begin(self, eps: Sequence[float]) -> list[float]:
         changed = self._changed_slots()
@@ -109,8 +111,8 @@ class InPlace(Perturbation):
             rounded = grid.nearest(eps[k])
             if rounded == 0.0:
                 raise ValueError(
-                    f"eps {eps[k]:g} is below half the grid's spacing {grid.spacing:g}: use a larger eps, a finer grid or "
-                    "mode='shadow'"
+                    f"eps {eps[k]:g} is below half the grid's spacing {grid.spacing:g}: use a larger eps, a finer grid "
+                    "or mode='shadow'"
                 )
             self._require_range(k, rounded)
             used.append(rounded)
@@ -145,6 +147,7 @@ class InPlace(Perturbation):
             self.leave()
             for k, step in enumerate(steps):
                 self._require_range(k, step)
+        self._warn_if_lost(steps)
         with deferred_interrupts():
             seed, alphas = self._at or (0, [0.0] * len(self.segments))
             for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
@@ -163,6 +166,17 @@ class InPlace(Perturbation):
             self.arena.clear_padding()
             self._note_versions(written=True)
 
+    def _warn_if_lost(self, steps: Sequence[float]) -> None:
+        spacings = [self._grid(k).spacing for k in range(len(steps))]
+        if not self._warned and any(0 < step < spacing / 2 for step, spacing in zip(steps, spacings, strict=True)):
+            self._warned = True
+            _logger.warning(
+                "a step of at most %.3g rounds to nothing on a grid of %.3g: "
+                "use a larger lr, a finer grid or mode='shadow'",
+                min(steps),
+                max(spacings),
+            )
+
     def _grid(self, k: int) -> Grid:
         grid = self.grids[k]
         assert grid is not None, "begin() makes the grid"
@@ -176,7 +190,9 @@ class InPlace(Perturbation):
         self.grids[k] = grid
         self._require_range(k, 0.0)
         none = torch.zeros(0, dtype=torch.int64)
-        ops.accumulate_probes_(segment.of(self.arena.flat), none.double(), none, offset=segment.start, grid=grid.spacing)
+        ops.accumulate_probes_(
+            segment.of(self.arena.flat), none.double(), none, offset=segment.start, grid=grid.spacing
+        )
 
     def _measure(self, k: int) -> float:
         for slot in self.segments[k].slots:

@@ -69,7 +69,9 @@ def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int
     """
     probe = np.arange(num_probes, dtype=np.uint64)
     high, low = divmod(step, 2**32)
-    counter = np.stack([np.full_like(probe, low), np.full_like(probe, high), np.full_like(probe, Stream.SEEDS), probe], -1)
+    counter = np.stack(
+        [np.full_like(probe, low), np.full_like(probe, high), np.full_like(probe, Stream.SEEDS), probe], -1
+    )
     words = philox4x32_10(counter, _key(run_seed)).astype(np.uint64)
     return (words[:, 0] | (words[:, 1] << _HALF)).view(np.int64)
 

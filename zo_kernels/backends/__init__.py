@@ -13,7 +13,7 @@ from .reference import ReferenceBackend
 
 _logger = logging.getLogger("zo_kernels")
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), ReferenceBackend())}
+BACKENDS: dict[str, Backend] = {CpuBackend.name: CpuBackend(), ReferenceBackend.name: ReferenceBackend()}
 """Every backend by name, in order of preference: the first available one that knows a tensor's device computes."""
 
 _default: Backend | None = None
@@ -65,7 +65,7 @@ def backend_for(device_type: str) -> Backend:
 
 
 def _choose(device_type: str) -> Backend:
-    reasons = []
+    reasons: list[str] = []
     for candidate in BACKENDS.values():
         if device_type not in candidate.device_types:
             continue

@@ -26,7 +26,7 @@ class Update:
 
 
 class Backend(ABC):
-    """Computes the ops on tensors that `zo_kernels.ops` has checked: contiguous, of a known dtype, offset a multiple of 128.
+    """Computes the ops, on tensors that `zo_kernels.ops` has checked (contiguous, of a known dtype, aligned offset).
 
     Seeds are int64 (their 64 bits as two's complement). Results are bit for bit those of the reference backend.
     """

@@ -81,9 +81,7 @@ def apply_probe(
     return out
 
 
-def swap_probe_(
-    x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0
-) -> Tensor:
+def swap_probe_(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0) -> Tensor:
     """x += alpha * p(seed), then x += next_alpha * p(next_seed), in one pass. Returns x.
 
     Leaves one probe and enters the next. Both sums are rounded, so the result is that of two calls of `apply_probe_`
@@ -108,8 +106,8 @@ def accumulate_probes_(
     """x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds. Returns x.
 
     coeffs [n] and seeds [n] are read on the host. The coefficients are quantised to integers q of a common power of two
-    (`zo_kernels.ops.quantise`: an error of at most one part in 2^31 of their absolute sum, n/2 of them in all), so the
-    sum per element is exact and does not depend on the order of the rows. The options are what an optimizer step does
+    (`zo_kernels.ops.quantise`; the unit is about 2^-31 of their absolute sum), so the sum per element is exact and does
+    not depend on the order of the rows. The options are what an optimizer step does
     in the same pass; per element, each operation rounded:
 
         v = x;  v += undo_alpha * p(undo_seed);  v *= decay;  v += sum;  v = round(v / grid) * grid;  x = v

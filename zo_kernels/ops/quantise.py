@@ -29,4 +29,4 @@ def quantise(coeffs: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int32], in
         if np.abs(scaled).sum() < _LIMIT:
             return scaled.astype(np.int32), shift
         shift -= 1
-    raise ValueError(f"coefficients are too large for float32: the largest is {largest:g}, their absolute sum reaches 2^127")
+    raise ValueError(f"coefficients are too large for float32: their absolute sum reaches 2^127 (largest: {largest:g})")

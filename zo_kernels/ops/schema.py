@@ -11,7 +11,16 @@ from torch import Tensor
 
 from ..backends import backend_for
 from ..backends.base import Update
-from .checks import check_dtype, check_offset, check_out, check_overlap, check_rows, check_scalar, check_tensor, check_update
+from .checks import (
+    check_dtype,
+    check_offset,
+    check_out,
+    check_overlap,
+    check_rows,
+    check_scalar,
+    check_tensor,
+    check_update,
+)
 from .quantise import quantise
 
 _library = torch.library.Library("zo_kernels", "DEF")
@@ -88,9 +97,7 @@ def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset:
     _written(out)
 
 
-def _swap_probe_fake(
-    x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0
-) -> None:
+def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
 

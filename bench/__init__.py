@@ -1,0 +1,1 @@
+"""Benchmarks. `python -m bench` measures everything here and writes a file of bench/results/."""

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import zo_kernels as zo
+
+shapes = st.lists(st.lists(st.integers(0, 20), max_size=3).map(tuple), min_size=1, max_size=8)
+
+
+@given(shapes)
+def test_layout_and_values(shapes):
+    values = [torch.randn(shape) for shape in shapes]
+    params = [nn.Parameter(v.clone()) for v in values]
+    arena = zo.arena.ParameterArena(params)
+    end = 0
+    for slot, p, value in zip(arena.slots, params, values, strict=True):
+        assert slot.offset % 128 == 0
+        assert end <= slot.offset < end + 128
+        assert (slot.numel, slot.shape) == (p.numel(), p.shape)
+        assert torch.equal(p, value)
+        assert arena.slot_of(p) is slot
+        end = slot.offset + slot.numel
+    assert len(arena) % 128 == 0
+    assert arena.num_parameters == sum(v.numel() for v in values)
+    with torch.no_grad():
+        arena.flat.fill_(7.0)
+        assert all((p == 7.0).all() for p in params)
+        arena.clear_padding()
+    assert float(arena.flat.sum()) == 7.0 * arena.num_parameters
+    arena.check()
+
+
+def test_module_order_is_that_of_named_parameters():
+    model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    arena = zo.arena.ParameterArena(model)
+    assert [slot.name for slot in arena.slots] == [name for name, _ in model.named_parameters()]
+    assert all(a is b for a, b in zip(arena.parameters, model.parameters(), strict=True))
+
+
+def test_frozen_parameters_stay_where_they_are():
+    model = nn.Linear(3, 5)
+    model.weight.requires_grad_(False)
+    address = model.weight.data_ptr()
+    arena = zo.arena.ParameterArena(model)
+    assert [slot.name for slot in arena.slots] == ["bias"]
+    assert model.weight.data_ptr() == address
+
+
+def test_tied_modules_share_a_slot():
+    model = nn.ModuleDict({"embedding": nn.Embedding(7, 5), "output": nn.Linear(5, 7, bias=False)})
+    model["output"].weight = model["embedding"].weight
+    arena = zo.arena.ParameterArena(model)
+    assert arena.num_parameters == 35
+    assert model["output"].weight.data_ptr() == model["embedding"].weight.data_ptr() == arena.flat.data_ptr()
+
+
+def test_parameters_over_the_same_memory_stay_tied():
+    memory = torch.randn(4, 6)
+    a, b = nn.Parameter(memory), nn.Parameter(memory)
+    arena = zo.arena.ParameterArena([a, b])
+    assert arena.num_parameters == 24
+    with torch.no_grad():
+        a.add_(1.0)
+    assert torch.equal(a, b)
+
+
+def test_parameters_that_overlap_partly_are_refused():
+    memory = torch.randn(10)
+    with pytest.raises(ValueError, match=r"left and right overlap in memory"):
+        zo.arena.ParameterArena([("left", nn.Parameter(memory[:6])), ("right", nn.Parameter(memory[5:]))])
+
+
+def test_transposed_parameters_keep_their_values():
+    value = torch.randn(4, 6).t()
+    p = nn.Parameter(value.clone(memory_format=torch.preserve_format))
+    assert not p.is_contiguous()
+    zo.arena.ParameterArena([p])
+    assert torch.equal(p, value)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([], ValueError, "nothing to train"),
+        ([nn.Parameter(torch.zeros(3), requires_grad=False)], ValueError, "nothing to train"),
+        ([nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3).half())], ValueError, "share one dtype and device"),
+        ([nn.Parameter(torch.zeros(3, dtype=torch.complex64))], TypeError, "complex64"),
+    ],
+)
+def test_refusals(params, error, message):
+    with pytest.raises(error, match=message):
+        zo.arena.ParameterArena(params)
+
+
+def test_a_parameter_that_moved_is_noticed():
+    model = nn.Linear(3, 5)
+    arena = zo.arena.ParameterArena(model)
+    model.weight.data = model.weight.data.clone()
+    with pytest.raises(RuntimeError, match="parameter weight has moved"):
+        arena.check()
+
+
+def test_a_parameter_of_another_arena_is_unknown():
+    arena = zo.arena.ParameterArena(nn.Linear(3, 5))
+    with pytest.raises(KeyError):
+        arena.slot_of(nn.Parameter(torch.zeros(3)))
