@@ -29,7 +29,6 @@ def cuda_compiler() -> str | None:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        import ninja
         import pybind11
 
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -40,17 +39,17 @@ class CMakeBuild(build_ext):
             "--fresh",  # a cache of an earlier isolated build points into an environment that is gone
             f"-S{ROOT}",
             f"-B{build}",
-            f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR, 'ninja')}",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # the build environment's own
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
         nvcc = cuda_compiler()
-        configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}" if nvcc else "-DZO_CUDA=OFF")
         if nvcc is None:
+            configure.append("-DZO_CUDA=OFF")
             print("zo_kernels: no nvcc on PATH or in CUDA_HOME, building for the CPU only", file=sys.stderr)
         build.mkdir(parents=True, exist_ok=True)
-        subprocess.run(configure, check=True)
+        subprocess.run(configure, check=True, env={**os.environ, **({"CUDACXX": nvcc} if nvcc else {})})
         subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
         built = next(build.glob("_C.*.so"))
         module.parent.mkdir(parents=True, exist_ok=True)
