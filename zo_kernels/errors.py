@@ -6,4 +6,4 @@ class DivergenceError(RuntimeError):
 
 
 class GridRangeError(RuntimeError):
-    """A parameter is, or the step could take it, outside the range in which the float32 grid is exact."""
+    """The grid does not fit: a parameter is or could step outside the range in which it is exact, or eps is finer."""

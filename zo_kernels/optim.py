@@ -108,7 +108,7 @@ class CDRGE(Optimizer):
             one-element tensor) and must be a function of the parameters alone. Or a `Population`, which is asked once.
 
         Raises DivergenceError if no probe has two finite losses and GridRangeError if theta could leave its grid's
-        range. Whatever is raised, in the closure too, theta is then bit for bit what it was; the step was not taken.
+        range or eps is too fine for it. Whatever is raised, in the closure too, theta is then bit for bit what it was; the step was not taken.
         """
         theta = self._perturbation
         assert theta is not None

@@ -110,7 +110,7 @@ class InPlace(Perturbation):
             grid = self._grid(k)
             rounded = grid.nearest(eps[k])
             if rounded == 0.0:
-                raise ValueError(
+                raise GridRangeError(
                     f"eps {eps[k]:g} is below half the grid's spacing {grid.spacing:g}: use a larger eps, a finer grid "
                     "or mode='shadow'"
                 )

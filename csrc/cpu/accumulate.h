@@ -15,7 +15,7 @@ constexpr int kBatchGroups = 24;  // 24 KB of nibbles with AVX-512, half of L1
 struct alignas(64) AccumulateScratch {
   U32 nibbles[kBatchGroups][4][4];  // [group][word][column]
   I32 sums_by_bit[128];             // [32 * word + bit], lane = block
-  uint8_t undo_bits[kTileElements / 8];
+  SignBits undo_bits;
 };
 
 // Bit b of nibble m of column[r] = bit 4m + r of word[b].
@@ -86,7 +86,7 @@ void update_tile(const AccumulateArgs& args, const AccumulateScratch& scratch, t
         const int element = 128 * block + bit + first;
         Vec sum, v = Element<type>::get(x + element);
         part_of(rows[block], first, sum);
-        if (has_undo) v += select(sign_bits<Vec>(scratch.undo_bits, element), undo, -undo);
+        if (has_undo) v += times_sign(undo, scratch.undo_bits, element);
         v *= decay;
         v += sum * scale;
         if (has_grid) v = round_even(v * per_grid) * grid;
@@ -134,7 +134,7 @@ void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t l
       }
       sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
     }
-    if (args.update.has_undo) generate_bits(tile_counters(block, bit_order), args.undo_key, scratch.undo_bits);
+    if (args.update.has_undo) generate_bits(tile_counters(block, bit_order), args.undo_key, scratch.undo_bits.bytes);
     with_dtype(args.type, [&](auto t) { update_elements<decltype(t)::value>(args, scratch, tile * kTileElements); });
   }
 }

@@ -1,19 +1,19 @@
 // probe, apply_probe and swap_probe: one read and one write of each element, signs made in the same pass.
 //
 // Plan, per tile of kLanes Philox blocks: generate its signs as a bit string (256 bytes with AVX-512, in L1), then walk
-// the elements with vectors, the bits of a vector being the lane mask that selects +alpha or -alpha. Adding -alpha is
-// the same IEEE operation as subtracting alpha, so x + alpha*p needs no multiply.
+// the elements with vectors, shifting each element's bit to where it flips the sign of alpha: x + alpha*p needs no
+// multiply.
 
 template <DType out>
 void probe_tiles(const ProbeArgs& args, int64_t first_tile, int64_t last_tile) {
   using Vec = typename Element<out>::Vec;
-  alignas(64) uint8_t bits[kTileElements / 8];
-  const Vec plus = splat<Vec>(1.0f), minus = splat<Vec>(-1.0f);
+  SignBits bits = {};
+  const Vec one = splat<Vec>(1.0f);
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-    generate_bits(tile_counters(args.first_block + static_cast<uint64_t>(tile) * kLanes, bit_order), args.key, bits);
+    generate_bits(tile_counters(args.first_block + static_cast<uint64_t>(tile) * kLanes, bit_order), args.key, bits.bytes);
     const int64_t first = tile * kTileElements;
     for_each_vector<out, out>(args.out, args.out, first, elements_in_tile(args.numel, first),
-                              [&](Vec, int i) { return select(sign_bits<Vec>(bits, i), plus, minus); });
+                              [&](Vec, int i) { return times_sign(one, bits, i); });
   }
 }
 
@@ -21,16 +21,15 @@ template <DType in, DType out, int num_terms>
 void apply_tiles(const ApplyArgs& args, int64_t first_tile, int64_t last_tile) {
   using Vec = typename Element<in>::Vec;
   using Scalar = decltype(Vec{}[0] + 0);
-  alignas(64) uint8_t bits[2][kTileElements / 8];
-  const Vec plus0 = splat<Vec>(static_cast<Scalar>(args.alpha[0])), minus0 = -plus0;
-  const Vec plus1 = splat<Vec>(static_cast<Scalar>(args.alpha[1])), minus1 = -plus1;
+  SignBits bits[num_terms] = {};
+  Vec alpha[num_terms];
+  for (int term = 0; term < num_terms; ++term) alpha[term] = splat<Vec>(static_cast<Scalar>(args.alpha[term]));
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const TileCounters counters = tile_counters(args.first_block + static_cast<uint64_t>(tile) * kLanes, bit_order);
-    for (int term = 0; term < num_terms; ++term) generate_bits(counters, args.key[term], bits[term]);
+    for (int term = 0; term < num_terms; ++term) generate_bits(counters, args.key[term], bits[term].bytes);
     const int64_t first = tile * kTileElements;
     for_each_vector<in, out>(args.x, args.out, first, elements_in_tile(args.numel, first), [&](Vec v, int i) {
-      v += select(sign_bits<Vec>(bits[0], i), plus0, minus0);
-      if (num_terms == 2) v += select(sign_bits<Vec>(bits[1], i), plus1, minus1);
+      for (int term = 0; term < num_terms; ++term) v += times_sign(alpha[term], bits[term], i);
       return v;
     });
   }

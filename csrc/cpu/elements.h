@@ -56,18 +56,28 @@ constexpr int lanes_of<F32>() { return kLanes; }
 template <>
 constexpr int lanes_of<F64>() { return kLanes / 2; }
 
-// The sign bits of elements i, i + 1, ... of a tile (as many as a vector has lanes; higher bits are arbitrary).
-template <class Vec>
-ZO_INLINE uint32_t sign_bits(const uint8_t* tile_bits, int i) {
-  if constexpr (lanes_of<Vec>() == 16) {
-    uint16_t bits;
-    __builtin_memcpy(&bits, tile_bits + i / 8, 2);
-    return bits;
-  } else if constexpr (lanes_of<Vec>() == 8) {
-    return tile_bits[i / 8];
-  } else {
-    return static_cast<uint32_t>(tile_bits[i / 8]) >> (i % 8);
-  }
+// A tile's signs as a bit string: bit i (little-endian) is the sign of element i. Words are read at any byte, so a few
+// bytes more than there are signs.
+struct alignas(64) SignBits {
+  uint8_t bytes[kTileElements / 8 + 8];
+};
+
+template <class Word>
+ZO_INLINE Word word_at(const SignBits& bits, int i) {
+  Word word;
+  __builtin_memcpy(&word, bits.bytes + i / 8, sizeof(word));
+  return kLanes < 16 ? word >> (i % 8) : word;  // with 16 lanes vectors begin at whole bytes
+}
+
+// value where the sign of elements i, i + 1, ... is +1, -value elsewhere: adding it is adding value * p.
+ZO_INLINE F32 times_sign(F32 value, const SignBits& bits, int i) {
+  const U32 flip = ~bit_to_sign(word_at<uint32_t>(bits, i)) & 0x80000000u;
+  return reinterpret_cast<F32>(reinterpret_cast<U32>(value) ^ flip);
+}
+
+ZO_INLINE F64 times_sign(F64 value, const SignBits& bits, int i) {
+  const U64 flip = ~bit_to_sign(word_at<uint64_t>(bits, i)) & 0x8000000000000000u;
+  return reinterpret_cast<F64>(reinterpret_cast<U64>(value) ^ flip);
 }
 
 // out[i] = f(x[i], i) for the `count` first elements of a tile; f works on whole vectors, so the last one is padded.
@@ -79,7 +89,11 @@ ZO_INLINE void for_each_vector(const void* x, void* y, int64_t first, int count,
   const typename In::Stored* from = static_cast<const typename In::Stored*>(x) + first;
   typename Out::Stored* to = static_cast<typename Out::Stored*>(y) + first;
   int i = 0;
-  for (; i + lanes <= count; i += lanes) Out::put(to + i, f(In::get(from + i), i));
+  for (; i + lanes <= count; i += lanes) {
+    // Keeps the memory busy while the next tile's signs are made; harmless beyond the end.
+    __builtin_prefetch(from + i + kTileElements);
+    Out::put(to + i, f(In::get(from + i), i));
+  }
   if (i < count) {
     const unsigned rest = static_cast<unsigned>(count - i);
     typename In::Stored padded[lanes] = {};

@@ -55,17 +55,15 @@ ZO_INLINE void transpose(I32 (&rows)[8]) {
   }
 }
 
-// Lane i: `set` where bit i is 1, else `clear`.
-ZO_INLINE F32 select(uint32_t bits, F32 set, F32 clear) {
-  const U32 lane_bit = {1, 2, 4, 8, 16, 32, 64, 128};
-  const auto is_clear = (splat<U32>(bits) & lane_bit) == 0;
-  return is_clear ? clear : set;
+// Lane i: bit i of the word in the sign position; other bits are arbitrary.
+ZO_INLINE U32 bit_to_sign(uint32_t word) {
+  const U32 distance = {31, 30, 29, 28, 27, 26, 25, 24};
+  return splat<U32>(word) << distance;
 }
 
-ZO_INLINE F64 select(uint32_t bits, F64 set, F64 clear) {
-  const U64 lane_bit = {1, 2, 4, 8};
-  const auto is_clear = (splat<U64>(uint64_t{bits}) & lane_bit) == 0;
-  return is_clear ? clear : set;
+ZO_INLINE U64 bit_to_sign(uint64_t word) {
+  const U64 distance = {63, 62, 61, 60};
+  return splat<U64>(word) << distance;
 }
 
 ZO_INLINE F32 round_even(F32 v) {

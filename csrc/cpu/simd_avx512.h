@@ -68,15 +68,15 @@ ZO_INLINE void transpose(I32 (&rows)[16]) {
   }
 }
 
-// Lane i: `set` where bit i is 1, else `clear`.
-ZO_INLINE F32 select(uint32_t bits, F32 set, F32 clear) {
-  return reinterpret_cast<F32>(_mm512_mask_blend_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(clear),
-                                                    reinterpret_cast<__m512>(set)));
+// Lane i: bit i of the word in the sign position; other bits are arbitrary.
+ZO_INLINE U32 bit_to_sign(uint32_t word) {
+  const U32 distance = {31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16};
+  return splat<U32>(word) << distance;
 }
 
-ZO_INLINE F64 select(uint32_t bits, F64 set, F64 clear) {
-  return reinterpret_cast<F64>(_mm512_mask_blend_pd(static_cast<__mmask8>(bits), reinterpret_cast<__m512d>(clear),
-                                                    reinterpret_cast<__m512d>(set)));
+ZO_INLINE U64 bit_to_sign(uint64_t word) {
+  const U64 distance = {63, 62, 61, 60, 59, 58, 57, 56};
+  return splat<U64>(word) << distance;
 }
 
 ZO_INLINE F32 round_even(F32 v) {

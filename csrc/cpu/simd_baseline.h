@@ -42,17 +42,15 @@ ZO_INLINE void transpose(I32 (&rows)[4]) {
   }
 }
 
-// Lane i: `set` where bit i is 1, else `clear`.
-ZO_INLINE F32 select(uint32_t bits, F32 set, F32 clear) {
+// Lane i: bit i of the word in the sign position; other bits are arbitrary. (SSE2 can't shift lanes by different counts.)
+ZO_INLINE U32 bit_to_sign(uint32_t word) {
   const U32 lane_bit = {1, 2, 4, 8};
-  const auto is_clear = (splat<U32>(bits) & lane_bit) == 0;
-  return is_clear ? clear : set;
+  return reinterpret_cast<U32>((splat<U32>(word) & lane_bit) != 0);
 }
 
-ZO_INLINE F64 select(uint32_t bits, F64 set, F64 clear) {
+ZO_INLINE U64 bit_to_sign(uint64_t word) {
   const U64 lane_bit = {1, 2};
-  const auto is_clear = (splat<U64>(uint64_t{bits}) & lane_bit) == 0;
-  return is_clear ? clear : set;
+  return reinterpret_cast<U64>((splat<U64>(word) & lane_bit) != 0);
 }
 
 ZO_INLINE F32 round_even(F32 v) {

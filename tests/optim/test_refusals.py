@@ -50,7 +50,7 @@ def test_16_bit_in_place_is_refused_with_the_reason():
 
 
 def test_eps_below_the_grid():
-    with pytest.raises(ValueError, match="below half the grid's spacing"):
+    with pytest.raises(zo.errors.GridRangeError, match="below half the grid's spacing"):
         one(eps=1e-9).step(lambda: 1.0)
 
 
