@@ -1,0 +1,18 @@
+"""What every test may rely on: the choice of instruction set, threads and backend is as it was before each test."""
+
+import pytest
+import torch
+
+import zo_kernels as zo
+from zo_kernels.backends import cpu
+
+
+@pytest.fixture(autouse=True)
+def same_engine_after():
+    threads = torch.get_num_threads()
+    yield
+    if cpu._C is not None:
+        cpu._C.set_isa("")
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    zo.set_backend(None)

@@ -1,0 +1,179 @@
+// The contract one element at a time, for test_kernels.cpp to compare the kernels with: written from csrc/philox.h and
+// csrc/cpu/launch.h, with 16-bit formats taken from their definition. Also buffers that notice stray writes, and CHECK.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "cpu/launch.h"
+#include "philox.h"
+
+namespace zo_tests {
+
+using zo::cpu::DType;
+
+inline int g_passed = 0, g_failed = 0;
+
+inline void check(bool ok, const char* file, int line, const std::string& what) {
+  ok ? ++g_passed : ++g_failed;
+  if (!ok) std::printf("%s:%d: %s\n", file, line, what.c_str());
+}
+#define CHECK(condition) check((condition), __FILE__, __LINE__, #condition)
+#define CHECK_SAME(actual, expected, what) check_same((actual), (expected), __FILE__, __LINE__, (what))
+
+// p_j(seed), with the block of the last call kept: calls come in order of j.
+inline int sign(uint64_t seed, int64_t j) {
+  static uint64_t last_seed = 0, last_block = 0;
+  static zo::Philox4 words = zo::philox_block(0, 0, zo::kStreamRademacher);
+  const uint64_t block = static_cast<uint64_t>(j) / 128;
+  if (seed != last_seed || block != last_block) words = zo::philox_block(seed, block, zo::kStreamRademacher);
+  last_seed = seed;
+  last_block = block;
+  return (words.word[(j / 32) % 4] >> (j % 32)) & 1 ? 1 : -1;
+}
+
+struct Format {  // a 16-bit floating-point format
+  int exponent_bits, mantissa_bits;
+};
+constexpr Format kBrain = {8, 7}, kHalf = {5, 10};
+
+inline double decode(uint16_t bits, Format f) {
+  const int bias = (1 << (f.exponent_bits - 1)) - 1, exponents = (1 << f.exponent_bits) - 1;
+  const int exponent = (bits >> f.mantissa_bits) & exponents, mantissa = bits & ((1 << f.mantissa_bits) - 1);
+  double value;
+  if (exponent == exponents) {
+    value = mantissa ? std::nan("") : std::numeric_limits<double>::infinity();
+  } else {
+    value = std::ldexp(mantissa + (exponent ? 1 << f.mantissa_bits : 0),
+                       (exponent ? exponent : 1) - bias - f.mantissa_bits);
+  }
+  return bits & 0x8000 ? -value : value;
+}
+
+// To nearest, ties to even: nearbyint of the value in units of its last place, which is exact in double.
+inline uint16_t encode(double value, Format f) {
+  const int bias = (1 << (f.exponent_bits - 1)) - 1, one = 1 << f.mantissa_bits;
+  const int infinity = ((1 << f.exponent_bits) - 1) << f.mantissa_bits;
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isnan(value)) return static_cast<uint16_t>(infinity | one >> 1);
+  if (std::isinf(value)) return static_cast<uint16_t>(sign | infinity);
+  int exponent;
+  std::frexp(value, &exponent);
+  exponent = std::max(exponent - 1, 1 - bias);
+  int units = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(value), f.mantissa_bits - exponent)));
+  if (units == 2 * one) {
+    units = one;
+    ++exponent;
+  }
+  if (exponent > bias) return static_cast<uint16_t>(sign | infinity);
+  return static_cast<uint16_t>(sign | (units < one ? units : ((exponent + bias) << f.mantissa_bits) + units - one));
+}
+
+inline size_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+inline const char* name_of(DType type) {
+  const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
+  return names[static_cast<int>(type)];
+}
+
+constexpr DType kTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
+
+// Elements in a heap block that ends with the last of them; `lead` elements before them must stay as they are.
+class Buffer {
+ public:
+  Buffer(DType type, int64_t numel, int lead = 0)
+      : type_(type), numel_(numel), lead_(lead), bytes_(new char[size_of(type) * static_cast<size_t>(numel + lead)]) {
+    std::memset(bytes_.get(), 0xff, size_of(type) * static_cast<size_t>(numel + lead));  // NaN in every format
+  }
+  Buffer(const Buffer& other) : Buffer(other, other.lead_) {}
+  Buffer(const Buffer& other, int lead) : Buffer(other.type_, other.numel_, lead) {
+    std::memcpy(data(), other.data(), size_of(type_) * static_cast<size_t>(numel_));
+  }
+
+  DType type() const { return type_; }
+  int64_t numel() const { return numel_; }
+  char* data() { return bytes_.get() + static_cast<size_t>(lead_) * size_of(type_); }
+  const char* data() const { return bytes_.get() + static_cast<size_t>(lead_) * size_of(type_); }
+
+  double get(int64_t i) const {
+    const char* at = data() + static_cast<size_t>(i) * size_of(type_);
+    double d;
+    float s;
+    uint16_t h;
+    switch (type_) {
+      case DType::kFloat64: return std::memcpy(&d, at, 8), d;
+      case DType::kFloat32: return std::memcpy(&s, at, 4), s;
+      default: return std::memcpy(&h, at, 2), decode(h, type_ == DType::kFloat16 ? kHalf : kBrain);
+    }
+  }
+  void put(int64_t i, double value) {
+    char* at = data() + static_cast<size_t>(i) * size_of(type_);
+    const float s = static_cast<float>(value);  // 16-bit formats by way of float, as the contract has it
+    const uint16_t h = encode(s, type_ == DType::kFloat16 ? kHalf : kBrain);
+    switch (type_) {
+      case DType::kFloat64: std::memcpy(at, &value, 8); break;
+      case DType::kFloat32: std::memcpy(at, &s, 4); break;
+      default: std::memcpy(at, &h, 2);
+    }
+  }
+  bool lead_untouched() const {
+    for (size_t i = 0; i < static_cast<size_t>(lead_) * size_of(type_); ++i)
+      if (bytes_[i] != '\xff') return false;
+    return true;
+  }
+
+ private:
+  DType type_;
+  int64_t numel_;
+  int lead_;
+  std::unique_ptr<char[]> bytes_;
+};
+
+inline void check_same(const Buffer& actual, const Buffer& expected, const char* file, int line, const std::string& what) {
+  const size_t size = size_of(expected.type());
+  for (int64_t i = 0; i < expected.numel(); ++i) {
+    const size_t at = static_cast<size_t>(i) * size;
+    if (std::memcmp(actual.data() + at, expected.data() + at, size) == 0) continue;
+    if (std::isnan(actual.get(i)) && std::isnan(expected.get(i))) continue;
+    return check(false, file, line, what + ": element " + std::to_string(i) + " is " + std::to_string(actual.get(i)) +
+                                        ", not " + std::to_string(expected.get(i)));
+  }
+  check(actual.lead_untouched(), file, line, what + ": wrote before the first element");
+}
+
+// Operations rounded to the compute type of `type`.
+inline bool is_double(DType type) { return type == DType::kFloat64; }
+inline double add(DType type, double a, double b) {
+  return is_double(type) ? a + b : static_cast<double>(static_cast<float>(a) + static_cast<float>(b));
+}
+inline double mul(DType type, double a, double b) {
+  return is_double(type) ? a * b : static_cast<double>(static_cast<float>(a) * static_cast<float>(b));
+}
+inline double rint_in(DType type, double a) {
+  return is_double(type) ? std::nearbyint(a) : static_cast<double>(std::nearbyintf(static_cast<float>(a)));
+}
+
+// Ordinary and special numbers in turn: zeros, subnormals, the largest, infinities, NaN, halfway cases of each format.
+inline Buffer make_values(DType type, int64_t numel) {
+  const double specials[] = {0.0, -0.0, 1e-45, -1e-40, 6e-8, -3e-5, 65504.0, 65519.9, -65520.0, 3.4e38, -3.39e38, 1e300,
+                             5e-324, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, -1.0, 0.5,
+                             std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(),
+                             std::nan("")};
+  Buffer x(type, numel);
+  uint64_t state = 88172645463325252u + static_cast<uint64_t>(numel);
+  for (int64_t i = 0; i < numel; ++i) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;  // xorshift64
+    const double uniform = static_cast<double>(state >> 11) * 0x1p-53;
+    x.put(i, state % 3 ? 4.0 * uniform - 2.0 : specials[state % std::size(specials)]);
+  }
+  return x;
+}
+
+}  // namespace zo_tests

@@ -1,0 +1,176 @@
+"""The ops as torch sees them: schema, fake tensors, autograd's version counters, inference mode."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import zo_kernels as zo
+from tests.cases import FEW_CASES, make_values
+
+OPS = torch.ops.zo_kernels
+
+
+def arguments(case):
+    """Of each registered op: positional and keyword arguments."""
+    x = make_values(case.numel, case.dtype).nan_to_num(0.5)  # opcheck takes a NaN for a difference
+    out = torch.zeros(case.numel, dtype=torch.bfloat16)
+    rows = torch.tensor([0.5, -0.25], dtype=torch.float64), torch.tensor([7, -1])
+    at = {"offset": case.offset}
+    return {
+        "probe": ((case.numel, 7), {"dtype": case.dtype, "device": torch.device("cpu"), **at}),
+        "apply_probe_": ((x, 0.5, 7), at),
+        "apply_probe": ((x, 0.5, -7), {"dtype": torch.float16, **at}),
+        "apply_probe_out": ((x, out, 0.5, 7), at),
+        "swap_probe_": ((x, -0.5, 7, 0.5, -8), at),
+        "accumulate_probes_": (
+            (x, *rows),
+            {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **at},
+        ),
+    }
+
+
+IN_PLACE = {
+    "apply_probe_": lambda x: zo.ops.apply_probe_(x, 0.5, 3),
+    "apply_probe(out=)": lambda x: zo.ops.apply_probe(torch.zeros(x.shape), 0.5, 3, out=x),
+    "swap_probe_": lambda x: zo.ops.swap_probe_(x, 0.5, 3, 0.25, 4),
+    "accumulate_probes_": lambda x: zo.ops.accumulate_probes_(x, [0.5], [3]),
+}
+
+each_in_place = pytest.mark.parametrize("op", IN_PLACE.values(), ids=IN_PLACE)
+reads_x = {"apply_probe": lambda x: zo.ops.apply_probe(x, 0.5, 3), **IN_PLACE}
+
+
+def test_every_op_is_here():
+    registered = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    names = [name for namespace, name in registered if namespace == "zo_kernels"]
+    assert sorted(names) == sorted(arguments(FEW_CASES[0]))
+    assert sorted(zo.ops.__all__) == sorted(set(names) - {"apply_probe_out"})
+
+
+@pytest.mark.parametrize("name", arguments(FEW_CASES[0]))
+@pytest.mark.parametrize("case", FEW_CASES, ids=str)
+def test_opcheck(case, name):
+    args, kwargs = arguments(case)[name]
+    torch.library.opcheck(getattr(OPS, name), args, kwargs)
+
+
+@each_in_place
+def test_a_write_is_visible_to_autograd(op):
+    x = torch.zeros(200)
+    part = x[:128]
+    before = x._version
+    op(part)
+    assert x._version > before
+    op(torch.zeros(0))  # and an empty tensor is no trouble
+
+
+def test_reading_is_not_a_write():
+    x = torch.zeros(200)
+    zo.ops.apply_probe(x, 0.5, 3)
+    zo.ops.apply_probe(x, 0.5, 3, out=torch.zeros(200))
+    assert x._version == 0
+
+
+@each_in_place
+def test_backward_through_a_tensor_changed_meanwhile_raises(op):
+    w = torch.ones(5, requires_grad=True)
+    hidden = w * 2
+    loss = (hidden * hidden).sum()  # saves hidden
+    with torch.no_grad():
+        op(hidden)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("op", reads_x.values(), ids=reads_x)
+def test_refuses_what_requires_a_gradient(op):
+    leaf = torch.nn.Parameter(torch.ones(5))
+    for x in (leaf, leaf * 1):
+        before = x.detach().clone()
+        with pytest.raises(RuntimeError, match=r"not differentiable, but x requires a gradient: use torch.no_grad\(\)"):
+            op(x)
+        assert torch.equal(x, before)
+        with torch.no_grad():
+            assert torch.equal(op(x), op(before))
+
+
+def test_refuses_only_that():
+    """Neither a tensor without gradient under grad mode, nor rows that require one."""
+    assert not zo.ops.apply_probe(torch.zeros(5), 0.5, 3).requires_grad
+    x = torch.zeros(5)
+    zo.ops.accumulate_probes_(x, torch.ones(1, requires_grad=True), torch.tensor([3]))
+    assert not x.requires_grad
+
+
+@each_in_place
+def test_inference_mode(op):
+    expected = op(torch.zeros(300))
+    outside = torch.zeros(300)
+    with torch.inference_mode():
+        inside = torch.zeros(300)
+        assert inside.is_inference()
+        assert torch.equal(op(inside), expected)
+        assert torch.equal(op(outside), expected)
+        assert torch.equal(zo.ops.apply_probe(inside, 0.0, 3), expected)
+        assert torch.equal(zo.ops.probe(300, 3), zo.ops.probe(300, 3, device=inside.device))
+    assert torch.equal(outside, expected)
+
+
+def check_fake(device):
+    x = torch.empty(3, 50, dtype=torch.float16, device=device)
+    rows = [0.5, 0.25], [1, 2]
+    assert zo.ops.apply_probe_(x, 0.5, 3) is x
+    assert zo.ops.swap_probe_(x, 0.5, 3, 0.25, 4) is x
+    assert zo.ops.accumulate_probes_(x, *rows) is x
+    out = torch.empty(3, 50, dtype=torch.float64, device=device)
+    assert zo.ops.apply_probe(x, 0.5, 3, out=out) is out
+    for bad in (
+        lambda: zo.ops.apply_probe_(x.t(), 0.5, 3),
+        lambda: zo.ops.apply_probe_(x, 0.5, 3, offset=5),
+        lambda: zo.ops.apply_probe(x, 0.5, 3, out=out[:2]),
+        lambda: zo.ops.accumulate_probes_(x, [0.5], [1, 2]),
+    ):
+        with pytest.raises(ValueError, match=r"contiguous|offset|shape|length"):
+            bad()
+    same = zo.ops.apply_probe(x, 0.5, 3)
+    wide = zo.ops.apply_probe(x, 0.5, 3, dtype=torch.float64)
+    assert (same.shape, same.dtype, same.device) == (x.shape, x.dtype, x.device)
+    assert (wide.shape, wide.dtype, wide.device) == (x.shape, torch.float64, x.device)
+
+
+def check_fake_probe(device):
+    made = zo.ops.probe(150, 3, dtype=torch.bfloat16, device=device)
+    assert (made.shape, made.dtype, made.device.type) == ((150,), torch.bfloat16, device)
+
+
+def test_meta_tensors():
+    check_fake("meta")
+
+
+def test_probe_on_the_meta_device():
+    check_fake_probe("meta")
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        check_fake("cpu")
+        check_fake_probe("cpu")
+
+
+def test_meta_rows_on_a_tensor_that_is_real():
+    """Nothing could be computed, so it must not look as if it had been."""
+    x = torch.zeros(5)
+    meta = torch.ones(1, device="meta")
+    with pytest.raises(ValueError, match="coeffs and seeds must be CPU tensors"):
+        zo.ops.accumulate_probes_(x, meta, meta.long())
+
+
+def test_parameters_and_views():
+    """A Parameter, and a view of one buffer per tensor: what an arena makes."""
+    buffer = torch.zeros(512)
+    weight = torch.nn.Parameter(buffer[128:428].view(3, 100))
+    with torch.no_grad():
+        zo.ops.apply_probe_(weight, 1.0, 3, offset=128)
+    assert torch.equal(buffer[128:428], zo.ops.probe(512, 3)[128:428])
+    assert not buffer[:128].any()
+    assert not buffer[428:].any()

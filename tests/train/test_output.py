@@ -1,0 +1,85 @@
+"""What a run shows: the live bar, the lines, the summary and the plot."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from zo_kernels.tasks import Score
+from zo_kernels.train.build import build
+from zo_kernels.train.config import DEFAULTS
+from zo_kernels.train.plot import plot_losses
+from zo_kernels.train.reporter import Reporter
+from zo_kernels.train.run_folder import Metrics
+from zo_kernels.train.summary import print_header, print_summary
+
+METRICS: list[Metrics] = [
+    {"step": 0, "validation_loss": 2.0, "validation_accuracy": 0.25},
+    {"step": 1, "train_loss": 1.9, "skipped_probes": 2, "seconds": 0.5},
+    {"step": 2, "train_loss": None, "skipped_probes": 1, "seconds": 1.0, "validation_loss": 1.5, "test_loss": 1.75},
+]
+
+
+def reported(*, terminal: bool) -> str:
+    stream = io.StringIO()
+    with Reporter(Console(file=stream, force_terminal=terminal, highlight=False, width=100), steps=20) as reporter:
+        reporter.step(10, 1.25, 1234.5)
+        reporter.validation(10, {"validation": Score(nats=6.0, correct=3, count=4)})
+    return stream.getvalue()
+
+
+def test_terminal_has_a_bar_with_loss_rate_and_eta() -> None:
+    shown = reported(terminal=True)
+    for part in ("10/20", "loss 1.250", "1,234 probes/s", "ETA", "10/20  train 1.250  validation 1.500 (75% right)"):
+        assert part in shown
+    assert "\x1b" in shown
+
+
+def test_elsewhere_there_are_plain_lines() -> None:
+    lines = reported(terminal=False).splitlines()
+    assert len(lines) == 1
+    assert "\x1b" not in lines[0]
+    for part in ("10/20  train 1.250  validation 1.500 (75% right)", "1,234 probes/s", "ETA"):
+        assert part in lines[0]
+
+
+def test_header_and_summary_say_what_was_done() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, highlight=False, width=100)
+    run = build(DEFAULTS["copy"])
+    print_header(console, run, "cpu")
+    print_summary(console, run, METRICS)
+    shown = " ".join(stream.getvalue().split())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    for part in (
+        f"{parameters:,} parameters",
+        f"chance {math.log(4):.3f}",
+        "train 1.900",  # measured once: the second was not finite
+        "validation 2.000 1.500 25.0%",
+        "test 1.750",
+        "2 steps in 1.0 s, 192 probes/s; 3 of 192 probes left out",
+    ):
+        assert part in shown
+
+
+def test_summary_of_a_run_without_a_step() -> None:
+    stream = io.StringIO()
+    print_summary(Console(file=stream), build(DEFAULTS["copy"]), METRICS[:1])
+    assert "validation" in stream.getvalue()
+    assert "steps in" not in stream.getvalue()
+
+
+def test_plot_shows_every_curve_and_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    plot_losses(tmp_path / "loss.png", METRICS, "a title", {"chance": 1.386})
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = figures[0].axes
+    curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines[:2]}
+    assert curves == {"train (mean over the probes)": ([1], [1.9]), "validation": ([0, 2], [2.0, 1.5])}
+    assert [text.get_text() for text in axes.texts] == ["chance 1.39"]
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("a title", "step", "loss (nats per token)")

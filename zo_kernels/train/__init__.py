@@ -1,0 +1,1 @@
+"""Zero-order training from the command line: `python -m zo_kernels.train`."""

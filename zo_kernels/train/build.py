@@ -1,0 +1,83 @@
+"""From a config to the things that a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from ..backends import backend, backend_for
+from ..grid import Grid, largest_magnitude
+from ..models import LSTM
+from ..optim import CDRGE
+from ..tasks import TASKS, Task
+from .config import TrainConfig, UsageError, task_options
+
+
+@dataclass(frozen=True)
+class Run:
+    """All parts of a training run, ready for its first step."""
+
+    config: TrainConfig
+    device: torch.device
+    task: Task
+    model: LSTM
+    optimizer: CDRGE
+    scheduler: LRScheduler
+
+
+def build(config: TrainConfig) -> Run:
+    """The task, the model and the optimizer that a config asks for, on its device.
+
+    Raises UsageError if a constructor, or the optimizer's first step, would refuse a value.
+    """
+    device = torch.device(config.device)
+    try:
+        task = TASKS[config.task](**task_options(config))
+        model = LSTM(
+            task.vocab_size, config.embed_dim, config.hidden_size, config.num_heads, seed=config.seed, device=device
+        )
+        optimizer = CDRGE(
+            model.named_parameters(),
+            lr=config.lr,
+            eps=config.eps,
+            probes=config.probes,
+            seed=config.seed,
+            weight_decay=config.weight_decay,
+        )
+        _check_eps(optimizer, config.eps)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    scheduler = LinearLR(optimizer, start_factor=1.0, end_factor=config.lr_decay, total_iters=config.steps)
+    return Run(config, device, task, model, optimizer, scheduler)
+
+
+def _check_eps(optimizer: CDRGE, eps: float) -> None:
+    """Raises ValueError for an eps that the grid of the initial parameters rounds to 0 or can't hold."""
+    theta = optimizer.arena.flat
+    grid = Grid.for_range(largest_magnitude(theta) + eps, theta.dtype)
+    if grid.nearest(eps) == 0:
+        raise ValueError(f"eps {eps:g} is too small: parameters are multiples of {grid.spacing:g}")
+
+
+@contextmanager
+def computing(config: TrainConfig) -> Iterator[str]:
+    """Within it torch has the config's number of threads, and its backend, whose name it gives, makes the probes.
+
+    Raises UsageError if the device or the backend is unknown or does not work here, or not with the other.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("the device cuda is not available: torch finds no usable NVIDIA GPU here")
+    with ExitStack() as stack:
+        try:
+            if config.backend != "auto":
+                stack.enter_context(backend(config.backend))
+            name = backend_for(config.device).name
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(str(error)) from error
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads)
+        yield name

@@ -1,0 +1,63 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_TRAIN, _REFERENCE = "#9bb8d3", "#8a8a8a"
+_HELD_OUT = ("#d1495b", "#edae49", "#3a7d44")
+
+
+def plot_losses(
+    path: Path,
+    metrics: Sequence[Mapping[str, float | None]],
+    title: str,
+    reference_losses: Mapping[str, float],
+) -> None:
+    """Draws training and validation losses against the step.
+
+    path: of the PNG file.
+    metrics: lines with `step` and any of `train_loss` and NAME_loss, in nats per token.
+    reference_losses: losses to draw as horizontal lines, by the name to write beside them.
+    """
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    names = dict.fromkeys(name for line in metrics for name in line if name.endswith("_loss"))
+    held_out = [name for name in names if name not in ("train_loss", "test_loss")]
+    if "train_loss" in names:
+        axes.plot(*_curve(metrics, "train_loss"), color=_TRAIN, linewidth=1, label="train (mean over the probes)")
+    for number, name in enumerate(held_out):
+        color = _HELD_OUT[number % len(_HELD_OUT)]
+        axes.plot(*_curve(metrics, name), color=color, linewidth=1.8, marker="o", markersize=3, label=name[:-5])
+    for name, loss in reference_losses.items():
+        axes.axhline(loss, color=_REFERENCE, linewidth=1, linestyle="--")
+        axes.annotate(
+            f"{name} {loss:.2f}",
+            xy=(1, loss),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color=_REFERENCE,
+            fontsize=9,
+        )
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    figure.savefig(path, format="png")
+
+
+def _curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which a loss was measured, and its values there."""
+    points = [(line["step"], loss) for line in metrics if (loss := line.get(name)) is not None]
+    return [step for step, _ in points if step is not None], [loss for _, loss in points]
