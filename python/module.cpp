@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -58,6 +59,13 @@ void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64
                       {to_alpha, to_seed}, offset);
 }
 
+// By its bits: where the caller's thread flushes subnormals, comparing would call them zero.
+bool is_zero(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return (bits & 0x7fffffffffffffffu) == 0;
+}
+
 void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
                        int shift, int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
   check_range(x, numel, offset);
@@ -67,7 +75,7 @@ void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantise
   if (grid != 0.0 && (!std::isfinite(grid) || std::frexp(grid, &exponent) != 0.5))
     throw std::invalid_argument("grid is not a power of two");
   zo::cpu::Update update;
-  update.has_undo = undo_alpha != 0.0;
+  update.has_undo = !is_zero(undo_alpha);
   update.undo = {undo_alpha, undo_seed};
   update.decay = decay;
   update.grid = grid;

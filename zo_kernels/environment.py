@@ -8,6 +8,7 @@ import platform
 import torch
 
 from .backends import BACKENDS
+from .backends.base import Backend
 from .backends.cpu import _C
 
 
@@ -20,11 +21,18 @@ def show_config() -> None:
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         *_build_lines(),
-        *((f"backend {name}", backend.unavailable() or "works") for name, backend in BACKENDS.items()),
+        *((f"backend {name}", _state_of(backend)) for name, backend in BACKENDS.items()),
     ]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")
+
+
+def _state_of(backend: Backend) -> str:
+    try:
+        return backend.unavailable() or "works"
+    except RuntimeError as error:
+        return str(error)
 
 
 def _build_lines() -> list[tuple[str, str]]:

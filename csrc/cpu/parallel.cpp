@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cfenv>
 
 namespace zo::cpu {
@@ -11,8 +12,6 @@ namespace {
 struct OpenMp {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
   int (*max_threads)();
-  int (*thread_num)();
-  int (*num_threads)();
   int (*in_parallel)();
 };
 
@@ -25,8 +24,7 @@ bool look_up(F& function, const char* name) {
 const OpenMp* find_openmp() {
   static OpenMp omp;
   const bool found = look_up(omp.parallel, "GOMP_parallel") && look_up(omp.max_threads, "omp_get_max_threads") &&
-                     look_up(omp.thread_num, "omp_get_thread_num") &&
-                     look_up(omp.num_threads, "omp_get_num_threads") && look_up(omp.in_parallel, "omp_in_parallel");
+                     look_up(omp.in_parallel, "omp_in_parallel");
   return found ? &omp : nullptr;
 }
 
@@ -53,31 +51,37 @@ class DefaultFloatEnvironment {
 
 struct Job {
   int64_t count;
+  int64_t chunk;
+  std::atomic<int64_t> next;
   RangeBody body;
   void* context;
 };
 
-void run_range(const Job& job, int64_t first, int64_t last) {
-  if (first >= last) return;
+// Runs on every thread: takes chunks until none is left, so that a thread whose core is busy elsewhere holds up one
+// chunk and not its whole share.
+void run_chunks(void* argument) {
+  Job& job = *static_cast<Job*>(argument);
   const DefaultFloatEnvironment environment;
-  job.body(job.context, first, last);
+  for (;;) {
+    const int64_t first = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
+    if (first >= job.count) return;
+    job.body(job.context, first, std::min(first + job.chunk, job.count));
+  }
 }
 
-void run_share(void* argument) {
-  const Job& job = *static_cast<const Job*>(argument);
-  const int64_t threads = openmp()->num_threads(), thread = openmp()->thread_num();
-  const int64_t share = job.count / threads, rest = job.count % threads;
-  const int64_t first = thread * share + std::min(thread, rest);
-  run_range(job, first, first + share + (thread < rest ? 1 : 0));
-}
+constexpr int64_t kChunksPerThread = 16;
 
 }  // namespace
 
 void parallel_for(int64_t count, int64_t grain, RangeBody body, void* context) {
-  Job job = {count, body, context};
-  const int64_t wanted = std::min<int64_t>(max_threads(), count / std::max<int64_t>(grain, 1));
-  if (wanted <= 1 || openmp()->in_parallel()) return run_range(job, 0, count);
-  openmp()->parallel(run_share, &job, static_cast<unsigned>(wanted), 0);
+  if (count <= 0) return;
+  grain = std::max<int64_t>(grain, 1);
+  const int64_t threads = std::min<int64_t>(max_threads(), count / grain);
+  const bool alone = threads <= 1 || openmp()->in_parallel();
+  const int64_t chunk = alone ? count : std::max(grain, count / (threads * kChunksPerThread));
+  Job job = {count, chunk, {0}, body, context};
+  if (alone) return run_chunks(&job);
+  openmp()->parallel(run_chunks, &job, static_cast<unsigned>(threads), 0);
 }
 
 int max_threads() { return openmp() ? openmp()->max_threads() : 1; }

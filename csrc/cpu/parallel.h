@@ -11,8 +11,7 @@ namespace zo::cpu {
 
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 
-// Calls body on disjoint ranges that cover [0, count), each of at least `grain` items if there are that many, at most
-// one per thread. The floating-point environment is the default one (round to nearest, subnormals kept) inside.
+// Calls body, on as many threads as have `grain` items each, on disjoint ranges that cover [0, count). The floating-point environment is the default one (round to nearest, subnormals kept) inside.
 void parallel_for(int64_t count, int64_t grain, RangeBody body, void* context);
 
 // The same for a callable.

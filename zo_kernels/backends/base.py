@@ -36,7 +36,10 @@ class Backend(ABC):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this backend can't be used on this machine, or None if it can."""
+        """Why this backend can't be used on this machine, or None if it can.
+
+        Raises RuntimeError if it could be, but for a setting of the user's: then no other backend must step in.
+        """
 
     @abstractmethod
     def probe(self, out: Tensor, seed: int, offset: int) -> None:

@@ -26,18 +26,31 @@ from . import schema as _schema  # noqa: F401  (registers the ops)
 __all__ = ["accumulate_probes_", "apply_probe", "apply_probe_", "probe", "swap_probe_"]
 
 _ops = torch.ops.zo_kernels
+_INTEGERS = (int, torch.SymInt)  # the second while torch.compile traces
 
 
 def _int64(seed: int) -> int:
     """The seed's 64 bits as two's complement, which is what an op can carry."""
+    if isinstance(seed, np.integer):
+        seed = int(seed)
+    if not isinstance(seed, _INTEGERS):
+        raise TypeError(f"a seed must be an integer, not {seed!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits, not {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _refuse_grad(x: Tensor) -> None:
+def _refuse_grad(x: Tensor, name: str = "x") -> None:
     if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("zo_kernels.ops are not differentiable, but x requires a gradient: use torch.no_grad()")
+        raise RuntimeError(
+            f"zo_kernels.ops are not differentiable, but {name} requires a gradient: use torch.no_grad()"
+        )
+
+
+def _refuse_offset(offset: int) -> None:
+    """What does not fit the op's argument; the op checks the rest."""
+    if not -(2**63) <= offset < 2**63:
+        raise ValueError(f"offset must be a non-negative multiple of 128 below 2^63, not {offset}")
 
 
 def probe(
@@ -51,12 +64,14 @@ def probe(
     """p(seed) itself, elements offset .. offset + numel: Tensor [numel] of +1 and -1."""
     if numel < 0:
         raise ValueError(f"numel must not be negative, but is {numel}")
+    _refuse_offset(offset)
     return _ops.probe(numel, _int64(seed), offset=offset, dtype=dtype, device=torch.device(device))
 
 
 def apply_probe_(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> Tensor:
     """x += alpha * p(seed), in one pass and without a temporary. Returns x."""
     _refuse_grad(x)
+    _refuse_offset(offset)
     _ops.apply_probe_(x, alpha, _int64(seed), offset=offset)
     return x
 
@@ -72,11 +87,12 @@ def apply_probe(
 ) -> Tensor:
     """cast(x + alpha * p(seed)), x unchanged: into `out` (shape and device of x), or a new tensor of `dtype` (x's)."""
     _refuse_grad(x)
+    _refuse_offset(offset)
     if out is None:
         return _ops.apply_probe(x, alpha, _int64(seed), offset=offset, dtype=dtype or x.dtype)
     if dtype is not None and dtype != out.dtype:
         raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
-    _refuse_grad(out)
+    _refuse_grad(out, "out")
     _ops.apply_probe_out(x, out, alpha, _int64(seed), offset=offset)
     return out
 
@@ -88,6 +104,7 @@ def swap_probe_(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed
     (for 16-bit dtypes the first sum stays in float32).
     """
     _refuse_grad(x)
+    _refuse_offset(offset)
     _ops.swap_probe_(x, alpha, _int64(seed), next_alpha, _int64(next_seed), offset=offset)
     return x
 
@@ -115,10 +132,11 @@ def accumulate_probes_(
     grid is 0 (none) or a power of two.
     """
     _refuse_grad(x)
+    _refuse_offset(offset)
     if not isinstance(coeffs, Tensor):
-        coeffs = torch.tensor(np.asarray(coeffs, np.float64))
+        coeffs = torch.from_numpy(np.array(coeffs, np.float64, order="C"))
     if not isinstance(seeds, Tensor):
-        seeds = torch.tensor([_int64(int(seed)) for seed in seeds], dtype=torch.int64)
+        seeds = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64)
     _ops.accumulate_probes_(
         x,
         coeffs.to(torch.float64),

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..backends.base import DTYPES
 from ..philox import BLOCK_SIGNS
 
+_LARGEST = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max for dtype in DTYPES}
+
 
 def check_dtype(dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
@@ -32,8 +34,7 @@ def check_offset(offset: int, numel: int) -> None:
 
 def check_scalar(value: float, name: str, dtype: torch.dtype) -> None:
     """Finite in the dtype the kernels compute in."""
-    largest = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
-    if not abs(value) <= largest:
+    if not abs(value) <= _LARGEST[dtype]:
         kind = "too large for float32" if math.isfinite(value) else "not finite"
         raise ValueError(f"{name} is {kind}: {value}")
 
@@ -55,10 +56,11 @@ def check_overlap(x: Tensor, out: Tensor) -> None:
         raise ValueError("out overlaps x in memory: pass x itself or separate memory")
 
 
-def check_rows(coeffs: Tensor, seeds: Tensor) -> None:
+def check_rows(x: Tensor, coeffs: Tensor, seeds: Tensor) -> None:
     if coeffs.dtype != torch.float64 or seeds.dtype != torch.int64:
         raise TypeError(f"coeffs must be float64 and seeds int64, not {coeffs.dtype} and {seeds.dtype}")
-    if coeffs.device.type not in ("cpu", "meta") or seeds.device.type not in ("cpu", "meta"):
+    readable = ("cpu", "meta") if x.is_meta else ("cpu",)
+    if coeffs.device.type not in readable or seeds.device.type not in readable:
         raise ValueError("coeffs and seeds must be CPU tensors: they are read on the host")
     if coeffs.dim() != 1 or seeds.dim() != 1:
         raise ValueError(f"coeffs and seeds must have one dimension, not {coeffs.dim()} and {seeds.dim()}")

@@ -25,16 +25,17 @@ from .quantise import quantise
 
 _library = torch.library.Library("zo_kernels", "DEF")
 
+# No defaults: torch leaves out arguments that equal theirs, and a subnormal equals 0 where a thread flushes them.
 _library.define("probe(SymInt numel, SymInt seed, *, SymInt offset, ScalarType dtype, Device device) -> Tensor")
-_library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset=0) -> ()")
-_library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset=0, ScalarType dtype) -> Tensor")
-_library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset=0) -> ()")
+_library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset) -> ()")
+_library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset, ScalarType dtype) -> Tensor")
+_library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset) -> ()")
 _library.define(
-    "swap_probe_(Tensor(a!) x, float alpha, SymInt seed, float next_alpha, SymInt next_seed, *, SymInt offset=0) -> ()"
+    "swap_probe_(Tensor(a!) x, float alpha, SymInt seed, float next_alpha, SymInt next_seed, *, SymInt offset) -> ()"
 )
 _library.define(
-    "accumulate_probes_(Tensor(a!) x, Tensor coeffs, Tensor seeds, *, SymInt offset=0, float decay=1.0, "
-    "float grid=0.0, float undo_alpha=0.0, SymInt undo_seed=0) -> ()"
+    "accumulate_probes_(Tensor(a!) x, Tensor coeffs, Tensor seeds, *, SymInt offset, float decay, "
+    "float grid, float undo_alpha, SymInt undo_seed) -> ()"
 )
 
 
@@ -52,16 +53,18 @@ def _probe_fake(numel: int, seed: int, *, offset: int, dtype: torch.dtype, devic
 
 def _probe(numel: int, seed: int, *, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     out = _probe_fake(numel, seed, offset=offset, dtype=dtype, device=device)
+    if out.is_meta:
+        return out
     backend_for(out.device.type).probe(out, seed, offset)
     return out
 
 
-def _apply_probe_inplace_fake(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+def _apply_probe_inplace_fake(x: Tensor, alpha: float, seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
 
 
-def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
     check_scalar(alpha, "alpha", x.dtype)
@@ -69,27 +72,27 @@ def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int = 0)
     _written(x)
 
 
-def _apply_probe_fake(x: Tensor, alpha: float, seed: int, *, offset: int = 0, dtype: torch.dtype) -> Tensor:
+def _apply_probe_fake(x: Tensor, alpha: float, seed: int, *, offset: int, dtype: torch.dtype) -> Tensor:
     check_tensor(x)
     check_dtype(dtype)
     check_offset(offset, x.numel())
     return torch.empty_like(x, dtype=dtype)
 
 
-def _apply_probe(x: Tensor, alpha: float, seed: int, *, offset: int = 0, dtype: torch.dtype) -> Tensor:
+def _apply_probe(x: Tensor, alpha: float, seed: int, *, offset: int, dtype: torch.dtype) -> Tensor:
     out = _apply_probe_fake(x, alpha, seed, offset=offset, dtype=dtype)
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe(x, out, alpha, seed, offset)
     return out
 
 
-def _apply_probe_out_fake(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+def _apply_probe_out_fake(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_out(x, out)
     check_offset(offset, x.numel())
 
 
-def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int = 0) -> None:
+def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset: int) -> None:
     _apply_probe_out_fake(x, out, alpha, seed, offset=offset)
     check_overlap(x, out)
     check_scalar(alpha, "alpha", x.dtype)
@@ -97,12 +100,12 @@ def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset:
     _written(out)
 
 
-def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0) -> None:
+def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
 
 
-def _swap_probe(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int = 0) -> None:
+def _swap_probe(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
     check_scalar(alpha, "alpha", x.dtype)
@@ -116,14 +119,14 @@ def _accumulate_probes_fake(
     coeffs: Tensor,
     seeds: Tensor,
     *,
-    offset: int = 0,
-    decay: float = 1.0,
-    grid: float = 0.0,
-    undo_alpha: float = 0.0,
-    undo_seed: int = 0,
+    offset: int,
+    decay: float,
+    grid: float,
+    undo_alpha: float,
+    undo_seed: int,
 ) -> None:
     check_tensor(x)
-    check_rows(coeffs, seeds)
+    check_rows(x, coeffs, seeds)
     check_offset(offset, x.numel())
 
 
@@ -132,14 +135,14 @@ def _accumulate_probes(
     coeffs: Tensor,
     seeds: Tensor,
     *,
-    offset: int = 0,
-    decay: float = 1.0,
-    grid: float = 0.0,
-    undo_alpha: float = 0.0,
-    undo_seed: int = 0,
+    offset: int,
+    decay: float,
+    grid: float,
+    undo_alpha: float,
+    undo_seed: int,
 ) -> None:
     check_tensor(x)
-    check_rows(coeffs, seeds)
+    check_rows(x, coeffs, seeds)
     check_offset(offset, x.numel())
     check_update(decay, grid, undo_alpha, x.dtype)
     quantised, shift = quantise(coeffs.numpy(force=True))
