@@ -1,7 +1,7 @@
-"""`python -m bench [pytest options]`: measures, prints the table and writes bench/results/<name>.json.
+"""`python -m bench [pytest options]`: measures, prints the table and writes bench/results/cpu.json.
 
-Options go to pytest: `python -m bench -k apply`. The file is written only by a full run (no options). A figure is a ratio
-of medians within one run; the bar of each stands beside it.
+Options go to pytest: `python -m bench -k apply`. The file is written only by a full run (no options). A figure is the
+median of ratios taken in turns within one run; the bar of each stands beside it.
 """
 
 from __future__ import annotations

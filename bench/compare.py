@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pytest_benchmark.fixture import BenchmarkFixture
+
 
 def compare(
-    benchmark: Any,
+    benchmark: BenchmarkFixture,
     ours: Callable[[], object],
     rival: Callable[[], object],
     *,
@@ -32,7 +34,8 @@ def compare(
         rival_times.append((time.perf_counter() - start) * rival_scale)
 
     benchmark.pedantic(ours, setup=time_rival, rounds=rounds, warmup_rounds=1)
-    our_times = benchmark.stats.stats.data
+    assert benchmark.stats is not None, "pedantic has run"
+    our_times: list[float] = benchmark.stats.stats.data
     pairs = list(zip(our_times, rival_times[-len(our_times) :], strict=True))
     ratios = [mine / other if at_most is not None else other / mine for mine, other in pairs]
     record(
@@ -47,7 +50,12 @@ def compare(
 
 
 def record(
-    benchmark: Any, figure: float, *, at_most: float | None = None, at_least: float | None = None, **more: Any
+    benchmark: BenchmarkFixture,
+    figure: float,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    **more: Any,
 ) -> None:
     """Notes a figure and its bar for the table of `python -m bench`."""
     benchmark.extra_info.update(figure=figure, at_most=at_most, at_least=at_least, **more)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 import zo_kernels as zo
 from bench import usual
@@ -30,7 +31,7 @@ def rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("numel", [10_000_000, 100_000_000], ids=["10M", "100M"])
-def test_apply_probe_over_add(benchmark, threads, numel):
+def test_apply_probe_over_add(benchmark: BenchmarkFixture, threads: int, numel: int) -> None:
     x = torch.randn(numel)
     compare(
         benchmark,
@@ -41,11 +42,11 @@ def test_apply_probe_over_add(benchmark, threads, numel):
     )
 
 
-def test_apply_probe_of_1k_over_add(benchmark):
+def test_apply_probe_of_1k_over_add(benchmark: BenchmarkFixture) -> None:
     x = torch.randn(1000)
 
-    def many(call):
-        def calls():
+    def many(call: Callable[[], object]) -> Callable[[], None]:
+        def calls() -> None:
             for _ in range(500):
                 call()
 
@@ -55,7 +56,7 @@ def test_apply_probe_of_1k_over_add(benchmark):
 
 
 @pytest.mark.parametrize("seeds", [96, 512])
-def test_accumulate_over_generation_alone(benchmark, threads, seeds):
+def test_accumulate_over_generation_alone(benchmark: BenchmarkFixture, threads: int, seeds: int) -> None:
     x = torch.randn(10_000_000)
     c, s = rows(seeds)
     compare(
@@ -68,7 +69,7 @@ def test_accumulate_over_generation_alone(benchmark, threads, seeds):
 
 
 @pytest.mark.parametrize("seeds", [96, 512])
-def test_accumulate_over_usual_code(benchmark, seeds):
+def test_accumulate_over_usual_code(benchmark: BenchmarkFixture, seeds: int) -> None:
     x = torch.randn(10_000_000)
     scratch, generator = torch.empty_like(x), torch.Generator()
     c, s = rows(seeds)
@@ -84,14 +85,14 @@ def test_accumulate_over_usual_code(benchmark, seeds):
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_accumulate_by_instruction_set(benchmark, isa):
+def test_accumulate_by_instruction_set(benchmark: BenchmarkFixture, isa: str) -> None:
     """For the record: 96 seeds, each instruction set against the baseline."""
     if isa not in _C.supported_isas():
         pytest.skip(f"this processor lacks {isa}")
     x = torch.randn(1_000_000)
     c, s = rows(96)
 
-    def run(name):
+    def run(name: str) -> None:
         _C.set_isa(name)
         zo.ops.accumulate_probes_(x, c, s)
         _C.set_isa("")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import zo_kernels as zo
@@ -13,13 +15,13 @@ from bench import usual
 from bench.compare import compare, record
 
 
-def free_loss():
+def free_loss() -> Callable[[], float]:
     """A loss function that only counts, so that losses differ."""
     counter = itertools.count()
     return lambda: 1e-3 * (next(counter) % 7)
 
 
-def test_step_over_usual_code(benchmark):
+def test_step_over_usual_code(benchmark: BenchmarkFixture) -> None:
     n, numel, few = 96, 10_000_000, 2
     opt = zo.optim.CDRGE([nn.Parameter(torch.randn(numel))], lr=2**-6, probes=n)
     x, scratch, generator = torch.randn(numel), torch.empty(numel), torch.Generator()
@@ -34,7 +36,7 @@ def test_step_over_usual_code(benchmark):
     )
 
 
-def test_memory_of_a_step(benchmark):
+def test_memory_of_a_step(benchmark: BenchmarkFixture) -> None:
     """Growth of the process' peak memory during a step in place, as a share of the parameters'."""
     parameter = nn.Parameter(torch.randn(100_000_000))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=2)

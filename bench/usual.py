@@ -1,4 +1,4 @@
-"""The usual torch code of zero-order training, the rival of the kernels: each probe is drawn anew wherever it is used."""
+"""The usual torch code of zero-order training, the rival of the kernels: a probe is drawn anew wherever it is used."""
 
 from __future__ import annotations
 

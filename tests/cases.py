@@ -111,7 +111,9 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
     if len(wrong):
         at = int(wrong[0])
         got, wanted = actual.flatten()[at].item(), expected.flatten()[at].item()
-        raise AssertionError(f"{what}: {len(wrong)} of {actual.numel()} differ; element {at} is {got!r}, not {wanted!r}")
+        raise AssertionError(
+            f"{what}: {len(wrong)} of {actual.numel()} differ; element {at} is {got!r}, not {wanted!r}"
+        )
 
 
 class Guarded:

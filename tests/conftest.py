@@ -1,10 +1,15 @@
 """What every test may rely on: the choice of instruction set, threads and backend is as it was before each test."""
 
+import hypothesis
 import pytest
 import torch
 
 import zo_kernels as zo
 from zo_kernels.backends import cpu
+
+# No deadline: other processes may hold the cores for as long as they like.
+hypothesis.settings.register_profile("zo_kernels", deadline=None)
+hypothesis.settings.load_profile("zo_kernels")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from .arena import ParameterArena
 from .estimators import CentralDifference, Population
 from .gradient import SeedGradient
 from .grid import Grid
+from .interrupts import deferred_interrupts
 from .perturb import GroupUpdate, InPlace, Perturbation, Segment, Shadow
 from .philox import probe_seeds
 
@@ -108,7 +109,8 @@ class CDRGE(Optimizer):
             one-element tensor) and must be a function of the parameters alone. Or a `Population`, which is asked once.
 
         Raises DivergenceError if no probe has two finite losses and GridRangeError if theta could leave its grid's
-        range or eps is too fine for it. Whatever is raised, in the closure too, theta is then bit for bit what it was; the step was not taken.
+        range or eps is too fine for it. Whatever is raised, in the closure too, theta is then bit for bit what it was
+        and the step not taken; only a Ctrl-C during the update itself waits until the step is.
         """
         theta = self._perturbation
         assert theta is not None
@@ -124,14 +126,16 @@ class CDRGE(Optimizer):
                 losses = _losses_one_by_one(closure, theta, seeds, eps)
             gradient = self.estimator.gradient(losses, seeds, eps=1.0)
             rows, coeffs = gradient.seeds, gradient.coeffs
-            theta.update(rows, [GroupUpdate(-(h.lr / h.eps) * coeffs, 1.0 - h.lr * h.weight_decay) for h in hyper])
+            updates = [GroupUpdate(-(h.lr / h.eps) * coeffs, 1.0 - h.lr * h.weight_decay) for h in hyper]
+            loss = float(losses[losses.isfinite()].mean())
+            with deferred_interrupts():  # the update and its count: both or neither
+                theta.update(rows, updates)
+                self.steps_taken += 1
+                self.last = StepReport(loss, losses, gradient, skipped=len(seeds) - len(rows))
         except BaseException:
             theta.leave()
             raise
-        self.steps_taken += 1
-        finite = losses[losses.isfinite()]
-        self.last = StepReport(float(finite.mean()), losses, gradient, skipped=len(seeds) - len(rows))
-        return self.last.loss
+        return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction: later ones would change the flat parameter space (RuntimeError)."""

@@ -95,7 +95,9 @@ def test_instruction_sets():
     for isa in supported:
         _C.set_isa(isa)
         assert _C.active_isa() == isa
-        with pytest.raises(RuntimeError, match="set_isa asks for the instruction set 'sse9', which this build does not"):
+        with pytest.raises(
+            RuntimeError, match="set_isa asks for the instruction set 'sse9', which this build does not"
+        ):
             _C.set_isa("sse9")
         assert _C.active_isa() == isa
     _C.set_isa("")

@@ -136,7 +136,8 @@ class Buffer {
   std::unique_ptr<char[]> bytes_;
 };
 
-inline void check_same(const Buffer& actual, const Buffer& expected, const char* file, int line, const std::string& what) {
+inline void check_same(const Buffer& actual, const Buffer& expected, const char* file, int line,
+                       const std::string& what) {
   const size_t size = size_of(expected.type());
   for (int64_t i = 0; i < expected.numel(); ++i) {
     const size_t at = static_cast<size_t>(i) * size;

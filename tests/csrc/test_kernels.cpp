@@ -1,6 +1,6 @@
-// Tests of the CPU kernels without Python: every kernel, on every instruction set this processor has, against the scalar
-// loops of scalar.h. Meant for a build with -DZO_SANITIZE=ON: buffers are heap blocks of exactly the size needed, so that
-// AddressSanitizer sees the first byte read or written past their end.
+// Tests of the CPU kernels without Python: every kernel, on every instruction set of this processor, against the scalar
+// loops of scalar.h. Meant for a build with -DZO_SANITIZE=ON: buffers are heap blocks of exactly the size needed, so
+// that AddressSanitizer sees the first byte read or written past their end.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -35,8 +35,8 @@ struct Range {
 // the block index changes (element 2^39 * k), and the end of the index space.
 std::vector<Range> ranges() {
   std::vector<Range> all;
-  for (int64_t numel : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 255, 300, 511, 512, 513, 1023, 1024,
-                        1025, 1500, 2047, 2048, 2049, 4095, 4097, 6150})
+  for (int64_t numel : {0,   1,   2,   3,   4,   5,    7,    8,    9,    15,   16,   17,   31,   33,   127,  128,
+                        129, 255, 300, 511, 512, 513,  1023, 1024, 1025, 1500, 2047, 2048, 2049, 4095, 4097, 6150})
     all.push_back({numel, 128 * (numel % 7)});
   const int64_t edge = int64_t{1} << 39;
   for (int64_t blocks : {0, 1, 3, 4, 8, 15, 16, 17, 20}) all.push_back({2500, edge - 128 * blocks});

@@ -57,8 +57,7 @@ def test_one_head_equals_torch_lstm(dtype: torch.dtype) -> None:
     embed_dim=st.integers(1, 6),
 )
 def test_equals_flashrnn_vanilla(num_heads: int, head_dim: int, batch: int, time: int, embed_dim: int) -> None:
-    from flashrnn import flashrnn
-
+    flashrnn = pytest.importorskip("flashrnn").flashrnn  # a dependency on Linux only
     model = randomised(LSTM(7, embed_dim, num_heads * head_dim, num_heads))
     tokens = tokens_for(model, batch, time)
     states = (torch.randn(num_heads, batch, head_dim), torch.randn(num_heads, batch, head_dim))

@@ -126,7 +126,9 @@ def test_grid(grid, dtype):
 def test_probe():
     assert_refused(lambda: zo.ops.probe(-1, 3), ValueError, "^numel must not be negative, but is -1$")
     assert_refused(lambda: zo.ops.probe(5, 2**64), ValueError, "^seed must fit 64 bits")
-    assert_refused(lambda: zo.ops.probe(5, 3, offset=5), ValueError, "^offset must be a non-negative multiple .* not 5$")
+    assert_refused(
+        lambda: zo.ops.probe(5, 3, offset=5), ValueError, "^offset must be a non-negative multiple .* not 5$"
+    )
     assert_refused(lambda: zo.ops.probe(5, 3, dtype=torch.int8), TypeError, "not torch.int8$")
     assert_refused(lambda: zo.ops.probe(128, 3, offset=2**63 - 128), ValueError, r"^offset \+ numel must stay below")
 

@@ -147,7 +147,7 @@ def test_flushing_subnormals_changes_nothing(dtype, flush_denormal):
         lambda t: zo.ops.apply_probe(t, step, 3, dtype=torch.float16),
         lambda t: zo.ops.swap_probe_(t, step, 3, half_step, 4),
         lambda t: zo.ops.accumulate_probes_(t, [2.0**-126, 0.25], [3, 4], decay=0.25),
-        lambda t: zo.ops.accumulate_probes_(t, [], [], grid=2.0**-126, undo_alpha=step, undo_seed=3),
+        lambda t: zo.ops.accumulate_probes_(t, [], [], grid=2.0**-126, undo_alpha=tiny, undo_seed=3),
     )
     with zo.backend("reference"):
         expected = [op(x.clone()) for op in ops]
@@ -160,3 +160,14 @@ def test_flushing_subnormals_changes_nothing(dtype, flush_denormal):
             flush_denormal(False)
             assert_same_bits(actual, wanted, engine)
             assert still_flushing, "the op changed the caller's mode"
+
+
+def test_flushing_subnormals_keeps_a_subnormal_undo(flush_denormal):
+    """5e-310 counts as 0 while subnormals are flushed, wherever the caller's mode is in force."""
+    undo = 5e-310
+    for engine in engines():
+        x = torch.zeros(300, dtype=torch.float64)
+        flush_denormal(True)
+        zo.ops.accumulate_probes_(x, [], [], undo_alpha=undo, undo_seed=3)
+        flush_denormal(False)
+        assert_same_bits(x, undo * zo.ops.probe(300, 3, dtype=torch.float64), engine)

@@ -160,3 +160,22 @@ def test_an_update_below_the_grid_is_said_once(caplog):
         opt.step(lambda losses=losses: next(losses))
     assert [record.message for record in caplog.records if "rounds to nothing" in record.message]
     assert len(caplog.records) == 1
+
+
+def test_a_signal_during_the_update_takes_the_whole_step(monkeypatch):
+    parameters = [nn.Parameter(torch.zeros(300)) for _ in range(2)]
+    interrupted, undisturbed = (zo.optim.CDRGE([p], lr=0.5, probes=1) for p in parameters)
+    accumulate = zo.ops.accumulate_probes_
+
+    def accumulate_and_interrupt(x, coeffs, *args, **options):
+        accumulate(x, coeffs, *args, **options)
+        if len(coeffs):  # the update, not the rounding to the grid
+            os.kill(os.getpid(), signal.SIGINT)
+
+    losses = [iter([3.0, 1.0]) for _ in parameters]
+    undisturbed.step(lambda: next(losses[0]))
+    monkeypatch.setattr(zo.ops, "accumulate_probes_", accumulate_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.step(lambda: next(losses[1]))
+    assert torch.equal(*parameters)
+    assert interrupted.steps_taken == undisturbed.steps_taken == 1

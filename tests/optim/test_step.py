@@ -38,7 +38,7 @@ def test_the_update_is_equation_7(mode, lr, eps):
         pair = []
         for sign in (1.0, -1.0):
             opt.arena.flat.copy_(theta + sign * used * p)
-            pair.append(float(loss()))
+            pair.append(float(loss().detach()))
         coeffs[i] = -(lr / (eps or lr)) * ((pair[0] - pair[1]) / (2 * 6))
     opt.arena.flat.copy_(theta)
     expected = zo.ops.accumulate_probes_(theta.clone(), coeffs, seeds, grid=grid)

@@ -164,7 +164,7 @@ def test_missing_gpu_is_one_sentence(
     assert capsys.readouterr().err == "error: the device cuda is not available: torch finds no usable NVIDIA GPU here\n"
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--no-such-flag"], ["--lr"]])
+@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--no-such-flag"], ["--lr"], ["--task"]])
 def test_unparsable_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

@@ -39,8 +39,8 @@ def test_terminal_has_a_bar_with_loss_rate_and_eta() -> None:
 
 
 def test_elsewhere_there_are_plain_lines() -> None:
-    lines = reported(terminal=False).splitlines()
-    assert len(lines) == 1
+    lines = reported(terminal=False).split("\n")
+    assert [line for line in lines[1:] if line] == []
     assert "\x1b" not in lines[0]
     for part in ("10/20  train 1.250  validation 1.500 (75% right)", "1,234 probes/s", "ETA"):
         assert part in lines[0]
@@ -83,3 +83,9 @@ def test_plot_shows_every_curve_and_reference(tmp_path: Path, monkeypatch: pytes
     assert curves == {"train (mean over the probes)": ([1], [1.9]), "validation": ([0, 2], [2.0, 1.5])}
     assert [text.get_text() for text in axes.texts] == ["chance 1.39"]
     assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("a title", "step", "loss (nats per token)")
+
+
+@pytest.mark.filterwarnings("error")
+def test_plot_of_a_run_without_any_metrics(tmp_path: Path) -> None:
+    plot_losses(tmp_path / "loss.png", [], "a title", {"chance": 1.386})
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

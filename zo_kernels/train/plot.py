@@ -53,7 +53,8 @@ def plot_losses(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
+    if names:  # a run interrupted before its first validation has no curve
+        axes.legend(frameon=False, loc="lower left")
     figure.savefig(path, format="png")
 
 
