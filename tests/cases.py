@@ -88,8 +88,11 @@ def special_values(dtype: torch.dtype) -> Tensor:
         values += [1 + eps / 2, 1 + 1.5 * eps, -1 - eps / 2, 1 + eps / 2 * (1 + 2**-10), torch.finfo(narrow).max]
     values += [65519.0, 65520.0]  # the last that rounds to float16's largest, the first that rounds to infinity
     # A tie of the 16-bit dtypes only once it was rounded to float32: twice rounded is not rounded once.
-    values += [1 + 2**-8 + 2**-40, 1 + 2**-11 + 2**-40, 2.0**-24, 2.0**-25, 2.0**-133, 2.0**-134, 2.0**-149]
-    return torch.tensor(values, dtype=torch.float64).to(dtype)
+    values += [1 + 2**-8 + 2**-40, 1 + 2**-11 + 2**-40, 1 + 3 * 2**-8 - 2**-24, 1 + 3 * 2**-11 - 2**-24]
+    values += [2.0**-24, 2.0**-25, 2.0**-133, 2.0**-134, 2.0**-149]
+    # The NaNs that integer arithmetic on bit patterns could carry over into a number.
+    nans = torch.tensor([-1, torch.iinfo(_INTEGER[dtype.itemsize]).max], dtype=_INTEGER[dtype.itemsize]).view(dtype)
+    return torch.cat([torch.tensor(values, dtype=torch.float64).to(dtype), nans])
 
 
 def make_values(numel: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

@@ -31,7 +31,8 @@ ZO_INLINE void transpose_bits(const U32 (&word)[4], U32 (&column)[4]) {
 
 ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys, U32 (&nibbles)[4][4]) {
   U32 words[4][4];  // [seed][word]
-  for (int seed = 0; seed < kGroup; ++seed) generate_words(counters, keys[seed], words[seed]);
+  generate_words<2>(counters, keys, words);
+  generate_words<kGroup - 2>(counters, keys + 2, words + 2);
   for (int k = 0; k < 4; ++k) {
     const U32 word[4] = {words[0][k], words[1][k], words[2][k], kGroup == 4 ? words[kGroup - 1][k] : U32{}};
     transpose_bits(word, nibbles[k]);
@@ -50,7 +51,7 @@ ZO_INLINE void sum_batch(AccumulateScratch& scratch, const int32_t* tables, int 
         for (int c = 0; c < kColumns; ++c) {
           const U32 nibbles = scratch.nibbles[g][k][r + c];
 #pragma GCC unroll 8
-          for (int m = 0; m < 8; ++m) sum[c][m] += look_up(table, nibbles >> (4 * m));
+          for (int m = 0; m < 8; ++m) sum[c][m] += look_up(table, nibble_to_front(nibbles, m));
         }
       }
       for (int c = 0; c < kColumns; ++c)
@@ -110,18 +111,27 @@ ZO_INLINE void update_elements(const AccumulateArgs& args, const AccumulateScrat
 
 // A tile of x is not touched for microseconds while its signs are made, too long for the hardware's prefetcher: each
 // group fetches its share of the next tile's lines, so that they trickle in behind the arithmetic.
-ZO_INLINE void prefetch_share(const AccumulateArgs& args, int64_t next_tile, int64_t group) {
-  const int size = args.type == DType::kFloat64 ? 8 : args.type == DType::kFloat32 ? 4 : 2;
-  const int64_t first = next_tile * kTileElements;
-  if (first >= args.numel) return;
-  const int64_t bytes = elements_in_tile(args.numel, first) * size;
-  const int64_t share = (bytes / args.num_groups / 64 + 1) * 64;
-  const char* p = static_cast<const char*>(args.x) + first * size;
-  for (int64_t i = group * share; i < (group + 1) * share && i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
+struct Prefetcher {
+  const char* x;
+  int64_t tile_bytes;
+  int64_t share;
+
+  ZO_INLINE explicit Prefetcher(const AccumulateArgs& args) : x(static_cast<const char*>(args.x)) {
+    const int size = args.type == DType::kFloat64 ? 8 : args.type == DType::kFloat32 ? 4 : 2;
+    tile_bytes = kTileElements * size;
+    share = (tile_bytes / args.num_groups / 64 + 1) * 64;
+  }
+
+  // Beyond the end of x it asks for lines that are not there, which is harmless.
+  ZO_INLINE void fetch(int64_t tile, int64_t group) const {
+    const char* p = x + tile * tile_bytes;
+    for (int64_t i = group * share; i < (group + 1) * share && i < tile_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+  }
+};
 
 void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t last_tile) {
   AccumulateScratch scratch;
+  const Prefetcher prefetcher(args);
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * kLanes;
     const TileCounters counters = tile_counters(block, word_order);
@@ -129,7 +139,7 @@ void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t l
       const int64_t left = args.num_groups - batch;
       const int in_batch = left < kBatchGroups ? static_cast<int>(left) : kBatchGroups;
       for (int g = 0; g < in_batch; ++g) {
-        prefetch_share(args, tile + 1, batch + g);
+        prefetcher.fetch(tile + 1, batch + g);
         generate_group(counters, args.keys + (batch + g) * kGroup, scratch.nibbles[g]);
       }
       sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
@@ -144,11 +154,15 @@ uint64_t fold_kernel(const FoldArgs& args, int64_t first_tile, int64_t last_tile
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const TileCounters counters = tile_counters(args.first_block + static_cast<uint64_t>(tile) * kLanes, word_order);
     const int64_t left = (args.numel - tile * kTileElements + 127) / 128;  // blocks
-    U32 sum = {};
-    for (int64_t seed = 0; seed < args.num_seeds; ++seed) {
-      U32 word[4];
-      generate_words(counters, args.keys[seed], word);
-      sum ^= word[0] ^ word[1] ^ word[2] ^ word[3];
+    U32 sum = {}, word[2][4];
+    int64_t seed = 0;
+    for (; seed + 2 <= args.num_seeds; seed += 2) {
+      generate_words<2>(counters, args.keys + seed, word);
+      for (int k = 0; k < 4; ++k) sum ^= word[0][k] ^ word[1][k];
+    }
+    for (; seed < args.num_seeds; ++seed) {
+      generate_words<1>(counters, args.keys + seed, word);
+      sum ^= word[0][0] ^ word[0][1] ^ word[0][2] ^ word[0][3];
     }
     const uint64_t tile_block = args.first_block + static_cast<uint64_t>(tile) * kLanes;
     for (int lane = 0; lane < kLanes && lane < left; ++lane)

@@ -31,45 +31,61 @@ ZO_INLINE TileCounters tile_counters(uint64_t first_block, LaneBlock lane_block)
   return t;
 }
 
-struct Words {
-  U64 word[4];  // low halves count
-};
-
 // In both halves of every 64-bit lane: a broadcasting load needs no zero-extension, and high halves don't count.
 ZO_INLINE U64 splat_key(uint32_t key) { return reinterpret_cast<U64>(splat<U32>(key)); }
 
-ZO_INLINE Words generate_half(const TileCounters& tile, int half, const ProbeKey& key) {
-  U64 c0, c1, c2, c3, p0, p1;
-  c2 = tile.high_product[half] ^ splat_key(key.round1);
-  p1 = widening_mul(c2, kPhiloxM1);
-  c0 = (p1 >> 32) ^ splat_key(key.round2[0]);
-  c1 = p1;
-  c2 = tile.low_product[half] ^ splat_key(key.round2[1]);
-  p0 = widening_mul(c0, kPhiloxM0);
-  p1 = widening_mul(c2, kPhiloxM1);
-  c0 = xor3(p1 >> 32, c1, splat_key(key.round3[0]));
-  c1 = p1;
-  c2 = (p0 >> 32) ^ splat_key(key.round3[1]);
-  c3 = p0;
+// The four output words, in low halves, of both half-tiles of `count` probes. They are interleaved in the program because a
+// chain of ten dependent rounds alone leaves the ports idle, and the processor looks ahead over two chains at best.
+template <int count>
+ZO_INLINE void generate_halves(const TileCounters& tile, const ProbeKey* key, U64 (&word)[2 * count][4]) {
+  constexpr int n = 2 * count;  // half-tile i % 2 of probe i / 2
+  U64 p0[n], p1[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i)
+    p1[i] = widening_mul(tile.high_product[i % 2] ^ splat_key(key[i / 2].round1), kPhiloxM1);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    word[i][0] = (p1[i] >> 32) ^ splat_key(key[i / 2].round2[0]);
+    word[i][1] = p1[i];
+    word[i][2] = tile.low_product[i % 2] ^ splat_key(key[i / 2].round2[1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    p0[i] = widening_mul(word[i][0], kPhiloxM0);
+    p1[i] = widening_mul(word[i][2], kPhiloxM1);
+    word[i][0] = xor3(p1[i] >> 32, word[i][1], splat_key(key[i / 2].round3[0]));
+    word[i][1] = p1[i];
+    word[i][2] = (p0[i] >> 32) ^ splat_key(key[i / 2].round3[1]);
+    word[i][3] = p0[i];
+  }
 #pragma GCC unroll 7
   for (int round = 0; round < 7; ++round) {
-    p0 = widening_mul(c0, kPhiloxM0);
-    p1 = widening_mul(c2, kPhiloxM1);
-    c0 = xor3(p1 >> 32, c1, splat_key(key.rounds4to10[round][0]));
-    c1 = p1;
-    c2 = xor3(p0 >> 32, c3, splat_key(key.rounds4to10[round][1]));
-    c3 = p0;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      p0[i] = widening_mul(word[i][0], kPhiloxM0);
+      p1[i] = widening_mul(word[i][2], kPhiloxM1);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      word[i][0] = xor3(p1[i] >> 32, word[i][1], splat_key(key[i / 2].rounds4to10[round][0]));
+      word[i][1] = p1[i];
+      word[i][2] = xor3(p0[i] >> 32, word[i][3], splat_key(key[i / 2].rounds4to10[round][1]));
+      word[i][3] = p0[i];
+    }
   }
-  return {{c0, c1, c2, c3}};
 }
 
 // Lane order in which 32-bit lane L of an interleaved word belongs to block L.
 ZO_INLINE int word_order(int half, int lane) { return 2 * lane + half; }
 
-ZO_INLINE void generate_words(const TileCounters& tile, const ProbeKey& key, U32 (&word)[4]) {
-  const Words even = generate_half(tile, 0, key);
-  const Words odd = generate_half(tile, 1, key);
-  for (int k = 0; k < 4; ++k) word[k] = interleave(even.word[k], odd.word[k]);
+// The words of `count` probes: word[i][k] lane L = word k of block L of probe i.
+template <int count>
+ZO_INLINE void generate_words(const TileCounters& tile, const ProbeKey* key, U32 (*word)[4]) {
+  U64 half[2 * count][4];
+  generate_halves<count>(tile, key, half);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i)
+    for (int k = 0; k < 4; ++k) word[i][k] = interleave(half[2 * i][k], half[2 * i + 1][k]);
 }
 
 // Lane order in which unpacking 64-bit pairs brings a half-tile's blocks into sequence.
@@ -79,10 +95,11 @@ ZO_INLINE int bit_order(int half, int lane) {
 
 // The tile's signs as a bit string: bit i (little-endian) is the sign of element i of the tile.
 ZO_INLINE void generate_bits(const TileCounters& tile, const ProbeKey& key, uint8_t* bits) {
+  U64 word[2][4];
+  generate_halves<1>(tile, &key, word);
   for (int half = 0; half < 2; ++half) {
-    const Words w = generate_half(tile, half, key);
-    const U32 first = interleave(w.word[0], w.word[1]);
-    const U32 second = interleave(w.word[2], w.word[3]);
+    const U32 first = interleave(word[half][0], word[half][1]);
+    const U32 second = interleave(word[half][2], word[half][3]);
     store(bits + half * (kTileElements / 16), unpack_low64(first, second));
     store(bits + half * (kTileElements / 16) + sizeof(U32), unpack_high64(first, second));
   }

@@ -36,6 +36,9 @@ ZO_INLINE I32 look_up(Table table, U32 index) {  // only the low three bits of a
       _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(table), reinterpret_cast<__m256i>(index)));
 }
 
+// Nibble m in the lowest four bits of each lane; other bits are arbitrary.
+ZO_INLINE U32 nibble_to_front(U32 nibbles, int m) { return nibbles >> (4 * m); }
+
 // rows[i] lane j <-> rows[j] lane i
 ZO_INLINE void transpose(I32 (&rows)[8]) {
   __m256i a[8], b[8];

@@ -43,6 +43,15 @@ ZO_INLINE I32 look_up(Table table, U32 index) {  // only the low four bits of an
       _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(table)));
 }
 
+// Nibble m in the lowest four bits of each lane; other bits are arbitrary. Shifts share their two ports with permutes,
+// which are the bottleneck, so 16-bit multiplies by powers of two do most of them.
+ZO_INLINE U32 nibble_to_front(U32 nibbles, int m) {
+  const U32 half = m < 4 ? nibbles : nibbles >> 16;
+  if (m % 4 == 0) return half;
+  const __m512i factor = _mm512_set1_epi16(static_cast<short>(1 << (16 - 4 * (m % 4))));
+  return reinterpret_cast<U32>(_mm512_mulhi_epu16(reinterpret_cast<__m512i>(half), factor));
+}
+
 // rows[i] lane j <-> rows[j] lane i
 ZO_INLINE void transpose(I32 (&rows)[16]) {
   __m512i a[16], b[16];

@@ -31,6 +31,9 @@ ZO_INLINE I32 look_up(Table table, U32 index) {
   return I32{table[index[0] & 15u], table[index[1] & 15u], table[index[2] & 15u], table[index[3] & 15u]};
 }
 
+// Nibble m in the lowest four bits of each lane; other bits are arbitrary.
+ZO_INLINE U32 nibble_to_front(U32 nibbles, int m) { return nibbles >> (4 * m); }
+
 // rows[i] lane j <-> rows[j] lane i
 ZO_INLINE void transpose(I32 (&rows)[4]) {
   for (int i = 0; i < 4; ++i) {

@@ -5,14 +5,19 @@
 
 #include <algorithm>
 #include <cfenv>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -238,22 +243,36 @@ void test_isa_choice() {
   CHECK(zo::cpu::supported_isas().front() == "baseline");
 }
 
-// parallel_for covers [0, count) exactly once, in at most `threads` ranges of at least `grain`.
+// parallel_for covers [0, count) exactly once, on as many threads as have `grain` items each: all of them meet here,
+// so that none can do the work of another. A loop inside stays on its thread.
 void test_parallel_for(int threads) {
   for (int64_t count : {0, 1, 2, 5, 16, 17, 1000}) {
     for (int64_t grain : {0, 1, 3, 16, 2000}) {
+      const int64_t worth = std::max<int64_t>(count / std::max<int64_t>(grain, 1), count > 0);
+      const size_t expected = static_cast<size_t>(std::min<int64_t>(threads, worth));
       std::vector<int> visits(static_cast<size_t>(count));
-      int ranges = 0, short_ranges = 0, nested = 0;
+      std::set<std::thread::id> seen;
+      std::mutex mutex;
+      std::condition_variable all_here;
+      bool met = true, alone = true;
       zo::cpu::parallel_for(count, grain, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) __atomic_fetch_add(&visits[static_cast<size_t>(i)], 1, __ATOMIC_RELAXED);
-        __atomic_fetch_add(&ranges, 1, __ATOMIC_RELAXED);
-        if (last - first < grain && last - first < count) __atomic_fetch_add(&short_ranges, 1, __ATOMIC_RELAXED);
-        zo::cpu::parallel_for(10, 1, [&](int64_t, int64_t) { __atomic_fetch_add(&nested, 1, __ATOMIC_RELAXED); });
+        std::unique_lock<std::mutex> lock(mutex);
+        for (int64_t i = first; i < last; ++i) ++visits[static_cast<size_t>(i)];
+        seen.insert(std::this_thread::get_id());
+        all_here.notify_all();
+        const auto patience = std::chrono::seconds(g_failed ? 0 : 20);
+        met = all_here.wait_for(lock, patience, [&] { return seen.size() >= expected; }) && met;
+        lock.unlock();
+        const auto self = std::this_thread::get_id();
+        if (expected > 1)
+          zo::cpu::parallel_for(10, 1, [&](int64_t begin, int64_t end) {
+            const std::lock_guard<std::mutex> inner(mutex);
+            alone = alone && begin == 0 && end == 10 && std::this_thread::get_id() == self;
+          });
       });
       CHECK(visits == std::vector<int>(static_cast<size_t>(count), 1));
-      CHECK(ranges <= threads && short_ranges == 0);
-      if (threads > 1 && count >= threads * std::max<int64_t>(grain, 1)) CHECK(ranges == threads);
-      if (ranges > 1) CHECK(nested == ranges);  // inside a parallel region, a loop runs on its own thread
+      CHECK(met && seen.size() == expected);
+      CHECK(alone);
     }
   }
 }

@@ -9,7 +9,7 @@ import zo_kernels as zo
 from tests.cases import assert_same_bits
 
 NUMEL = 2**31 + 1000
-OFFSET = 2**39 - 2**30  # the high half of the block index changes at element 2^30
+OFFSET = 2**39 - 2**31 - 384  # the high half of the block index changes at element 2^31 + 384
 WINDOW = 5000
 
 
@@ -28,7 +28,7 @@ def test_more_than_2_31_elements():
     with zo.backend("cpu"):
         zo.ops.apply_probe_(x, 0.5, 3, offset=OFFSET)
         zo.ops.accumulate_probes_(x, [0.125], [7], offset=OFFSET, decay=0.5)
-    for start in (0, 2**30 - 2048, 2**31 - 2048, NUMEL - 1000):
+    for start in (0, 2**30 - 2048, 2**31 - 2048, 2**31 + 256, NUMEL - 128):
         start -= start % 128
         part = x[start : start + WINDOW]
         with zo.backend("reference"):

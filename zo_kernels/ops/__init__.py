@@ -133,8 +133,13 @@ def accumulate_probes_(
     """
     _refuse_grad(x)
     _refuse_offset(offset)
-    if not isinstance(coeffs, Tensor):
-        coeffs = torch.from_numpy(np.array(coeffs, np.float64, order="C"))
+    if isinstance(coeffs, np.ndarray):
+        coeffs = torch.from_numpy(np.array(coeffs, np.float64, order="C"))  # a copy: torch knows no negative strides
+    elif not isinstance(coeffs, Tensor):
+        try:
+            coeffs = torch.tensor(coeffs, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"coeffs must be numbers: {error}") from error
     if not isinstance(seeds, Tensor):
         seeds = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64)
     _ops.accumulate_probes_(
