@@ -197,7 +197,9 @@ def test_registered_op_takes_float64_rows():
     x, seeds = torch.ones(5), torch.tensor([1])
     options = {"offset": 0, "decay": 1.0, "grid": 0.0, "undo_alpha": 0.0, "undo_seed": 0}
     op = torch.ops.zo_kernels.accumulate_probes_
-    assert_refused(lambda: op(x, torch.ones(1), seeds, **options), TypeError, "^coeffs must be float64 and seeds int64", x)
+    assert_refused(
+        lambda: op(x, torch.ones(1), seeds, **options), TypeError, "^coeffs must be float64 and seeds int64", x
+    )
 
 
 def test_a_seed_is_a_whole_number():

@@ -88,7 +88,7 @@ def test_refuses_what_requires_a_gradient(name):
     leaf = torch.nn.Parameter(torch.ones(5))
     for x in (leaf, leaf * 1):
         before = x.detach().clone()
-        with pytest.raises(RuntimeError, match=f"not differentiable, but {argument} requires a gradient: use torch.no_grad"):
+        with pytest.raises(RuntimeError, match=f"not differentiable, but {argument} requires a gradient: use"):
             op(x)
         assert torch.equal(x, before)
         with torch.no_grad():
