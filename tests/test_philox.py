@@ -139,3 +139,9 @@ def test_no_two_probes_share_a_seed():
         for step in (*range(60), 2**32 - 1, 2**32, 2**32 + 1, 2**33)
     ]
     assert len(np.unique(np.concatenate(made))) == sum(map(len, made)) == 5 * 64 * 500
+
+
+@pytest.mark.parametrize(("step", "num_probes"), [(-1, 3), (2**64, 3), (0, -1), (0, 2**32)])
+def test_probe_seeds_out_of_range(step, num_probes):
+    with pytest.raises(ValueError, match="step must be in"):
+        probe_seeds(0, step, num_probes)

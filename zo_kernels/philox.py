@@ -65,8 +65,10 @@ def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int
 
     Seed i is words 0 and 1 of Philox4x32-10(counter=(lo32(step), hi32(step), Stream.SEEDS, i), key=run_seed), so a
     seed is a function of (run seed, step, i) alone: any rank can make any of them. Two probes of a run share a seed
-    with probability 2^-64.
+    with probability 2^-64. Raises ValueError unless step is in [0, 2^64) and num_probes in [0, 2^32).
     """
+    if not (0 <= step < 2**64 and 0 <= num_probes < 2**32):
+        raise ValueError(f"step must be in [0, 2^64) and num_probes in [0, 2^32), not {step} and {num_probes}")
     probe = np.arange(num_probes, dtype=np.uint64)
     high, low = divmod(step, 2**32)
     counter = np.stack(

@@ -2,7 +2,8 @@
 //
 // Two OpenMP runtimes in one process fight over the cores (a torch op goes from microseconds to milliseconds), so this
 // library links none: GOMP_parallel and omp_get_* are looked up in the process. Loops therefore follow
-// torch.set_num_threads; without a runtime they run on the calling thread.
+// torch.set_num_threads as that runtime does, in the thread that called it; without a runtime they run on the calling
+// thread.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,7 @@ ZO_INLINE void store(T* p, V v) {
 
 template <class V, class S>
 ZO_INLINE V splat(S s) {
-  return s - V{};  // exact for every s but a float -0, which becomes +0
+  return s - V{};  // exact: subtracting +0 changes nothing, the sign of zero included
 }
 
 // float <-> bfloat16: round to nearest, ties to even; NaN becomes the quiet NaN 0x7fc0.

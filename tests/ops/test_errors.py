@@ -206,3 +206,18 @@ def test_a_seed_is_a_whole_number():
     x = torch.ones(5)
     for op in OPS.values():
         assert_refused(lambda: op(x, seed=1.5), TypeError, "seed", x)  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: zo.ops.apply_probe_([1.0], 0.5, 1), "^x must be a tensor, not list$"),
+        (lambda x: zo.ops.apply_probe_(x, 0.5, 1, offset=128.0), r"^offset must be an integer, not 128\.0$"),
+        (lambda x: zo.ops.probe(1.5, 1), r"^numel must be an integer, not 1\.5$"),
+        (lambda x: zo.ops.accumulate_probes_(x, torch.tensor([1j]), [1]), "^coeffs must be real numbers"),
+        (lambda x: zo.ops.apply_probe_(x.int(), 0.5, 1), "^x's dtype must be one of .*, not torch.int32$"),
+    ],
+)
+def test_arguments_of_a_wrong_type(call, message):
+    x = torch.ones(5)
+    assert_refused(lambda: call(x), TypeError, message, x)

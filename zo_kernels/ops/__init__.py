@@ -41,6 +41,8 @@ def _int64(seed: int) -> int:
 
 
 def _refuse_grad(x: Tensor, name: str = "x") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"zo_kernels.ops are not differentiable, but {name} requires a gradient: use torch.no_grad()"
@@ -49,6 +51,8 @@ def _refuse_grad(x: Tensor, name: str = "x") -> None:
 
 def _refuse_offset(offset: int) -> None:
     """What does not fit the op's argument; the op checks the rest."""
+    if not isinstance(offset, _INTEGERS):
+        raise TypeError(f"offset must be an integer, not {offset!r}")
     if not -(2**63) <= offset < 2**63:
         raise ValueError(f"offset must be a non-negative multiple of 128 below 2^63, not {offset}")
 
@@ -62,6 +66,8 @@ def probe(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """p(seed) itself, elements offset .. offset + numel: Tensor [numel] of +1 and -1."""
+    if not isinstance(numel, _INTEGERS):
+        raise TypeError(f"numel must be an integer, not {numel!r}")
     if numel < 0:
         raise ValueError(f"numel must not be negative, but is {numel}")
     _refuse_offset(offset)
@@ -140,6 +146,8 @@ def accumulate_probes_(
             coeffs = torch.tensor(coeffs, dtype=torch.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"coeffs must be numbers: {error}") from error
+    if coeffs.is_complex():
+        raise TypeError("coeffs must be real numbers, not complex ones")
     if not isinstance(seeds, Tensor):
         seeds = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64)
     _ops.accumulate_probes_(

@@ -13,14 +13,14 @@ from ..philox import BLOCK_SIGNS
 _LARGEST = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max for dtype in DTYPES}
 
 
-def check_dtype(dtype: torch.dtype) -> None:
+def check_dtype(dtype: torch.dtype, name: str = "dtype") -> None:
     if dtype not in DTYPES:
-        raise TypeError(f"dtype must be one of {', '.join(str(d) for d in DTYPES)}, not {dtype}")
+        raise TypeError(f"{name} must be one of {', '.join(str(d) for d in DTYPES)}, not {dtype}")
 
 
 def check_tensor(x: Tensor, name: str = "x") -> None:
     if x.dtype not in DTYPES:
-        check_dtype(x.dtype)
+        check_dtype(x.dtype, f"{name}'s dtype")
     if not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous; pass {name}.contiguous() or a view of a contiguous tensor")
 
