@@ -10,7 +10,7 @@
 //   2. per word and column, keep the sums of 8 bits in registers and walk the groups: shift the nibble down, look up, add.
 // After all batches, one pass over the tile of x, transposing the sums from one-block-per-lane to element order.
 
-constexpr int kBatchGroups = 24;  // 24 KB of nibbles with AVX-512, half of L1
+constexpr int kBatchGroups = 12;  // 12 KB of nibbles with AVX-512: they stay in L1 with the sums, the keys and the tile of x
 
 struct alignas(64) AccumulateScratch {
   U32 nibbles[kBatchGroups][4][4];  // [group][word][column]
@@ -33,6 +33,7 @@ ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys
   U32 words[4][4];  // [seed][word]
   generate_words<2>(counters, keys, words);
   generate_words<kGroup - 2>(counters, keys + 2, words + 2);
+#pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
     const U32 word[4] = {words[0][k], words[1][k], words[2][k], kGroup == 4 ? words[kGroup - 1][k] : U32{}};
     transpose_bits(word, nibbles[k]);
@@ -40,6 +41,7 @@ ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys
 }
 
 ZO_INLINE void sum_batch(AccumulateScratch& scratch, const int32_t* tables, int num_groups, bool first_batch) {
+#pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
     for (int r = 0; r < 4; r += kColumns) {
       I32 sum[kColumns][8];
@@ -110,7 +112,7 @@ ZO_INLINE void update_elements(const AccumulateArgs& args, const AccumulateScrat
 }
 
 // A tile of x is not touched for microseconds while its signs are made, too long for the hardware's prefetcher: each
-// group fetches its share of the next tile's lines, so that they trickle in behind the arithmetic.
+// group fetches its share of the lines, so that they trickle in behind the arithmetic.
 struct Prefetcher {
   const char* x;
   int64_t tile_bytes;
@@ -122,10 +124,10 @@ struct Prefetcher {
     share = (tile_bytes / args.num_groups / 64 + 1) * 64;
   }
 
-  // Beyond the end of x it asks for lines that are not there, which is harmless.
+  // In the last tile it may ask for lines beyond the end of x, which is harmless.
   ZO_INLINE void fetch(int64_t tile, int64_t group) const {
     const char* p = x + tile * tile_bytes;
-    for (int64_t i = group * share; i < (group + 1) * share && i < tile_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+    for (int64_t i = group * share; i < (group + 1) * share && i < tile_bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
   }
 };
 
@@ -139,7 +141,7 @@ void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t l
       const int64_t left = args.num_groups - batch;
       const int in_batch = left < kBatchGroups ? static_cast<int>(left) : kBatchGroups;
       for (int g = 0; g < in_batch; ++g) {
-        prefetcher.fetch(tile + 1, batch + g);
+        prefetcher.fetch(tile, batch + g);
         generate_group(counters, args.keys + (batch + g) * kGroup, scratch.nibbles[g]);
       }
       sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
