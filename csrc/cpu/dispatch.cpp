@@ -1,4 +1,8 @@
 // Chooses the instruction set, cuts ranges into tiles and runs them on the threads.
+#if defined(ZO_X86)
+#include <cpuid.h>
+#endif
+
 #include <cmath>
 #include <cstdlib>
 #include <stdexcept>
@@ -18,12 +22,19 @@ struct Isa {
   bool supported;
 };
 
+#if defined(ZO_X86)
+bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 const std::vector<Isa>& isas() {  // best last
   static const std::vector<Isa> all = [] {
     std::vector<Isa> found = {{&kBaselineKernels, true}};
 #if defined(ZO_X86)
     __builtin_cpu_init();
-    found.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")});
+    found.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && has_f16c()});
     found.push_back({&kAvx512Kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
 #endif
