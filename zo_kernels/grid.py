@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import GridRangeError
+
 _BITS = {torch.float32: 24, torch.float64: 53}
 
 HEADROOM = 4.0
@@ -45,9 +47,15 @@ class Grid:
         limit = 2.0 ** math.ceil(math.log2(max(_SMALLEST_LIMIT, HEADROOM * largest)))
         return cls.of_spacing(math.ldexp(limit, -_BITS.get(dtype, 0)), dtype)
 
-    def nearest(self, value: float) -> float:
-        """The multiple of the spacing nearest to `value`."""
-        return round(value / self.spacing) * self.spacing
+    def round_eps(self, eps: float) -> float:
+        """The multiple of the spacing nearest to eps. Raises GridRangeError if that is 0."""
+        rounded = round(eps / self.spacing) * self.spacing
+        if rounded == 0.0:
+            raise GridRangeError(
+                f"eps {eps:g} is below half the grid's spacing {self.spacing:g}: use a larger eps, a finer grid or "
+                "mode='shadow'"
+            )
+        return rounded
 
 
 def largest_magnitude(x: Tensor) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arena import ParameterArena
+from .arena import ParameterArena, Slot
 from .estimators import CentralDifference, Population
 from .gradient import SeedGradient
 from .grid import Grid
@@ -215,14 +215,14 @@ def _named(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:
 def _segments(arena: ParameterArena, groups: list[dict[str, Any]]) -> list[Segment]:
     """One stretch of the flat parameter space per group; groups follow each other in it."""
     segments: list[Segment] = []
-    taken: set[int] = set()
+    taken: set[Slot] = set()
     for number, group in enumerate(groups):
         trained = [p for p in group["params"] if p.requires_grad]
         slots = sorted({arena.slot_of(p) for p in trained}, key=lambda slot: slot.offset)
-        slots = [slot for slot in slots if slot.offset not in taken or slot.numel == 0]
+        slots = [slot for slot in slots if slot not in taken]
         if not slots:
             raise ValueError(f"parameter group {number} has no trainable parameter of its own")
-        taken.update(slot.offset for slot in slots)
+        taken.update(slots)
         if segments:
             segments[-1].stop = slots[0].offset
         segments.append(Segment(slots[0].offset, len(arena), slots))

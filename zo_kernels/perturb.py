@@ -107,13 +107,7 @@ class InPlace(Perturbation):
         for k, segment in enumerate(self.segments):
             if not changed.isdisjoint(segment.slots):
                 self._snap(k, eps[k])
-            grid = self._grid(k)
-            rounded = grid.nearest(eps[k])
-            if rounded == 0.0:
-                raise GridRangeError(
-                    f"eps {eps[k]:g} is below half the grid's spacing {grid.spacing:g}: use a larger eps, a finer grid "
-                    "or mode='shadow'"
-                )
+            rounded = self._grid(k).round_eps(eps[k])
             self._require_range(k, rounded)
             used.append(rounded)
         if changed:

@@ -1,6 +1,6 @@
 // Vector types of one instruction set, and what is the same for all. An isa_*.cpp defines ZO_VECTOR_BYTES, opens its
 // own anonymous namespace and includes this file, then its simd_*.h. GCC's vector extension does the plain
-// arithmetic; only what it does badly (widening multiply, table look-up, masks) is written in intrinsics.
+// arithmetic; only what it does badly (widening multiply, table look-up, rounding) is written in intrinsics.
 //
 // Everything stays in an anonymous namespace and uses no inline function of the standard library: the linker would
 // otherwise keep one copy of a shared inline function, perhaps the AVX-512 one, for all instruction sets.
@@ -8,7 +8,6 @@
 constexpr int kLanes = ZO_VECTOR_BYTES / 4;  // 32-bit lanes; also the number of blocks of a tile
 constexpr int kTileElements = kLanes * 128;
 
-typedef uint8_t U8 __attribute__((vector_size(ZO_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(ZO_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(ZO_VECTOR_BYTES)));
 typedef uint64_t U64 __attribute__((vector_size(ZO_VECTOR_BYTES)));

@@ -82,6 +82,14 @@ def test_groups_have_their_own_lr_and_eps():
     assert torch.equal(b.detach(), 1.0 * p[128:])
 
 
+def test_an_empty_parameter_may_have_a_group_of_its_own():
+    empty, full = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(200))
+    opt = zo.optim.CDRGE([{"params": [empty], "eps": 0.25}, {"params": [full]}], lr=0.5, probes=1)
+    losses = iter([2.0, 0.0])
+    opt.step(lambda: next(losses))
+    assert torch.equal(full.detach(), -zo.ops.probe(200, int(probe_seeds(0, 0, 1)[0])))
+
+
 def test_schedulers_drive_lr_and_a_tied_eps():
     model = small_model()
     opt = zo.optim.CDRGE(model.parameters(), lr=0.5, probes=2)

@@ -129,7 +129,7 @@ def test_default_folders_never_collide(tmp_path: Path, monkeypatch: pytest.Monke
         (["--lr", "inf"], "lr must be positive and finite, not inf"),
         (["--eps", "-1"], "eps must be positive and finite, not -1.0"),
         (["--eps", "nan"], "eps must be positive and finite, not nan"),
-        (["--eps", "1e-9"], "eps 1e-09 is too small: parameters are multiples of 9.53674e-07"),
+        (["--eps", "1e-9"], "eps 1e-09 is below half the grid's spacing 9.53674e-07: use a larger eps"),
         (["--weight-decay", "-1"], "weight_decay must be in [0, 1/lr], not -1.0"),
         (["--probes", "0"], "probes must be a positive integer, not 0"),
         (["--batch-size", "0"], "batch_size must be at least 1, not 0"),

@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from ..backends import backend, backend_for
+from ..errors import GridRangeError
 from ..grid import Grid, largest_magnitude
 from ..models import LSTM
 from ..optim import CDRGE
@@ -48,19 +49,14 @@ def build(config: TrainConfig) -> Run:
             seed=config.seed,
             weight_decay=config.weight_decay,
         )
-        _check_eps(optimizer, config.eps)
-    except ValueError as error:
+        theta = optimizer.arena.flat
+        Grid.for_range(largest_magnitude(theta) + config.eps, theta.dtype).round_eps(
+            config.eps
+        )  # as the first step will
+    except (ValueError, GridRangeError) as error:
         raise UsageError(str(error)) from error
     scheduler = LinearLR(optimizer, start_factor=1.0, end_factor=config.lr_decay, total_iters=config.steps)
     return Run(config, device, task, model, optimizer, scheduler)
-
-
-def _check_eps(optimizer: CDRGE, eps: float) -> None:
-    """Raises ValueError for an eps that the grid of the initial parameters rounds to 0 or can't hold."""
-    theta = optimizer.arena.flat
-    grid = Grid.for_range(largest_magnitude(theta) + eps, theta.dtype)
-    if grid.nearest(eps) == 0:
-        raise ValueError(f"eps {eps:g} is too small: parameters are multiples of {grid.spacing:g}")
 
 
 @contextmanager
