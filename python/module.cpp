@@ -3,14 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu/launch.h"
 #include "cpu/parallel.h"
+#include "cpu/population/population.h"
 #include "cuda/device.h"
 #include "philox.h"
 
@@ -90,6 +93,46 @@ uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t 
   return zo::cpu::fold_probes(numel, reinterpret_cast<const uint64_t*>(seeds), num_seeds, offset);
 }
 
+// Every address, then every size; zo_kernels/backends/cpu.py has the names.
+void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters,
+                         const std::array<int64_t, 4>& sizes, uintptr_t tokens, uintptr_t targets, int64_t batch_size,
+                         int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, uintptr_t h,
+                         uintptr_t c, uintptr_t nats, uintptr_t logits) {
+  if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
+  if (to_dtype(dtype) == DType::kFloat64) throw std::invalid_argument("the population forward computes in float32");
+  if (num_signs != 1 && num_signs != 2) throw std::invalid_argument("num_signs is neither 1 nor 2");
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size, num_steps})
+    if (size < 1) throw std::invalid_argument("a size is below 1");
+  check_seeds(seeds, num_seeds);
+  if (tokens == 0 || nats == 0) throw std::invalid_argument("null address");
+  zo::cpu::PopulationArgs args = {};
+  args.cell = static_cast<zo::cpu::Cell>(cell);
+  args.type = to_dtype(dtype);
+  zo::cpu::Parameter* const fields[6] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
+                                         &args.bias,      &args.output_weight, &args.output_bias};
+  for (size_t i = 0; i < 6; ++i) {
+    if (parameters[i].first == 0) throw std::invalid_argument("null address");
+    *fields[i] = {reinterpret_cast<const void*>(parameters[i].first), parameters[i].second};
+  }
+  args.vocab_size = sizes[0];
+  args.embed_dim = sizes[1];
+  args.num_heads = sizes[2];
+  args.head_dim = sizes[3];
+  args.tokens = reinterpret_cast<const int64_t*>(tokens);
+  args.targets = reinterpret_cast<const int64_t*>(targets);
+  args.batch_size = batch_size;
+  args.num_steps = num_steps;
+  args.seeds = reinterpret_cast<const uint64_t*>(seeds);
+  args.num_seeds = num_seeds;
+  args.num_signs = num_signs;
+  args.eps = eps;
+  args.h = reinterpret_cast<float*>(h);
+  args.c = reinterpret_cast<float*>(c);
+  args.nats = reinterpret_cast<double*>(nats);
+  args.logits = reinterpret_cast<float*>(logits);
+  zo::cpu::evaluate_population(args);
+}
+
 py::tuple philox4x32_10(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
   const zo::Philox4 out = zo::philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
@@ -115,6 +158,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("swap_probe", &swap_probe, no_gil);
   m.def("accumulate_probes", &accumulate_probes, no_gil);
   m.def("fold_probes", &fold_probes, no_gil);
+  m.def("evaluate_population", &evaluate_population, no_gil);
   m.def("philox4x32_10", &philox4x32_10);
   m.def("streams", &streams);
   m.def("compiled_isas", &zo::cpu::compiled_isas);

@@ -34,7 +34,7 @@ const std::vector<Isa>& isas() {  // best last
     std::vector<Isa> found = {{&kBaselineKernels, true}};
 #if defined(ZO_X86)
     __builtin_cpu_init();
-    found.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && has_f16c()});
+    found.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()});
     found.push_back({&kAvx512Kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
 #endif
@@ -61,19 +61,6 @@ const Kernels* find_isa(const std::string& name, const std::string& asked_by) {
 }
 
 const Kernels* g_forced = nullptr;  // by set_active_isa
-
-const Kernels& kernels() {
-  if (g_forced) return *g_forced;
-  static const Kernels* const chosen = [] {
-    const char* name = std::getenv("ZO_KERNELS_ISA");
-    if (name && *name) return find_isa(name, "ZO_KERNELS_ISA");
-    const Kernels* best = nullptr;
-    for (const Isa& isa : isas())
-      if (isa.supported) best = isa.kernels;
-    return best;
-  }();
-  return *chosen;
-}
 
 // Calls body(first_element, numel, first_block, block_high) for stretches of blocks that share the high half of their
 // index: one, unless the range passes element 2^39 * k.
@@ -140,6 +127,19 @@ std::vector<ProbeKey> make_keys(const uint64_t* seeds, int64_t num_seeds, int64_
 }
 
 }  // namespace
+
+const Kernels& kernels() {
+  if (g_forced) return *g_forced;
+  static const Kernels* const chosen = [] {
+    const char* name = std::getenv("ZO_KERNELS_ISA");
+    if (name && *name) return find_isa(name, "ZO_KERNELS_ISA");
+    const Kernels* best = nullptr;
+    for (const Isa& isa : isas())
+      if (isa.supported) best = isa.kernels;
+    return best;
+  }();
+  return *chosen;
+}
 
 ProbeKey make_probe_key(uint64_t seed, uint32_t block_high) {
   uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];

@@ -20,6 +20,7 @@ namespace {
 
 }  // namespace
 
-extern const Kernels kAvx2Kernels = {"avx2", kLanes, kGroup, probe_kernel, apply_kernel, accumulate_kernel, fold_kernel};
+extern const Kernels kAvx2Kernels = {"avx2",     kLanes,            kGroup,      probe_kernel,
+                                        apply_kernel, accumulate_kernel, fold_kernel, &kAvx2PopulationKernels};
 
 }  // namespace zo::cpu

@@ -20,6 +20,7 @@ namespace {
 
 }  // namespace
 
-extern const Kernels kAvx512Kernels = {"avx512", kLanes, kGroup, probe_kernel, apply_kernel, accumulate_kernel, fold_kernel};
+extern const Kernels kAvx512Kernels = {"avx512",     kLanes,            kGroup,      probe_kernel,
+                                        apply_kernel, accumulate_kernel, fold_kernel, &kAvx512PopulationKernels};
 
 }  // namespace zo::cpu

@@ -18,6 +18,7 @@ namespace {
 
 }  // namespace
 
-extern const Kernels kBaselineKernels = {"baseline", kLanes, kGroup, probe_kernel, apply_kernel, accumulate_kernel, fold_kernel};
+extern const Kernels kBaselineKernels = {"baseline",     kLanes,            kGroup,      probe_kernel,
+                                        apply_kernel, accumulate_kernel, fold_kernel, &kBaselinePopulationKernels};
 
 }  // namespace zo::cpu

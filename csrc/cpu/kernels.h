@@ -60,6 +60,8 @@ struct FoldArgs {
   int64_t num_seeds;
 };
 
+struct PopulationKernels;  // population/kernels.h
+
 struct Kernels {
   const char* name;
   int tile_blocks;  // blocks generated at once: one per 32-bit lane
@@ -68,12 +70,18 @@ struct Kernels {
   void (*apply)(const ApplyArgs&, int64_t first_tile, int64_t last_tile);
   void (*accumulate)(const AccumulateArgs&, int64_t first_tile, int64_t last_tile);
   uint64_t (*fold)(const FoldArgs&, int64_t first_tile, int64_t last_tile);
+  const PopulationKernels* population;
 };
 
+const Kernels& kernels();  // those in use; throws std::runtime_error where ZO_KERNELS_ISA can't be had
+
 extern const Kernels kBaselineKernels;
+extern const PopulationKernels kBaselinePopulationKernels;
 #if defined(ZO_X86)
 extern const Kernels kAvx2Kernels;
+extern const PopulationKernels kAvx2PopulationKernels;
 extern const Kernels kAvx512Kernels;
+extern const PopulationKernels kAvx512PopulationKernels;
 #endif
 
 }  // namespace zo::cpu

@@ -84,3 +84,28 @@ ZO_INLINE F32 from_float16(U16 h) { return reinterpret_cast<F32>(_mm256_cvtph_ps
 ZO_INLINE U16 to_float16(F32 f) {
   return reinterpret_cast<U16>(_mm256_cvtps_ph(reinterpret_cast<__m256>(f), _MM_FROUND_TO_NEAREST_INT));
 }
+
+// --- for the population forward: floats, where a fused multiply-add and a few ulp are allowed ---
+
+constexpr int kTileVectors = 2;  // vectors of a tile of positions
+constexpr int kSums = 8;         // vectors of sums that a loop keeps in registers
+constexpr int kRowTile = 6;      // rows of the output projection at once
+
+ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
+  return reinterpret_cast<F32>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+}
+
+// Of two numbers; where one is NaN, b.
+ZO_INLINE F32 larger(F32 a, F32 b) {
+  return reinterpret_cast<F32>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+
+ZO_INLINE F32 smaller(F32 a, F32 b) {
+  return reinterpret_cast<F32>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+
+// v * 2^n for whole n in [-126, 127] and v near 1.
+ZO_INLINE F32 scale_by_power(F32 v, F32 n) {
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(n, I32) << 23));
+}

@@ -110,3 +110,25 @@ ZO_INLINE F32 from_float16(U16 h) {
 ZO_INLINE U16 to_float16(F32 f) {
   return U16{half_from_float(f[0]), half_from_float(f[1]), half_from_float(f[2]), half_from_float(f[3])};
 }
+
+// --- for the population forward: floats, where a fused multiply-add and a few ulp are allowed ---
+
+constexpr int kTileVectors = 2;  // vectors of a tile of positions
+constexpr int kSums = 8;         // vectors of sums that a loop keeps in registers
+constexpr int kRowTile = 6;      // rows of the output projection at once
+
+ZO_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+
+ZO_INLINE F32 choose(I32 mask, F32 a, F32 b) {
+  return reinterpret_cast<F32>((reinterpret_cast<I32>(a) & mask) | (reinterpret_cast<I32>(b) & ~mask));
+}
+
+// Of two numbers; where one is NaN, b.
+ZO_INLINE F32 larger(F32 a, F32 b) { return choose(a > b, a, b); }
+
+ZO_INLINE F32 smaller(F32 a, F32 b) { return choose(a < b, a, b); }
+
+// v * 2^n for whole n in [-126, 127] and v near 1.
+ZO_INLINE F32 scale_by_power(F32 v, F32 n) {
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(n, I32) << 23));
+}

@@ -1,0 +1,85 @@
+// The memory of a population forward: one aligned block for each member that is under way, and one for each thread.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "plan.h"
+
+namespace zo::cpu {
+
+constexpr int64_t kAlignment = 64;
+
+// Hands out stretches of one allocation, each starting at whole vectors. Without an allocation it only counts.
+class Carver {
+ public:
+  explicit Carver(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* p = base_ ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
+    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    return p;
+  }
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+void carve(Carver& carver, const OwnedPlan& plan, Member& member);
+void carve(Carver& carver, const OwnedPlan& plan, Scratch& scratch);
+
+// A Member or Scratch with the memory behind its pointers.
+template <class Buffers>
+class Owned {
+ public:
+  explicit Owned(const OwnedPlan& plan) {
+    Carver count(nullptr);
+    carve(count, plan, buffers);
+    memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, static_cast<size_t>(count.bytes()))));
+    if (!memory_) throw std::bad_alloc();
+    Carver real(memory_.get());
+    carve(real, plan, buffers);
+  }
+
+  Buffers buffers;
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> memory_;
+};
+
+// Buffers that threads take and give back, so that no more are made than are in use at once.
+template <class Buffers>
+class Pool {
+ public:
+  explicit Pool(const OwnedPlan& plan) : plan_(plan) {}
+
+  std::unique_ptr<Owned<Buffers>> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) return std::make_unique<Owned<Buffers>>(plan_);
+    std::unique_ptr<Owned<Buffers>> taken = std::move(idle_.back());
+    idle_.pop_back();
+    return taken;
+  }
+
+  void give_back(std::unique_ptr<Owned<Buffers>> buffers) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(buffers));
+  }
+
+ private:
+  const OwnedPlan& plan_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Owned<Buffers>>> idle_;
+};
+
+}  // namespace zo::cpu

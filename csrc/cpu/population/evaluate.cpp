@@ -1,0 +1,204 @@
+// Runs the members of a population on the threads.
+//
+// With at least as many members as threads each member is one thread's, from its first token to its last. With fewer,
+// all run together, and the threads share out their heads, then their position blocks, chunk by chunk.
+#include <algorithm>
+#include <cstring>
+
+#include "../parallel.h"
+#include "buffers.h"
+
+namespace zo::cpu {
+
+void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
+  const int64_t rows = (plan.max_table_rows + plan.lanes - 1) / plan.lanes * plan.lanes;
+  // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
+  const int64_t beyond = plan.wide ? 0 : plan.tile_lanes * plan.args->num_heads * plan.padded_dim;
+  m.embedded = carver.take<float>(rows * plan.args->embed_dim);
+  m.table = carver.take<float>(plan.max_table_rows * plan.table_stride());
+  m.hidden = carver.take<float>((plan.chunk_steps + 1) * plan.slot_size() + beyond);
+  m.cell = carver.take<float>(plan.cell.has_cell_state ? plan.slot_size() : 0);
+  m.blocks = carver.take<float>(plan.wide ? 0 : plan.chunk_blocks * plan.tile_lanes * plan.hidden_size);
+  m.maximum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
+  m.sum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
+  m.at_target = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
+  m.nats = carver.take<double>(plan.chunk_blocks);
+}
+
+void carve(Carver& carver, const OwnedPlan& plan, Scratch& s) {
+  const PopulationArgs& args = *plan.args;
+  const auto padded = [&](int64_t n) { return (n + plan.lanes - 1) / plan.lanes * plan.lanes; };
+  const int64_t panel_units = plan.wide || plan.panel_units < args.head_dim ? plan.panel_units : plan.padded_dim;
+  s.input_panel = carver.take<float>(plan.lanes * padded(args.embed_dim));
+  s.recurrent_panel = carver.take<float>(plan.cell.recurrent_rows * panel_units * args.head_dim + plan.lanes);
+  s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_size + padded(plan.panel_rows) + plan.lanes);
+  s.rows = carver.take<float>(plan.lanes * std::max(padded(args.embed_dim), plan.padded_dim));
+  s.logits = carver.take<float>(plan.panel_rows * plan.tile_lanes);
+  s.pre = carver.take<float>(plan.lanes * plan.tile_lanes);
+}
+
+namespace {
+
+// Calls f(element of the kernel's layout, element of [N, B, D]) for every state of one step.
+template <class F>
+void for_each_state(const OwnedPlan& plan, F f) {
+  const int64_t N = plan.args->num_heads, B = plan.args->batch_size, D = plan.args->head_dim;
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t first = b / plan.tile_lanes * plan.tile_lanes;
+      const int64_t width = plan.width(plan.batch_lanes - first);
+      for (int64_t d = 0; d < D; ++d) {
+        const int64_t inner = plan.wide ? first * plan.hidden_size + (n * D + d) * width + (b - first)
+                                        : (b * N + n) * plan.padded_dim + d;
+        f(inner, (n * B + b) * D + d);
+      }
+    }
+}
+
+class Evaluation {
+ public:
+  Evaluation(const OwnedPlan& plan, const PopulationKernels& isa)
+      : plan_(plan), args_(*plan.args), isa_(isa), scratch_(plan), members_(plan) {}
+
+  void run() {
+    const int64_t count = args_.num_seeds * args_.num_signs;
+    if (count >= max_threads()) {
+      parallel_for(count, 1, [&](int64_t first, int64_t last) {
+        auto scratch = scratch_.take();
+        auto member = members_.take();
+        for (int64_t i = first; i < last; ++i) {
+          const Team alone = {&member->buffers, i, 1, &scratch->buffers};
+          run_team(alone);
+        }
+        members_.give_back(std::move(member));
+        scratch_.give_back(std::move(scratch));
+      });
+      return;
+    }
+    std::vector<std::unique_ptr<Owned<Member>>> owned;
+    std::vector<Member> members;
+    for (int64_t i = 0; i < count; ++i) {
+      owned.push_back(members_.take());
+      members.push_back(owned.back()->buffers);
+    }
+    const Team all = {members.data(), 0, count, nullptr};
+    run_team(all);
+  }
+
+ private:
+  // Members that run in step; on one thread, that of `scratch`, or with scratch null on all.
+  struct Team {
+    Member* members;
+    int64_t first;  // number of the first in the population
+    int64_t count;
+    const Scratch* scratch;
+  };
+
+  // f(member, scratch, first, last) over `items` items of each member.
+  template <class F>
+  void share_out(const Team& team, int64_t items, F f) {
+    if (team.scratch) {
+      for (int64_t i = 0; i < team.count; ++i) f(team.members[i], *team.scratch, int64_t{0}, items);
+      return;
+    }
+    parallel_for(team.count * items, 1, [&](int64_t first, int64_t last) {
+      auto scratch = scratch_.take();
+      while (first < last) {
+        const int64_t member = first / items;
+        const int64_t end = std::min(last, (member + 1) * items);
+        f(team.members[member], scratch->buffers, first - member * items, end - member * items);
+        first = end;
+      }
+      scratch_.give_back(std::move(scratch));
+    });
+  }
+
+  void run_team(const Team& team) {
+    for (int64_t i = 0; i < team.count; ++i) begin(team.members[i], team.first + i);
+    size_t span = 0;
+    for (int64_t chunk = 0; chunk < plan_.num_chunks; ++chunk) {
+      if (chunk == plan_.spans[span].first_chunk) make_table(team, plan_.spans[span]);
+      share_out(team, args_.num_heads, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+        for (int64_t head = first; head < last; ++head) isa_.recurrence(plan_, m, scratch, chunk, head);
+      });
+      score(team, chunk);
+      if (chunk + 1 == plan_.spans[span].last_chunk) ++span;
+      const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
+      for (int64_t i = 0; i < team.count; ++i) {
+        float* hidden = team.members[i].hidden;
+        std::memcpy(hidden, hidden + steps * plan_.slot_size(), static_cast<size_t>(plan_.slot_size()) * sizeof(float));
+      }
+    }
+    for (int64_t i = 0; i < team.count; ++i) end(team.members[i], team.first + i);
+  }
+
+  void make_table(const Team& team, const Span& span) {
+    const int64_t row_blocks = (span.num_rows + plan_.lanes - 1) / plan_.lanes;
+    share_out(team, row_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      isa_.embed(plan_, m, scratch, span, first, last);
+    });
+    share_out(team, plan_.table_stride() / plan_.lanes,
+              [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+                isa_.project(plan_, m, scratch, span, first, last);
+              });
+  }
+
+  void score(const Team& team, int64_t chunk) {
+    const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
+    const int64_t blocks = plan_.wide ? steps * (plan_.chunk_blocks / plan_.chunk_steps)
+                                      : (steps * plan_.batch_lanes + plan_.tile_lanes - 1) / plan_.tile_lanes;
+    if (args_.targets) {
+      share_out(team, blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+        isa_.output(plan_, m, scratch, chunk, first, last, nullptr);
+      });
+      for (int64_t i = 0; i < team.count; ++i)
+        for (int64_t block = 0; block < blocks; ++block) args_.nats[team.first + i] += team.members[i].nats[block];
+    }
+    if (args_.logits && chunk + 1 == plan_.num_chunks) {
+      const int64_t last_positions = (steps - 1) * plan_.batch_lanes;
+      const int64_t first_block = plan_.wide ? blocks / steps * (steps - 1) : last_positions / plan_.tile_lanes;
+      share_out(team, blocks - first_block, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+        const int64_t index = team.first + (&m - team.members);
+        isa_.output(plan_, m, scratch, chunk, first_block + first, first_block + last,
+                    args_.logits + index * args_.batch_size * args_.vocab_size);
+      });
+    }
+  }
+
+  void begin(Member& m, int64_t index) {
+    m.seed = args_.seeds[index / args_.num_signs];
+    m.eps = static_cast<float>(index % args_.num_signs == 0 ? args_.eps : -args_.eps);
+    args_.nats[index] = 0.0;
+    std::memset(m.hidden, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
+    if (plan_.cell.has_cell_state) std::memset(m.cell, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
+    const int64_t states = plan_.hidden_size * args_.batch_size;
+    if (args_.h)
+      for_each_state(plan_, [&](int64_t inner, int64_t outer) { m.hidden[inner] = args_.h[index * states + outer]; });
+    if (args_.h && plan_.cell.has_cell_state)
+      for_each_state(plan_, [&](int64_t inner, int64_t outer) { m.cell[inner] = args_.c[index * states + outer]; });
+  }
+
+  void end(const Member& m, int64_t index) {
+    const int64_t states = plan_.hidden_size * args_.batch_size;
+    if (args_.h)
+      for_each_state(plan_, [&](int64_t inner, int64_t outer) { args_.h[index * states + outer] = m.hidden[inner]; });
+    if (args_.h && plan_.cell.has_cell_state)
+      for_each_state(plan_, [&](int64_t inner, int64_t outer) { args_.c[index * states + outer] = m.cell[inner]; });
+  }
+
+  const OwnedPlan& plan_;
+  const PopulationArgs& args_;
+  const PopulationKernels& isa_;
+  Pool<Scratch> scratch_;
+  Pool<Member> members_;
+};
+
+}  // namespace
+
+void evaluate_population(const PopulationArgs& args) {
+  const PopulationKernels& isa = *kernels().population;
+  const OwnedPlan plan(args, isa);
+  Evaluation(plan, isa).run();
+}
+
+}  // namespace zo::cpu

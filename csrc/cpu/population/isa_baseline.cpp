@@ -1,0 +1,39 @@
+// The population forward for any processor.
+#include "kernels.h"
+
+#define ZO_VECTOR_BYTES 16
+
+namespace zo::cpu {
+namespace {
+
+#include "../simd.h"
+#include "../simd_baseline.h"
+
+#include "../generate.h"
+
+#include "../elements.h"
+
+#include "perturb.h"
+
+#include "cells.h"
+
+#include "tiles.h"
+
+#include "narrow.h"
+#include "output.h"
+#include "project.h"
+#include "wide.h"
+
+void recurrence_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+  with_cell(plan.args->cell, [&](auto cell) {
+    if (plan.wide) return wide_recurrence<decltype(cell)>(plan, m, scratch, chunk, head);
+    narrow_recurrence<decltype(cell)>(plan, m, scratch, chunk, head);
+  });
+}
+
+}  // namespace
+
+extern const PopulationKernels kBaselinePopulationKernels = {
+    kLanes, kTileVectors * kLanes, kRowTile, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+
+}  // namespace zo::cpu

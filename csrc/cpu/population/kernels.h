@@ -1,0 +1,103 @@
+// What one instruction set provides for the population forward, and the buffers it works in.
+//
+// The context is cut into *chunks* of time steps. For each chunk a member runs every head over all its steps
+// (`recurrence`), leaving the hidden states of the chunk; then `output` turns those into losses. Only the last step's
+// states outlive a chunk.
+//
+// Two layouts, by how many sequences there are:
+//   wide    lanes run along sequences. They are cut into tiles of tile_lanes (the last may be narrower); a state is
+//           [tile][unit][lane].
+//   narrow  lanes run along a head's units, for a few sequences; a state is [sequence][head][padded unit].
+// The output works on blocks of positions, one per lane, [unit][lane]: in the wide layout a block is a tile at one
+// step, in the narrow one the chunk's states are transposed into blocks.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels.h"
+#include "population.h"
+
+namespace zo::cpu {
+
+// Always inlined: the instruction sets' files must not share a function that one of them compiled.
+#define ZO_PLAN_METHOD inline __attribute__((always_inline))
+
+// The distinct tokens of some chunks: their input projections are one table, made once for all these chunks.
+struct Span {
+  int64_t first_chunk, last_chunk;
+  const int64_t* tokens;  // of each row of the table, ascending
+  int64_t num_rows;
+};
+
+struct Plan {
+  const PopulationArgs* args;
+  CellShape cell;
+  int lanes, tile_lanes;  // floats of a vector; positions of a full tile or block
+  bool wide;
+  int64_t hidden_size;
+  int64_t batch_lanes;    // sequences with the lanes that pad the last tile; narrow: B
+  int64_t padded_dim;     // D rounded up to whole vectors
+  int64_t head_columns;   // columns of the table per head
+  int64_t chunk_steps;    // time steps of a chunk
+  int64_t num_steps;      // that are run: up to the last that matters
+  int64_t num_chunks;
+  int64_t chunk_blocks;   // position blocks of a full chunk
+  int64_t panel_units;    // units of a head whose recurrent weights are held at once; D: all, for the whole chunk
+  int64_t panel_rows;     // rows of the output projection held at once
+  const int32_t* table_row;  // [num_steps, batch_lanes], in the table of the step's span
+  const int32_t* target;     // [num_steps, batch_lanes], -1: not scored
+
+  ZO_PLAN_METHOD int64_t first_step(int64_t chunk) const { return chunk * chunk_steps; }
+  ZO_PLAN_METHOD int64_t last_step(int64_t chunk) const {
+    return (chunk + 1) * chunk_steps < num_steps ? (chunk + 1) * chunk_steps : num_steps;
+  }
+  ZO_PLAN_METHOD int64_t table_stride() const { return args->num_heads * head_columns; }
+  ZO_PLAN_METHOD int64_t slot_size() const {  // floats of the hidden states of one step
+    return wide ? batch_lanes * hidden_size : batch_lanes * args->num_heads * padded_dim;
+  }
+  // Lanes of a tile or block of which `left` positions remain: a full one, or fewer in whole vectors (1, 2 or 4).
+  ZO_PLAN_METHOD int width(int64_t left) const {
+    int lanes_used = lanes;
+    while (lanes_used < tile_lanes && lanes_used < left) lanes_used *= 2;
+    return lanes_used;
+  }
+};
+
+// What one member keeps while it runs. All pointers are aligned to whole vectors.
+struct Member {
+  uint64_t seed;
+  float eps;         // with the sign
+  float* embedded;   // [block of rows][E][lanes]: perturbed embeddings of the span's tokens
+  float* table;      // [row][head][column]: bias + input projection
+  float* hidden;     // [chunk_steps + 1] slots; slot 0 is the step before the chunk
+  float* cell;       // one slot, or null
+  float* blocks;     // narrow: [block][H][tile_lanes]
+  float* maximum;    // running logsumexp of each position of the chunk: [block][tile_lanes], and its sum
+  float* sum;
+  float* at_target;  // logit of the target
+  double* nats;      // [block]: of this chunk
+};
+
+// What one thread needs besides.
+struct Scratch {
+  float* input_panel;      // [lanes][E + padding]
+  float* recurrent_panel;
+  float* output_panel;     // [panel_rows][H], then [panel_rows] biases
+  float* rows;             // [lanes][padded]: rows before they are transposed
+  float* logits;           // [panel_rows][tile_lanes]
+  float* pre;              // [lanes][tile_lanes]
+};
+
+struct PopulationKernels {
+  int lanes, tile_lanes, row_tile;  // row_tile: rows of the output projection computed at once
+  // Perturbed embeddings of blocks of `lanes` table rows, then columns of the table, in blocks of `lanes`.
+  void (*embed)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
+  void (*project)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
+  void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t head);
+  // Scores position blocks [first, last) of a chunk into member.nats; with `logits` [B, V] instead writes the logits of
+  // the chunk's last step.
+  void (*output)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_block, int64_t last_block,
+                 float* logits);
+};
+
+}  // namespace zo::cpu

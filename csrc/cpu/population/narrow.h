@@ -1,0 +1,139 @@
+// The recurrence for few sequences: lanes run along the units of a head, so that one sequence fills the vectors. The
+// weights are transposed when they are perturbed, [k][recurrent row][unit], and each is read from the first or second
+// cache once per step.
+
+struct NarrowStep {
+  const float* weights;  // [k][recurrent row][unit - first_unit], units padded to whole vectors
+  int64_t panel_units;   // padded units of the panel
+  int64_t head_dim;
+  int64_t padded_dim;
+};
+
+// `vectors` vectors of units from `unit` on, for `count` sequences. Pointers are to the head's first unit.
+template <class Cell, int vectors, int count>
+ZO_INLINE void update_vectors(const NarrowStep& s, const float* weights, const float* const* table,
+                              const float* const* previous, float* const* hidden, float* const* cell, int64_t unit) {
+  constexpr CellShape shape = Cell::shape;
+  F32 sum[shape.rows][vectors][count];
+#pragma GCC unroll 4
+  for (int r = 0; r < shape.rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      for (int b = 0; b < count; ++b) sum[r][v][b] = load<F32>(table[b] + r * s.padded_dim + unit + v * kLanes);
+  for (int64_t k = 0; k < s.head_dim; ++k) {
+    F32 h[count];
+#pragma GCC unroll 4
+    for (int b = 0; b < count; ++b) h[b] = splat<F32>(previous[b][k]);
+#pragma GCC unroll 4
+    for (int r = 0; r < shape.recurrent_rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        const F32 w = load<F32>(weights + (k * shape.recurrent_rows + r) * s.panel_units + v * kLanes);
+#pragma GCC unroll 4
+        for (int b = 0; b < count; ++b) sum[r][v][b] = fma(w, h[b], sum[r][v][b]);
+      }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v)
+#pragma GCC unroll 4
+    for (int b = 0; b < count; ++b) {
+      const int64_t at = unit + v * kLanes;
+      F32 rows[shape.rows];
+      for (int r = 0; r < shape.rows; ++r) rows[r] = sum[r][v][b];
+      F32 c = shape.has_cell_state ? load<F32>(cell[b] + at) : F32{};
+      store(hidden[b] + at, Cell::update(rows, load<F32>(previous[b] + at), c));
+      if (shape.has_cell_state) store(cell[b] + at, c);
+    }
+}
+
+// Padded units [first, last) of a head for `count` sequences.
+template <class Cell, int count>
+void step_sequences(const NarrowStep& s, const float* const* table, const float* const* previous, float* const* hidden,
+                    float* const* cell, int64_t first, int64_t last) {
+  constexpr int vectors = count >= 4 ? 1 : kSums / 8;
+  int64_t unit = first;
+  for (; unit + vectors * kLanes <= last; unit += vectors * kLanes)
+    update_vectors<Cell, vectors, count>(s, s.weights + (unit - first), table, previous, hidden, cell, unit);
+  for (; vectors > 1 && unit < last; unit += kLanes)
+    update_vectors<Cell, 1, count>(s, s.weights + (unit - first), table, previous, hidden, cell, unit);
+}
+
+// All sequences of one step, padded units [first, last) of a head.
+template <class Cell>
+void step_all(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t step, int64_t head,
+              int64_t first, int64_t last) {
+  const int64_t B = plan.args->batch_size;
+  const int64_t sequence = plan.args->num_heads * plan.padded_dim;  // floats of a sequence's state
+  const int64_t slot = step - plan.first_step(chunk);
+  const NarrowStep s = {scratch.recurrent_panel, last - first, plan.args->head_dim, plan.padded_dim};
+  for (int64_t b = 0; b < B;) {
+    const int count = B - b >= 4 ? 4 : B - b >= 2 ? 2 : 1;
+    const float *table[4], *previous[4];
+    float *hidden[4], *cell[4];
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = (b + i) * sequence + head * plan.padded_dim;
+      table[i] = m.table + plan.table_row[step * B + b + i] * plan.table_stride() + head * plan.head_columns;
+      previous[i] = m.hidden + slot * plan.slot_size() + at;
+      hidden[i] = m.hidden + (slot + 1) * plan.slot_size() + at;
+      cell[i] = m.cell + at;
+    }
+    if (count == 4) step_sequences<Cell, 4>(s, table, previous, hidden, cell, first, last);
+    if (count == 2) step_sequences<Cell, 2>(s, table, previous, hidden, cell, first, last);
+    if (count == 1) step_sequences<Cell, 1>(s, table, previous, hidden, cell, first, last);
+    b += count;
+  }
+}
+
+// panel[k][row][unit - first] of padded units [first, last).
+void make_narrow_panel(const Plan& plan, const Member& m, const Scratch& scratch, SignReader (&signs)[4], int64_t head,
+                       int64_t first, int64_t last) {
+  const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
+  const int64_t k_stride = plan.cell.recurrent_rows * (last - first);
+  for (int r = 0; r < plan.cell.recurrent_rows; ++r) {
+    float* panel = scratch.recurrent_panel + r * (last - first);
+    for (int64_t unit = first; unit < last; unit += kLanes) {
+      const int64_t units = D - unit < kLanes ? D - unit : kLanes;
+      for (int i = 0; i < units; ++i)
+        perturb(plan, plan.args->recurrent_weight, ((r * N + head) * D + unit + i) * D, D, m.eps, signs[r],
+                scratch.rows + i * plan.padded_dim);
+      for (int64_t i = units; i < kLanes; ++i)
+        __builtin_memset(scratch.rows + i * plan.padded_dim, 0, static_cast<uint64_t>(D) * sizeof(float));
+      for (int64_t k = 0; k < D; k += kLanes)
+        transpose_block(scratch.rows + k, plan.padded_dim, panel + k * k_stride + (unit - first), k_stride, D - k);
+    }
+  }
+}
+
+template <class Cell>
+void narrow_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+  const int64_t padded = plan.padded_dim;
+  const bool resident = plan.panel_units == plan.args->head_dim;
+  const int64_t panel = resident ? padded : plan.panel_units;
+  SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
+  if (resident) make_narrow_panel(plan, m, scratch, signs, head, 0, padded);
+  for (int64_t step = plan.first_step(chunk); step < plan.last_step(chunk); ++step) {
+    for (int64_t first = 0; first < padded; first += panel) {
+      const int64_t last = first + panel < padded ? first + panel : padded;
+      if (!resident) make_narrow_panel(plan, m, scratch, signs, head, first, last);
+      step_all<Cell>(plan, m, scratch, chunk, step, head, first, last);
+    }
+  }
+}
+
+// blocks[block][unit][lane] for position blocks [first, last) of a chunk.
+void transpose_states(const Plan& plan, const Member& m, int64_t chunk, int64_t first_block, int64_t last_block) {
+  const int64_t N = plan.args->num_heads, D = plan.args->head_dim, sequence = N * plan.padded_dim;
+  const int64_t positions = (plan.last_step(chunk) - plan.first_step(chunk)) * plan.args->batch_size;
+  const float* states = m.hidden + plan.slot_size();  // [position][head][padded unit]
+  for (int64_t block = first_block; block < last_block; ++block) {
+    const int64_t first = block * plan.tile_lanes;
+    const int width = plan.width(positions - first);
+    float* to = m.blocks + first * plan.hidden_size;
+    for (int lane = 0; lane < width; lane += kLanes) {
+      for (int64_t n = 0; n < N; ++n) {
+        for (int64_t d = 0; d < D; d += kLanes)
+          transpose_block(states + (first + lane) * sequence + n * plan.padded_dim + d, sequence,
+                          to + (n * D + d) * width + lane, width, D - d);
+      }
+    }
+  }
+}

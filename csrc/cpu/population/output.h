@@ -1,0 +1,158 @@
+// Output projection and cross-entropy for blocks of positions, one position per lane. A panel of the output weights
+// meets every block while it is warm; a block's logits exist for one panel at a time, and a running logsumexp of each
+// position carries over to the next panel.
+
+// Sums of `rows` x `vectors` logits: [row][lane] of hidden [k][width] and weights [row][hidden_size], plus the bias.
+template <int rows, int vectors>
+ZO_INLINE void logits_tile(const float* weights, const float* bias, const float* hidden, int64_t hidden_size,
+                           float* logits) {
+  constexpr int width = vectors * kLanes;
+  F32 sum[rows][vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) sum[r][v] = splat<F32>(bias[r]);
+  for (int64_t k = 0; k < hidden_size; ++k) {
+    F32 h[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) h[v] = load<F32>(hidden + k * width + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const F32 w = splat<F32>(weights[r * hidden_size + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[r][v] = fma(w, h[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) store(logits + r * width + v * kLanes, sum[r][v]);
+}
+
+template <int vectors>
+void logits_of_panel(const float* weights, const float* bias, const float* hidden, int64_t hidden_size, int64_t rows,
+                     float* logits) {
+  constexpr int width = vectors * kLanes;
+  int64_t r = 0;
+  for (; r + kRowTile <= rows; r += kRowTile)
+    logits_tile<kRowTile, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
+  for (; r + 2 <= rows; r += 2)
+    logits_tile<2, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
+  if (r < rows)
+    logits_tile<1, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
+}
+
+// Takes a panel's logits [rows][width] into the running maximum and the sum of e^(logit - maximum).
+template <int vectors>
+void add_to_logsumexp(const float* logits, int64_t rows, float* maximum, float* sum) {
+  constexpr int width = vectors * kLanes;
+  for (int v = 0; v < width; v += kLanes) {
+    const F32 before = load<F32>(maximum + v);
+    F32 top = before;
+    for (int64_t r = 0; r < rows; ++r) top = larger(top, load<F32>(logits + r * width + v));
+    F32 total = load<F32>(sum + v) * exp_of_negative(before - top);
+    for (int64_t r = 0; r < rows; ++r) total += exp_of_negative(load<F32>(logits + r * width + v) - top);
+    store(maximum + v, top);
+    store(sum + v, total);
+  }
+}
+
+// Sum over the scored positions of a block of maximum - logit of the target + log(sum). The logarithms are taken of
+// products of sums, which are at least 1 and at most V each: 16 of them fit a double.
+ZO_INLINE double nats_of_block(const int32_t* target, int count, const float* maximum, const float* sum,
+                               const float* at_target) {
+  double nats = 0.0, product = 1.0;
+  int factors = 0;
+  for (int lane = 0; lane < count; ++lane) {
+    if (target[lane] < 0) continue;
+    nats += static_cast<double>(maximum[lane]) - static_cast<double>(at_target[lane]);
+    product *= static_cast<double>(sum[lane]);
+    if (++factors % 16 == 0) {
+      nats += __builtin_log(product);
+      product = 1.0;
+    }
+  }
+  return nats + __builtin_log(product);
+}
+
+struct PositionBlock {
+  const float* hidden;  // [H][width]
+  int64_t position;     // its first position, counted over steps and lanes of the whole context
+  int width, count;     // lanes, and how many of them are positions
+};
+
+ZO_INLINE PositionBlock position_block(const Plan& plan, const Member& m, int64_t chunk, int64_t block) {
+  const int64_t first = plan.first_step(chunk) * plan.batch_lanes;
+  if (plan.wide) {
+    const int64_t tiles = (plan.batch_lanes + plan.tile_lanes - 1) / plan.tile_lanes;
+    const int64_t slot = block / tiles, lane = block % tiles * plan.tile_lanes;
+    const int width = plan.width(plan.batch_lanes - lane);
+    return {m.hidden + (slot + 1) * plan.slot_size() + lane * plan.hidden_size,
+            first + slot * plan.batch_lanes + lane, width, width};
+  }
+  const int64_t lane = block * plan.tile_lanes;
+  const int64_t left = (plan.last_step(chunk) - plan.first_step(chunk)) * plan.batch_lanes - lane;
+  const int width = plan.width(left);
+  return {m.blocks + lane * plan.hidden_size, first + lane, width, left < width ? static_cast<int>(left) : width};
+}
+
+// What becomes of a block's logits of vocabulary rows [first, first + rows).
+ZO_INLINE void score_panel(const Plan& plan, const Member& m, const PositionBlock& b, int64_t block, int64_t first,
+                           int64_t rows, const float* logits) {
+  float* at = m.maximum + block * plan.tile_lanes;
+  float* sum = m.sum + block * plan.tile_lanes;
+  with_vectors(b.width, [&](auto vectors) { add_to_logsumexp<decltype(vectors)::value>(logits, rows, at, sum); });
+  for (int lane = 0; lane < b.count; ++lane) {
+    const int64_t row = plan.target[b.position + lane] - first;
+    if (row >= 0 && row < rows) m.at_target[block * plan.tile_lanes + lane] = logits[row * b.width + lane];
+  }
+}
+
+ZO_INLINE void export_panel(const Plan& plan, const PositionBlock& b, int64_t first, int64_t rows, const float* logits,
+                            float* out) {
+  const int64_t last_step = (plan.num_steps - 1) * plan.batch_lanes;
+  for (int lane = 0; lane < b.count; ++lane) {
+    const int64_t sequence = b.position + lane - last_step;
+    if (sequence < 0 || sequence >= plan.args->batch_size) continue;
+    for (int64_t r = 0; r < rows; ++r) out[sequence * plan.args->vocab_size + first + r] = logits[r * b.width + lane];
+  }
+}
+
+ZO_INLINE bool is_scored(const Plan& plan, const PositionBlock& b) {
+  for (int lane = 0; lane < b.count; ++lane)
+    if (plan.target[b.position + lane] >= 0) return true;
+  return false;
+}
+
+void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_block,
+                   int64_t last_block, float* logits_out) {
+  const int64_t V = plan.args->vocab_size, H = plan.hidden_size;
+  float* bias = scratch.output_panel + plan.panel_rows * H;
+  SignReader weight_signs(m.seed), bias_signs(m.seed);
+  if (!plan.wide) transpose_states(plan, m, chunk, first_block, last_block);
+  for (int64_t block = first_block; block < last_block; ++block) {
+    for (int lane = 0; lane < plan.tile_lanes; ++lane) {
+      m.maximum[block * plan.tile_lanes + lane] = -3.0e38f;
+      m.sum[block * plan.tile_lanes + lane] = 0.0f;
+    }
+  }
+  for (int64_t first = 0; first < V; first += plan.panel_rows) {
+    const int64_t rows = V - first < plan.panel_rows ? V - first : plan.panel_rows;
+    perturb(plan, plan.args->output_weight, first * H, rows * H, m.eps, weight_signs, scratch.output_panel);
+    perturb(plan, plan.args->output_bias, first, rows, m.eps, bias_signs, bias);
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const PositionBlock b = position_block(plan, m, chunk, block);
+      if (!logits_out && !is_scored(plan, b)) continue;
+      with_vectors(b.width, [&](auto vectors) {
+        logits_of_panel<decltype(vectors)::value>(scratch.output_panel, bias, b.hidden, H, rows, scratch.logits);
+      });
+      if (logits_out)
+        export_panel(plan, b, first, rows, scratch.logits, logits_out);
+      else
+        score_panel(plan, m, b, block, first, rows, scratch.logits);
+    }
+  }
+  for (int64_t block = first_block; block < last_block && !logits_out; ++block) {
+    const PositionBlock b = position_block(plan, m, chunk, block);
+    const int64_t at = block * plan.tile_lanes;
+    m.nats[block] = nats_of_block(plan.target + b.position, b.count, m.maximum + at, m.sum + at, m.at_target + at);
+  }
+}

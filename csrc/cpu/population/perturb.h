@@ -1,0 +1,88 @@
+// Perturbed weights where they are used: short runs of theta + eps * p(seed), made into a panel as large as the caches.
+
+// The signs of one parameter in order: a window of two tiles that moves on with the runs that are asked for, so that
+// runs which follow each other share their tiles.
+class SignReader {
+ public:
+  ZO_INLINE explicit SignReader(uint64_t seed) : seed_(seed), window_(-2), has_second_(false) {}
+
+  // Lane i: sign bit clear where p of element j + i is +1, set where it is -1; the other bits are 0.
+  ZO_INLINE U32 flip_at(int64_t j) {
+    const int64_t tile = j / kTileElements;
+    if (tile != window_) move_to(tile);
+    const int i = static_cast<int>(j - tile * kTileElements);
+    if (i > kTileElements - kLanes && !has_second_) {
+      generate(tile + 1, bytes_ + kTileBytes);
+      has_second_ = true;
+    }
+    uint32_t word;
+    __builtin_memcpy(&word, bytes_ + i / 8, sizeof(word));
+    return ~bit_to_sign(word >> (i % 8)) & 0x80000000u;
+  }
+
+ private:
+  static constexpr int kTileBytes = kTileElements / 8;
+
+  void move_to(int64_t tile) {
+    if (tile == window_ + 1 && has_second_)
+      __builtin_memcpy(bytes_, bytes_ + kTileBytes, kTileBytes);
+    else
+      generate(tile, bytes_);
+    window_ = tile;
+    has_second_ = false;
+  }
+
+  void generate(int64_t tile, uint8_t* bytes) {
+    const uint64_t block = static_cast<uint64_t>(tile) * kLanes;
+    const ProbeKey key = make_probe_key(seed_, static_cast<uint32_t>(block >> 32));
+    generate_bits(tile_counters(block, bit_order), key, bytes);
+  }
+
+  uint64_t seed_;
+  int64_t window_;  // the tile that bytes_ begins with
+  bool has_second_;
+  alignas(64) uint8_t bytes_[2 * kTileBytes + 8] = {};
+};
+
+template <DType type>
+ZO_INLINE void perturb_elements(const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
+                                float* out) {
+  using In = Element<type>;
+  const typename In::Stored* x = static_cast<const typename In::Stored*>(p.data) + start;
+  const bool perturbed = p.offset >= 0 && eps != 0.0f;
+  const F32 step = splat<F32>(eps);
+  const auto value = [&](F32 v, int64_t i) {
+    if (!perturbed) return v;
+    const U32 flip = signs.flip_at(p.offset + start + i);
+    return v + reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, value(In::get(x + i), i));
+  if (i < count) {
+    typename In::Stored padded[kLanes] = {};
+    __builtin_memcpy(padded, x + i, static_cast<uint64_t>(count - i) * sizeof(padded[0]));
+    store(out + i, value(In::get(padded), i));
+  }
+}
+
+// out[i] = p[start + i] + eps * sign, for `count` elements; may write up to the end of the last whole vector.
+void perturb(const Plan& plan, const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
+             float* out) {
+  switch (plan.args->type) {
+    case DType::kBFloat16: return perturb_elements<DType::kBFloat16>(p, start, count, eps, signs, out);
+    case DType::kFloat16: return perturb_elements<DType::kFloat16>(p, start, count, eps, signs, out);
+    default: return perturb_elements<DType::kFloat32>(p, start, count, eps, signs, out);
+  }
+}
+
+// to[row][lane] = from[lane][row], for kLanes rows of `from` and `count` rows of `to`; strides in floats. Reads whole vectors.
+ZO_INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t count) {
+  I32 rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) rows[i] = load<I32>(from + i * from_stride);
+  transpose(rows);
+  if (count >= kLanes) {
+    for (int i = 0; i < kLanes; ++i) store(to + i * to_stride, rows[i]);
+  } else {
+    for (int i = 0; i < count; ++i) store(to + i * to_stride, rows[i]);
+  }
+}

@@ -1,0 +1,136 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace zo::cpu {
+namespace {
+
+// Sizes that were measured to work well (bench/NOTES.md); results depend on none of them but kOutputPanelFloats and the
+// choice of the layout, and on these only in the rounding of sums.
+constexpr int64_t kWidePositions = 1024;          // of a chunk
+constexpr int64_t kNarrowPositions = 256;
+constexpr int64_t kResidentPanelFloats = 1 << 20;  // recurrent weights of a head that are held for a whole chunk
+constexpr int64_t kRecurrentPanelFloats = 1 << 16;
+constexpr int64_t kOutputPanelFloats = 1 << 15;
+constexpr int64_t kTableFloats = 1 << 22;
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// One past the last step of which a target is scored.
+int64_t scored_steps(const PopulationArgs& args) {
+  int64_t steps = 0;
+  for (int64_t b = 0; args.targets && b < args.batch_size; ++b) {
+    const int64_t* targets = args.targets + b * args.num_steps;
+    for (int64_t t = args.num_steps - 1; t >= steps; --t)
+      if (targets[t] >= 0) {
+        steps = t + 1;
+        break;
+      }
+  }
+  return steps;
+}
+
+}  // namespace
+
+OwnedPlan::OwnedPlan(const PopulationArgs& a, const PopulationKernels& isa) : Plan{}, max_table_rows(0) {
+  args = &a;
+  cell = cell_shape(a.cell);
+  hidden_size = a.num_heads * a.head_dim;
+  num_steps = a.h || a.logits ? a.num_steps : scored_steps(a);
+  choose_layout(isa);
+  choose_panels(isa);
+  number_tokens();
+  place_targets();
+}
+
+void OwnedPlan::choose_layout(const PopulationKernels& isa) {
+  lanes = isa.lanes;
+  tile_lanes = isa.tile_lanes;
+  wide = args->batch_size > lanes / 2;
+  padded_dim = round_up(args->head_dim, lanes);
+  if (wide) {
+    const int64_t full = args->batch_size / tile_lanes * tile_lanes;
+    batch_lanes = full + (full < args->batch_size ? width(args->batch_size - full) : 0);
+    head_columns = round_up(args->head_dim * cell.rows, lanes);
+  } else {
+    batch_lanes = args->batch_size;
+    head_columns = padded_dim * cell.rows;
+  }
+  const int64_t positions = wide ? kWidePositions : kNarrowPositions;
+  chunk_steps = std::clamp<int64_t>(positions / batch_lanes, 1, std::max<int64_t>(num_steps, 1));
+  num_chunks = (num_steps + chunk_steps - 1) / chunk_steps;
+  const int64_t blocks_per_step = (batch_lanes + tile_lanes - 1) / tile_lanes;
+  chunk_blocks = wide ? chunk_steps * blocks_per_step : (chunk_steps * batch_lanes + tile_lanes - 1) / tile_lanes;
+}
+
+void OwnedPlan::choose_panels(const PopulationKernels& isa) {
+  const int64_t unit_floats = cell.recurrent_rows * args->head_dim;
+  panel_units = args->head_dim;
+  if (unit_floats * padded_dim > kResidentPanelFloats)
+    panel_units = std::min(args->head_dim, std::max<int64_t>(kRecurrentPanelFloats / unit_floats / lanes, 1) * lanes);
+  const int64_t most = std::max<int64_t>(isa.row_tile, kOutputPanelFloats / hidden_size);
+  const int64_t panels = (args->vocab_size + most - 1) / most;
+  panel_rows = round_up((args->vocab_size + panels - 1) / panels, isa.row_tile);
+}
+
+// Spans as long as their distinct tokens fit the table, and each position's row in the table of its span.
+void OwnedPlan::number_tokens() {
+  const int64_t most = std::max<int64_t>(kTableFloats / table_stride(), lanes);
+  std::vector<int64_t> last_span(static_cast<size_t>(args->vocab_size), -1);  // in which a token was seen
+  table_row_.assign(static_cast<size_t>(num_steps * batch_lanes), 0);
+  const auto token_at = [&](int64_t b, int64_t t) { return args->tokens[b * args->num_steps + t]; };
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    std::vector<int64_t> fresh;
+    // A chunk that overflows the span is counted again for a new one.
+    for (bool counted = false; !counted;) {
+      const int64_t span = static_cast<int64_t>(spans.size());  // 1 + index of the current one
+      fresh.clear();
+      for (int64_t t = first_step(chunk); t < last_step(chunk); ++t)
+        for (int64_t b = 0; b < args->batch_size; ++b) {
+          const int64_t token = token_at(b, t);
+          if (token < 0 || token >= args->vocab_size) throw std::invalid_argument("a token is not in [0, V)");
+          int64_t& seen = last_span[static_cast<size_t>(token)];
+          if (seen == span && span > 0) continue;
+          seen = span;
+          fresh.push_back(token);
+        }
+      counted = span > 0 && static_cast<int64_t>(span_tokens_.back().size() + fresh.size()) <= most;
+      if (!counted) {
+        const bool first = span == 0 || !span_tokens_.back().empty();
+        if (!first) break;  // one chunk with more distinct tokens than wanted: it gets a table of its own
+        spans.push_back({chunk, chunk, nullptr, 0});
+        span_tokens_.emplace_back();
+      }
+    }
+    span_tokens_.back().insert(span_tokens_.back().end(), fresh.begin(), fresh.end());
+    spans.back().last_chunk = chunk + 1;
+  }
+  std::vector<int32_t> row_of(static_cast<size_t>(args->vocab_size));
+  for (size_t s = 0; s < spans.size(); ++s) {
+    std::vector<int64_t>& tokens = span_tokens_[s];
+    std::sort(tokens.begin(), tokens.end());
+    for (size_t row = 0; row < tokens.size(); ++row) row_of[static_cast<size_t>(tokens[row])] = static_cast<int32_t>(row);
+    for (int64_t t = first_step(spans[s].first_chunk); t < last_step(spans[s].last_chunk - 1); ++t)
+      for (int64_t b = 0; b < args->batch_size; ++b)
+        table_row_[static_cast<size_t>(t * batch_lanes + b)] = row_of[static_cast<size_t>(token_at(b, t))];
+    spans[s].tokens = tokens.data();
+    spans[s].num_rows = static_cast<int64_t>(tokens.size());
+    max_table_rows = std::max(max_table_rows, spans[s].num_rows);
+  }
+  table_row = table_row_.data();
+}
+
+void OwnedPlan::place_targets() {
+  target_.assign(static_cast<size_t>(num_steps * batch_lanes), -1);
+  for (int64_t b = 0; args->targets && b < args->batch_size; ++b)
+    for (int64_t t = 0; t < num_steps; ++t) {
+      const int64_t target = args->targets[b * args->num_steps + t];
+      if (target >= args->vocab_size) throw std::invalid_argument("a target is not in [0, V)");
+      if (target >= 0) target_[static_cast<size_t>(t * batch_lanes + b)] = static_cast<int32_t>(target);
+    }
+  target = target_.data();
+}
+
+}  // namespace zo::cpu

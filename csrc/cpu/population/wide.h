@@ -1,0 +1,133 @@
+// The recurrence for many sequences: lanes run along sequences, so that heads of any size fill the vectors and a weight
+// is one broadcast for a whole tile.
+//
+// Per tile and step, for kLanes columns of the table (a few units with all their rows) at a time:
+//   1. gather the tokens' table rows and transpose them: pre-activations [column][lane], which are also the initial sums;
+//   2. per group of units, keep their sums in registers and walk the previous hidden state: a load of it serves all
+//      rows, a broadcast of a weight all lanes;
+//   3. update the cell where it is, in registers.
+
+template <class Cell, int vectors>
+ZO_INLINE void gather_columns(const float* table, int64_t stride, const int32_t* table_row, float* pre) {
+  constexpr int width = vectors * kLanes;
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    I32 rows[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = load<I32>(table + table_row[v * kLanes + i] * stride);
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(pre + i * width + v * kLanes, rows[i]);
+  }
+}
+
+struct TileStep {
+  const float* previous;  // [D][width]: the head's hidden state before the step
+  float* hidden;          // [D][width]: and after it
+  float* cell;            // [D][width], or null
+  const float* weights;   // [recurrent row][unit - first_unit][D]
+  int64_t row_stride;     // floats from one recurrent row to the next
+  int64_t head_dim;
+};
+
+// `units` consecutive units from `unit` on, whose pre-activations begin at `pre`.
+template <class Cell, int vectors, int units>
+ZO_INLINE void update_units(const TileStep& s, const float* weights, const float* pre, int64_t unit) {
+  constexpr CellShape shape = Cell::shape;
+  constexpr int width = vectors * kLanes;
+  F32 sum[units][shape.rows][vectors];
+#pragma GCC unroll 16
+  for (int u = 0; u < units; ++u)
+    for (int r = 0; r < shape.rows; ++r)
+      for (int v = 0; v < vectors; ++v) sum[u][r][v] = load<F32>(pre + (u * shape.rows + r) * width + v * kLanes);
+  for (int64_t k = 0; k < s.head_dim; ++k) {
+    F32 h[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) h[v] = load<F32>(s.previous + k * width + v * kLanes);
+#pragma GCC unroll 16
+    for (int u = 0; u < units; ++u)
+#pragma GCC unroll 4
+      for (int r = 0; r < shape.recurrent_rows; ++r) {
+        const F32 w = splat<F32>(weights[r * s.row_stride + u * s.head_dim + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sum[u][r][v] = fma(w, h[v], sum[u][r][v]);
+      }
+  }
+#pragma GCC unroll 16
+  for (int u = 0; u < units; ++u)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t at = (unit + u) * width + v * kLanes;
+      F32 rows[shape.rows];
+      for (int r = 0; r < shape.rows; ++r) rows[r] = sum[u][r][v];
+      F32 c = shape.has_cell_state ? load<F32>(s.cell + at) : F32{};
+      store(s.hidden + at, Cell::update(rows, load<F32>(s.previous + at), c));
+      if (shape.has_cell_state) store(s.cell + at, c);
+    }
+}
+
+// Units [first, last) of one head, one tile, one step. `first` is at a column that is a multiple of kLanes.
+template <class Cell, int vectors>
+void step_tile(const TileStep& s, const float* table, int64_t table_stride, const int32_t* table_row, float* pre,
+               int64_t first, int64_t last) {
+  constexpr int rows = Cell::shape.rows;
+  constexpr int width = vectors * kLanes;
+  constexpr int at_once = kSums / (rows * vectors) > 1 ? kSums / (rows * vectors) : 1;
+  constexpr int block_units = kLanes / rows;
+  constexpr int group = at_once < block_units ? at_once : block_units;
+  for (int64_t unit = first; unit < last; unit += block_units) {
+    gather_columns<Cell, vectors>(table + unit * rows, table_stride, table_row, pre);
+    const int units = last - unit < block_units ? static_cast<int>(last - unit) : block_units;
+    int u = 0;
+    for (; u + group <= units; u += group)
+      update_units<Cell, vectors, group>(s, s.weights + (unit - first + u) * s.head_dim, pre + u * rows * width, unit + u);
+    for (; group > 1 && u < units; ++u)
+      update_units<Cell, vectors, 1>(s, s.weights + (unit - first + u) * s.head_dim, pre + u * rows * width, unit + u);
+  }
+}
+
+// All tiles of one step, units [first, last) of a head.
+template <class Cell>
+void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t step, int64_t head,
+                int64_t first, int64_t last) {
+  const int64_t slot = step - plan.first_step(chunk);
+  const float* table = m.table + head * plan.head_columns;
+  for (int64_t lane = 0; lane < plan.batch_lanes; lane += plan.tile_lanes) {
+    const int width = plan.width(plan.batch_lanes - lane);
+    const int64_t at = lane * plan.hidden_size + head * plan.args->head_dim * width;
+    const TileStep s = {m.hidden + slot * plan.slot_size() + at,
+                        m.hidden + (slot + 1) * plan.slot_size() + at,
+                        Cell::shape.has_cell_state ? m.cell + at : nullptr,
+                        scratch.recurrent_panel,
+                        (last - first) * plan.args->head_dim,
+                        plan.args->head_dim};
+    const int32_t* rows = plan.table_row + step * plan.batch_lanes + lane;
+    const auto run = [&](auto vectors) {
+      step_tile<Cell, decltype(vectors)::value>(s, table, plan.table_stride(), rows, scratch.pre, first, last);
+    };
+    with_vectors(width, run);
+  }
+}
+
+// weights[row][unit - first][k] of units [first, last).
+void make_wide_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], int64_t head, int64_t first,
+                     int64_t last, float* panel) {
+  const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
+  for (int r = 0; r < plan.cell.recurrent_rows; ++r)  // in this order: a row is padded into the next
+    perturb(plan, plan.args->recurrent_weight, ((r * N + head) * D + first) * D, (last - first) * D, m.eps, signs[r],
+            panel + r * (last - first) * D);
+}
+
+template <class Cell>
+void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+  const int64_t D = plan.args->head_dim;
+  SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
+  if (plan.panel_units == D) make_wide_panel(plan, m, signs, head, 0, D, scratch.recurrent_panel);
+  for (int64_t step = plan.first_step(chunk); step < plan.last_step(chunk); ++step) {
+    for (int64_t first = 0; first < D; first += plan.panel_units) {
+      const int64_t last = first + plan.panel_units < D ? first + plan.panel_units : D;
+      if (plan.panel_units != D) make_wide_panel(plan, m, signs, head, first, last, scratch.recurrent_panel);
+      step_tiles<Cell>(plan, m, scratch, chunk, step, head, first, last);
+    }
+  }
+}
