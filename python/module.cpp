@@ -110,14 +110,17 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   args.type = to_dtype(dtype);
   zo::cpu::Parameter* const fields[6] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
                                          &args.bias,      &args.output_weight, &args.output_bias};
+  const zo::cpu::CellShape shape = zo::cpu::cell_shape(args.cell);
+  const int64_t V = sizes[0], E = sizes[1], D = sizes[3], H = sizes[2] * D;
+  const int64_t numels[6] = {V * E, shape.input_rows * H * E, shape.recurrent_rows * H * D, shape.rows * H, V * H, V};
   for (size_t i = 0; i < 6; ++i) {
     if (parameters[i].first == 0) throw std::invalid_argument("null address");
-    *fields[i] = {reinterpret_cast<const void*>(parameters[i].first), parameters[i].second};
+    *fields[i] = {reinterpret_cast<const void*>(parameters[i].first), numels[i], parameters[i].second};
   }
-  args.vocab_size = sizes[0];
-  args.embed_dim = sizes[1];
+  args.vocab_size = V;
+  args.embed_dim = E;
   args.num_heads = sizes[2];
-  args.head_dim = sizes[3];
+  args.head_dim = D;
   args.tokens = reinterpret_cast<const int64_t*>(tokens);
   args.targets = reinterpret_cast<const int64_t*>(targets);
   args.batch_size = batch_size;

@@ -128,7 +128,18 @@ ZO_INLINE F32 larger(F32 a, F32 b) { return choose(a > b, a, b); }
 
 ZO_INLINE F32 smaller(F32 a, F32 b) { return choose(a < b, a, b); }
 
-// v * 2^n for whole n in [-126, 127] and v near 1.
-ZO_INLINE F32 scale_by_power(F32 v, F32 n) {
-  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(n, I32) << 23));
+// t - floor(t), in [0, 1], for |t| < 2^31.
+ZO_INLINE F32 fraction_of(F32 t) {
+  const F32 whole = __builtin_convertvector(__builtin_convertvector(t, I32), F32);
+  return t - (whole - choose(whole > t, splat<F32>(1.0f), F32{}));
 }
+
+// v * 2^floor(t), where t - floor(t) = f, for t >= -126 and v in [1, 2].
+ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 f) {
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(t - f, I32) << 23));
+}
+
+// The range of scale_by_power.
+ZO_INLINE F32 bounded_power(F32 t) { return larger(splat<F32>(-126.0f), t); }
+
+ZO_INLINE F32 reciprocal(F32 v) { return splat<F32>(1.0f) / v; }

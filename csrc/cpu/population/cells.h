@@ -1,32 +1,31 @@
 // The cells: from a unit's pre-activations to its new state, in FlashRNN's gate order, and the functions they need.
 //
 // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = (1 - e^-2x) / (1 + e^-2x); a state is one fraction of sums and products of
-// such exponentials, which saves three of five divisions. Exponents are clamped to +-40 in base 2, where a gate is
-// closed to 1e-12, so that the product of three stays finite. Absolute error of a state: about 1e-7.
+// such exponentials, which saves three of five divisions. Exponents are at most 40 in base 2, where a gate is closed to
+// 1e-12, so that the product of three stays finite. Absolute error of a state: about 1e-7.
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^t for t in [-126, 127], to 1.6e-7; NaN stays NaN. Its minimax polynomial of 2^f on [-1/2, 1/2] is 1 at 0.
-ZO_INLINE F32 exp2_of(F32 t) {
-  const F32 n = round_even(t);
-  const F32 f = t - n;
-  F32 p = splat<F32>(0x1.5bba14p-10f);
-  p = fma(p, f, splat<F32>(0x1.3cea88p-7f));
-  p = fma(p, f, splat<F32>(0x1.c6b752p-5f));
-  p = fma(p, f, splat<F32>(0x1.ebf9bcp-3f));
-  p = fma(p, f, splat<F32>(0x1.62e42ap-1f));
+// 2^power for a power up to 127, to 1.6e-7; 0 or 1e-38 below -126; NaN stays NaN. The minimax polynomial of 2^f on [0, 1] is 1 at 0.
+ZO_INLINE F32 exp2_of(F32 power) {
+  const F32 t = bounded_power(power);
+  const F32 f = fraction_of(t);
+  F32 p = splat<F32>(0x1.e974fep-10f);
+  p = fma(p, f, splat<F32>(0x1.277854p-7f));
+  p = fma(p, f, splat<F32>(0x1.c91ce6p-5f));
+  p = fma(p, f, splat<F32>(0x1.ebdb56p-3f));
+  p = fma(p, f, splat<F32>(0x1.62e4bap-1f));
   p = fma(p, f, splat<F32>(1.0f));
-  return scale_by_power(p, n);
+  return scale_by_power(p, t, f);
 }
 
-// e^(factor * x) for a gate: clamped.
+// e^(factor * x) for a gate, at most 2^40.
 ZO_INLINE F32 gate_exp(F32 x, float factor) {
-  const F32 t = x * splat<F32>(factor * kLog2E);
-  return exp2_of(smaller(splat<F32>(40.0f), larger(splat<F32>(-40.0f), t)));
+  return exp2_of(smaller(splat<F32>(40.0f), x * splat<F32>(factor * kLog2E)));
 }
 
-// e^x for x <= 0: 1e-38 where that would be too small for a float.
-ZO_INLINE F32 exp_of_negative(F32 x) { return exp2_of(larger(splat<F32>(-126.0f), x * splat<F32>(kLog2E))); }
+// e^x for x <= 0.
+ZO_INLINE F32 exp_of_negative(F32 x) { return exp2_of(x * splat<F32>(kLog2E)); }
 
 struct LstmCell {
   static constexpr CellShape shape = cell_shape(Cell::kLstm);
@@ -36,9 +35,9 @@ struct LstmCell {
     const F32 i = one + gate_exp(pre[0], -1.0f), f = one + gate_exp(pre[1], -1.0f);
     const F32 ez = gate_exp(pre[2], -2.0f), o = one + gate_exp(pre[3], -1.0f);
     const F32 iz = fma(i, ez, i);  // i (1 + ez)
-    c = fma(c, iz, fma(-ez, f, f)) / (f * iz);
+    c = fma(c, iz, fma(-ez, f, f)) * reciprocal(f * iz);
     const F32 ec = gate_exp(c, -2.0f);
-    return (one - ec) / fma(o, ec, o);
+    return (one - ec) * reciprocal(fma(o, ec, o));
   }
 };
 
@@ -47,9 +46,9 @@ struct GruCell {
   // pre: g (recurrent), r, z, n (input).  h = sigmoid(z) h + (1 - sigmoid(z)) tanh(n + sigmoid(r) g)
   static ZO_INLINE F32 update(const F32 (&pre)[4], F32 h, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
-    const F32 n = pre[3] + pre[0] / (one + gate_exp(pre[1], -1.0f));
+    const F32 n = fma(pre[0], reciprocal(one + gate_exp(pre[1], -1.0f)), pre[3]);
     const F32 en = gate_exp(n, -2.0f), ez = gate_exp(pre[2], -1.0f);
-    return fma(ez, one - en, fma(h, en, h)) / ((one + ez) * (one + en));
+    return fma(ez, one - en, fma(h, en, h)) * reciprocal((one + ez) * (one + en));
   }
 };
 
@@ -58,7 +57,7 @@ struct ElmanCell {
   static ZO_INLINE F32 update(const F32 (&pre)[1], F32 /*h*/, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
     const F32 e = gate_exp(pre[0], -2.0f);
-    return (one - e) / (one + e);
+    return (one - e) * reciprocal(one + e);
   }
 };
 

@@ -11,7 +11,7 @@
 namespace zo::cpu {
 
 void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
-  const int64_t rows = (plan.max_table_rows + plan.lanes - 1) / plan.lanes * plan.lanes;
+  const int64_t rows = (plan.max_table_rows + plan.tile_lanes - 1) / plan.tile_lanes * plan.tile_lanes;
   // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
   const int64_t beyond = plan.wide ? 0 : plan.tile_lanes * plan.args->num_heads * plan.padded_dim;
   m.embedded = carver.take<float>(rows * plan.args->embed_dim);
@@ -27,13 +27,14 @@ void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
 
 void carve(Carver& carver, const OwnedPlan& plan, Scratch& s) {
   const PopulationArgs& args = *plan.args;
-  const auto padded = [&](int64_t n) { return (n + plan.lanes - 1) / plan.lanes * plan.lanes; };
   const int64_t panel_units = plan.wide || plan.panel_units < args.head_dim ? plan.panel_units : plan.padded_dim;
-  s.input_panel = carver.take<float>(plan.lanes * padded(args.embed_dim));
-  s.recurrent_panel = carver.take<float>(plan.cell.recurrent_rows * panel_units * args.head_dim + plan.lanes);
-  s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_size + padded(plan.panel_rows) + plan.lanes);
-  s.rows = carver.take<float>(plan.lanes * std::max(padded(args.embed_dim), plan.padded_dim));
-  s.logits = carver.take<float>(plan.panel_rows * plan.tile_lanes);
+  s.input_panel = carver.take<float>(plan.cell.input_rows * plan.table_units * args.embed_dim + plan.lanes);
+  s.recurrent_panel =
+      carver.take<float>(plan.panel_heads * plan.cell.recurrent_rows * panel_units * args.head_dim + plan.lanes);
+  s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_size + plan.padded(plan.panel_rows) + plan.lanes);
+  s.rows = carver.take<float>(std::max(plan.lanes * std::max(plan.padded(args.embed_dim), plan.padded_dim),
+                                       plan.cell.rows * plan.table_units + plan.lanes));
+  s.products = carver.take<float>(std::max(plan.panel_rows, plan.cell.rows * plan.table_units) * plan.tile_lanes);
   s.pre = carver.take<float>(plan.lanes * plan.tile_lanes);
 }
 
@@ -119,7 +120,7 @@ class Evaluation {
     for (int64_t chunk = 0; chunk < plan_.num_chunks; ++chunk) {
       if (chunk == plan_.spans[span].first_chunk) make_table(team, plan_.spans[span]);
       share_out(team, args_.num_heads, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
-        for (int64_t head = first; head < last; ++head) isa_.recurrence(plan_, m, scratch, chunk, head);
+        isa_.recurrence(plan_, m, scratch, chunk, first, last);
       });
       score(team, chunk);
       if (chunk + 1 == plan_.spans[span].last_chunk) ++span;
@@ -133,14 +134,14 @@ class Evaluation {
   }
 
   void make_table(const Team& team, const Span& span) {
-    const int64_t row_blocks = (span.num_rows + plan_.lanes - 1) / plan_.lanes;
+    const int64_t row_blocks = (span.num_rows + plan_.tile_lanes - 1) / plan_.tile_lanes;
+    const int64_t unit_blocks = args_.num_heads * ((args_.head_dim + plan_.table_units - 1) / plan_.table_units);
     share_out(team, row_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
       isa_.embed(plan_, m, scratch, span, first, last);
     });
-    share_out(team, plan_.table_stride() / plan_.lanes,
-              [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
-                isa_.project(plan_, m, scratch, span, first, last);
-              });
+    share_out(team, unit_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      isa_.project(plan_, m, scratch, span, first, last);
+    });
   }
 
   void score(const Team& team, int64_t chunk) {

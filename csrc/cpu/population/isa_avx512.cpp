@@ -21,15 +21,24 @@ namespace {
 
 #include "tiles.h"
 
+#include "multiply.h"
+
 #include "narrow.h"
 #include "output.h"
 #include "project.h"
 #include "wide.h"
 
-void recurrence_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+void recurrence_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_head,
+                       int64_t last_head) {
   with_cell(plan.args->cell, [&](auto cell) {
-    if (plan.wide) return wide_recurrence<decltype(cell)>(plan, m, scratch, chunk, head);
-    narrow_recurrence<decltype(cell)>(plan, m, scratch, chunk, head);
+    using Cell = decltype(cell);
+    for (int64_t head = first_head; head < last_head; head += plan.panel_heads) {
+      const int64_t end = head + plan.panel_heads < last_head ? head + plan.panel_heads : last_head;
+      if (plan.wide)
+        wide_recurrence<Cell>(plan, m, scratch, chunk, head);
+      else
+        narrow_recurrence<Cell>(plan, m, scratch, chunk, head, end);
+    }
   });
 }
 

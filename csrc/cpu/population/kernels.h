@@ -44,6 +44,8 @@ struct Plan {
   int64_t chunk_blocks;   // position blocks of a full chunk
   int64_t panel_units;    // units of a head whose recurrent weights are held at once; D: all, for the whole chunk
   int64_t panel_rows;     // rows of the output projection held at once
+  int64_t table_units;    // units of a head whose part of the table is made at once, a multiple of lanes
+  int64_t panel_heads;    // heads that take a step in turn, where their weights fit the first cache
   const int32_t* table_row;  // [num_steps, batch_lanes], in the table of the step's span
   const int32_t* target;     // [num_steps, batch_lanes], -1: not scored
 
@@ -55,11 +57,10 @@ struct Plan {
   ZO_PLAN_METHOD int64_t slot_size() const {  // floats of the hidden states of one step
     return wide ? batch_lanes * hidden_size : batch_lanes * args->num_heads * padded_dim;
   }
-  // Lanes of a tile or block of which `left` positions remain: a full one, or fewer in whole vectors (1, 2 or 4).
+  ZO_PLAN_METHOD int64_t padded(int64_t count) const { return (count + lanes - 1) / lanes * lanes; }
+  // Lanes of a tile or block of which `left` positions remain: a full one, or fewer in whole vectors.
   ZO_PLAN_METHOD int width(int64_t left) const {
-    int lanes_used = lanes;
-    while (lanes_used < tile_lanes && lanes_used < left) lanes_used *= 2;
-    return lanes_used;
+    return left < tile_lanes ? static_cast<int>(padded(left)) : tile_lanes;
   }
 };
 
@@ -67,7 +68,7 @@ struct Plan {
 struct Member {
   uint64_t seed;
   float eps;         // with the sign
-  float* embedded;   // [block of rows][E][lanes]: perturbed embeddings of the span's tokens
+  float* embedded;   // [block of rows][E][lane]: perturbed embeddings of the span's tokens
   float* table;      // [row][head][column]: bias + input projection
   float* hidden;     // [chunk_steps + 1] slots; slot 0 is the step before the chunk
   float* cell;       // one slot, or null
@@ -80,20 +81,20 @@ struct Member {
 
 // What one thread needs besides.
 struct Scratch {
-  float* input_panel;      // [lanes][E + padding]
-  float* recurrent_panel;
+  float* input_panel;      // [input row][table_units][E]
+  float* recurrent_panel;  // of panel_heads heads
   float* output_panel;     // [panel_rows][H], then [panel_rows] biases
-  float* rows;             // [lanes][padded]: rows before they are transposed
-  float* logits;           // [panel_rows][tile_lanes]
+  float* rows;             // [lanes][padded]: rows before they are transposed; biases [row][table_units]
+  float* products;         // [panel_rows, or rows * table_units][tile_lanes]
   float* pre;              // [lanes][tile_lanes]
 };
 
 struct PopulationKernels {
   int lanes, tile_lanes, row_tile;  // row_tile: rows of the output projection computed at once
-  // Perturbed embeddings of blocks of `lanes` table rows, then columns of the table, in blocks of `lanes`.
+  // Perturbed embeddings of blocks of tile_lanes table rows, then the table, in blocks of table_units units.
   void (*embed)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
   void (*project)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
-  void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t head);
+  void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_head, int64_t last_head);
   // Scores position blocks [first, last) of a chunk into member.nats; with `logits` [B, V] instead writes the logits of
   // the chunk's last step.
   void (*output)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_block, int64_t last_block,

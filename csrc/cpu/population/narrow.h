@@ -59,12 +59,12 @@ void step_sequences(const NarrowStep& s, const float* const* table, const float*
 
 // All sequences of one step, padded units [first, last) of a head.
 template <class Cell>
-void step_all(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t step, int64_t head,
+void step_all(const Plan& plan, const Member& m, const float* panel, int64_t chunk, int64_t step, int64_t head,
               int64_t first, int64_t last) {
   const int64_t B = plan.args->batch_size;
   const int64_t sequence = plan.args->num_heads * plan.padded_dim;  // floats of a sequence's state
   const int64_t slot = step - plan.first_step(chunk);
-  const NarrowStep s = {scratch.recurrent_panel, last - first, plan.args->head_dim, plan.padded_dim};
+  const NarrowStep s = {panel, last - first, plan.args->head_dim, plan.padded_dim};
   for (int64_t b = 0; b < B;) {
     const int count = B - b >= 4 ? 4 : B - b >= 2 ? 2 : 1;
     const float *table[4], *previous[4];
@@ -85,11 +85,11 @@ void step_all(const Plan& plan, const Member& m, const Scratch& scratch, int64_t
 
 // panel[k][row][unit - first] of padded units [first, last).
 void make_narrow_panel(const Plan& plan, const Member& m, const Scratch& scratch, SignReader (&signs)[4], int64_t head,
-                       int64_t first, int64_t last) {
+                       int64_t first, int64_t last, float* panel) {
   const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
   const int64_t k_stride = plan.cell.recurrent_rows * (last - first);
   for (int r = 0; r < plan.cell.recurrent_rows; ++r) {
-    float* panel = scratch.recurrent_panel + r * (last - first);
+    float* row_panel = panel + r * (last - first);
     for (int64_t unit = first; unit < last; unit += kLanes) {
       const int64_t units = D - unit < kLanes ? D - unit : kLanes;
       for (int i = 0; i < units; ++i)
@@ -98,23 +98,32 @@ void make_narrow_panel(const Plan& plan, const Member& m, const Scratch& scratch
       for (int64_t i = units; i < kLanes; ++i)
         __builtin_memset(scratch.rows + i * plan.padded_dim, 0, static_cast<uint64_t>(D) * sizeof(float));
       for (int64_t k = 0; k < D; k += kLanes)
-        transpose_block(scratch.rows + k, plan.padded_dim, panel + k * k_stride + (unit - first), k_stride, D - k);
+        transpose_block(scratch.rows + k, plan.padded_dim, row_panel + k * k_stride + (unit - first), k_stride, D - k);
     }
   }
 }
 
+// Heads [first_head, last_head), at most panel_heads, over all steps of a chunk. They take each step in turn: what one
+// waits for at the end of its step, another computes meanwhile.
 template <class Cell>
-void narrow_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+void narrow_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_head,
+                       int64_t last_head) {
   const int64_t padded = plan.padded_dim;
   const bool resident = plan.panel_units == plan.args->head_dim;
-  const int64_t panel = resident ? padded : plan.panel_units;
+  const int64_t panel_units = resident ? padded : plan.panel_units;
+  const int64_t panel_size = plan.cell.recurrent_rows * panel_units * plan.args->head_dim;
   SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
-  if (resident) make_narrow_panel(plan, m, scratch, signs, head, 0, padded);
+  for (int64_t head = first_head; resident && head < last_head; ++head)
+    make_narrow_panel(plan, m, scratch, signs, head, 0, padded,
+                      scratch.recurrent_panel + (head - first_head) * panel_size);
   for (int64_t step = plan.first_step(chunk); step < plan.last_step(chunk); ++step) {
-    for (int64_t first = 0; first < padded; first += panel) {
-      const int64_t last = first + panel < padded ? first + panel : padded;
-      if (!resident) make_narrow_panel(plan, m, scratch, signs, head, first, last);
-      step_all<Cell>(plan, m, scratch, chunk, step, head, first, last);
+    for (int64_t head = first_head; head < last_head; ++head) {
+      float* panel = scratch.recurrent_panel + (head - first_head) * panel_size;
+      for (int64_t first = 0; first < padded; first += panel_units) {
+        const int64_t last = first + panel_units < padded ? first + panel_units : padded;
+        if (!resident) make_narrow_panel(plan, m, scratch, signs, head, first, last, panel);
+        step_all<Cell>(plan, m, panel, chunk, step, head, first, last);
+      }
     }
   }
 }

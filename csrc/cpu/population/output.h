@@ -2,44 +2,6 @@
 // meets every block while it is warm; a block's logits exist for one panel at a time, and a running logsumexp of each
 // position carries over to the next panel.
 
-// Sums of `rows` x `vectors` logits: [row][lane] of hidden [k][width] and weights [row][hidden_size], plus the bias.
-template <int rows, int vectors>
-ZO_INLINE void logits_tile(const float* weights, const float* bias, const float* hidden, int64_t hidden_size,
-                           float* logits) {
-  constexpr int width = vectors * kLanes;
-  F32 sum[rows][vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v) sum[r][v] = splat<F32>(bias[r]);
-  for (int64_t k = 0; k < hidden_size; ++k) {
-    F32 h[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) h[v] = load<F32>(hidden + k * width + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const F32 w = splat<F32>(weights[r * hidden_size + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[r][v] = fma(w, h[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v) store(logits + r * width + v * kLanes, sum[r][v]);
-}
-
-template <int vectors>
-void logits_of_panel(const float* weights, const float* bias, const float* hidden, int64_t hidden_size, int64_t rows,
-                     float* logits) {
-  constexpr int width = vectors * kLanes;
-  int64_t r = 0;
-  for (; r + kRowTile <= rows; r += kRowTile)
-    logits_tile<kRowTile, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
-  for (; r + 2 <= rows; r += 2)
-    logits_tile<2, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
-  if (r < rows)
-    logits_tile<1, vectors>(weights + r * hidden_size, bias + r, hidden, hidden_size, logits + r * width);
-}
-
 // Takes a panel's logits [rows][width] into the running maximum and the sum of e^(logit - maximum).
 template <int vectors>
 void add_to_logsumexp(const float* logits, int64_t rows, float* maximum, float* sum) {
@@ -142,12 +104,12 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
       const PositionBlock b = position_block(plan, m, chunk, block);
       if (!logits_out && !is_scored(plan, b)) continue;
       with_vectors(b.width, [&](auto vectors) {
-        logits_of_panel<decltype(vectors)::value>(scratch.output_panel, bias, b.hidden, H, rows, scratch.logits);
+        multiply_panel<decltype(vectors)::value>(scratch.output_panel, H, bias, b.hidden, H, rows, scratch.products);
       });
       if (logits_out)
-        export_panel(plan, b, first, rows, scratch.logits, logits_out);
+        export_panel(plan, b, first, rows, scratch.products, logits_out);
       else
-        score_panel(plan, m, b, block, first, rows, scratch.logits);
+        score_panel(plan, m, b, block, first, rows, scratch.products);
     }
   }
   for (int64_t block = first_block; block < last_block && !logits_out; ++block) {

@@ -6,8 +6,15 @@ class SignReader {
  public:
   ZO_INLINE explicit SignReader(uint64_t seed) : seed_(seed), window_(-2), has_second_(false) {}
 
-  // Lane i: sign bit clear where p of element j + i is +1, set where it is -1; the other bits are 0.
-  ZO_INLINE U32 flip_at(int64_t j) {
+  // The signs of elements j .. j + kLanes - 1 and after, as a bit string that begins `shift` bits into `bytes`; `count`
+  // elements whose whole vectors it holds, at least kLanes.
+  struct Bits {
+    const uint8_t* bytes;
+    int shift;
+    int64_t count;
+  };
+
+  ZO_INLINE Bits bits_at(int64_t j) {
     const int64_t tile = j / kTileElements;
     if (tile != window_) move_to(tile);
     const int i = static_cast<int>(j - tile * kTileElements);
@@ -15,9 +22,7 @@ class SignReader {
       generate(tile + 1, bytes_ + kTileBytes);
       has_second_ = true;
     }
-    uint32_t word;
-    __builtin_memcpy(&word, bytes_ + i / 8, sizeof(word));
-    return ~bit_to_sign(word >> (i % 8)) & 0x80000000u;
+    return {bytes_ + i / 8, i % 8, (has_second_ ? 2 : 1) * int64_t{kTileElements} - i};
   }
 
  private:
@@ -44,24 +49,46 @@ class SignReader {
   alignas(64) uint8_t bytes_[2 * kTileBytes + 8] = {};
 };
 
+// Lane l: sign bit clear where p of element i + l of the bit string is +1, set where it is -1; i is a multiple of kLanes.
+ZO_INLINE U32 flip_at(const SignReader::Bits& bits, int64_t i) {
+  const int64_t bit = i + bits.shift;
+  uint32_t word;
+  __builtin_memcpy(&word, bits.bytes + bit / 8, sizeof(word));
+  return ~bit_to_sign(word >> (bit % 8)) & 0x80000000u;
+}
+
 template <DType type>
-ZO_INLINE void perturb_elements(const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
-                                float* out) {
+void perturb_elements(const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs, float* out) {
   using In = Element<type>;
   const typename In::Stored* x = static_cast<const typename In::Stored*>(p.data) + start;
-  const bool perturbed = p.offset >= 0 && eps != 0.0f;
   const F32 step = splat<F32>(eps);
-  const auto value = [&](F32 v, int64_t i) {
-    if (!perturbed) return v;
-    const U32 flip = signs.flip_at(p.offset + start + i);
-    return v + reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip);
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(out + i, value(In::get(x + i), i));
-  if (i < count) {
-    typename In::Stored padded[kLanes] = {};
-    __builtin_memcpy(padded, x + i, static_cast<uint64_t>(count - i) * sizeof(padded[0]));
-    store(out + i, value(In::get(padded), i));
+  typename In::Stored padded[kLanes] = {};
+  // The last vector may be read in full unless that would pass the end of the parameter.
+  const bool in_place = start + (count + kLanes - 1) / kLanes * kLanes <= p.numel;
+  const int64_t whole = in_place ? count : count / kLanes * kLanes;
+  if (p.offset < 0 || eps == 0.0f) {
+    for (int64_t i = 0; i < whole; i += kLanes) store(out + i, In::get(x + i));
+  } else {
+    for (int64_t i = 0; i < whole;) {
+      const SignReader::Bits bits = signs.bits_at(p.offset + start + i);
+      const int64_t vectors_end = bits.count / kLanes * kLanes;
+      const int64_t end = vectors_end < whole - i ? vectors_end : whole - i;
+      int64_t done = 0;
+      for (; done < end; done += kLanes) {
+        const U32 flip = flip_at(bits, done);
+        store(out + i + done, In::get(x + i + done) + reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip));
+      }
+      i += done;
+    }
+  }
+  if (whole < count) {
+    __builtin_memcpy(padded, x + whole, static_cast<uint64_t>(count - whole) * sizeof(padded[0]));
+    F32 value = In::get(padded);
+    if (p.offset >= 0 && eps != 0.0f) {
+      const U32 flip = flip_at(signs.bits_at(p.offset + start + whole), 0);
+      value += reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip);
+    }
+    store(out + whole, value);
   }
 }
 

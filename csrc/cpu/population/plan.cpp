@@ -13,6 +13,8 @@ constexpr int64_t kWidePositions = 1024;          // of a chunk
 constexpr int64_t kNarrowPositions = 256;
 constexpr int64_t kResidentPanelFloats = 1 << 20;  // recurrent weights of a head that are held for a whole chunk
 constexpr int64_t kRecurrentPanelFloats = 1 << 16;
+constexpr int64_t kFirstCacheFloats = 1 << 13;     // recurrent weights of the heads that take a step in turn
+constexpr int64_t kInputPanelFloats = 1 << 14;
 constexpr int64_t kOutputPanelFloats = 1 << 15;
 constexpr int64_t kTableFloats = 1 << 22;
 
@@ -49,11 +51,11 @@ void OwnedPlan::choose_layout(const PopulationKernels& isa) {
   lanes = isa.lanes;
   tile_lanes = isa.tile_lanes;
   wide = args->batch_size > lanes / 2;
-  padded_dim = round_up(args->head_dim, lanes);
+  padded_dim = padded(args->head_dim);
   if (wide) {
     const int64_t full = args->batch_size / tile_lanes * tile_lanes;
     batch_lanes = full + (full < args->batch_size ? width(args->batch_size - full) : 0);
-    head_columns = round_up(args->head_dim * cell.rows, lanes);
+    head_columns = padded(args->head_dim * cell.rows);
   } else {
     batch_lanes = args->batch_size;
     head_columns = padded_dim * cell.rows;
@@ -72,6 +74,11 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
     panel_units = std::min(args->head_dim, std::max<int64_t>(kRecurrentPanelFloats / unit_floats / lanes, 1) * lanes);
   const int64_t most = std::max<int64_t>(isa.row_tile, kOutputPanelFloats / hidden_size);
   const int64_t panels = (args->vocab_size + most - 1) / most;
+  table_units = std::max<int64_t>(kInputPanelFloats / (cell.input_rows * args->embed_dim) / lanes, 1) * lanes;
+  table_units = std::min(table_units, padded_dim);
+  panel_heads = 1;
+  if (!wide && panel_units == args->head_dim)
+    panel_heads = std::clamp<int64_t>(kFirstCacheFloats / (unit_floats * padded_dim), 1, args->num_heads);
   panel_rows = round_up((args->vocab_size + panels - 1) / panels, isa.row_tile);
 }
 

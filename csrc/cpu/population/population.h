@@ -16,6 +16,7 @@ enum class Cell : int { kLstm = 0, kGru = 1, kElman = 2 };
 
 struct Parameter {
   const void* data;
+  int64_t numel;
   int64_t offset;  // of its first element in the flat parameter space, a multiple of 128; -1: not perturbed
 };
 

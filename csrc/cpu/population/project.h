@@ -1,75 +1,98 @@
 // The token table: bias + input projection of every distinct token, once per member instead of once per position.
 
-// embedded[block][e][lane] of the span's tokens.
+// embedded[block][e][lane] of the span's tokens, for blocks of tile_lanes tokens (the last may be narrower).
 void embed_kernel(const Plan& plan, const Member& m, const Scratch& scratch, const Span& span, int64_t first_block,
                   int64_t last_block) {
   const int64_t E = plan.args->embed_dim;
-  const int64_t padded = (E + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = plan.padded(E);
   SignReader signs(m.seed);
   for (int64_t block = first_block; block < last_block; ++block) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t row = block * kLanes + lane;
-      if (row < span.num_rows)
-        perturb(plan, plan.args->embedding, span.tokens[row] * E, E, m.eps, signs, scratch.rows + lane * padded);
+    const int64_t first = block * plan.tile_lanes;
+    const int width = plan.width(span.num_rows - first);
+    float* to = m.embedded + first * E;
+    for (int lane = 0; lane < width; lane += kLanes) {
+      for (int i = 0; i < kLanes && first + lane + i < span.num_rows; ++i)
+        perturb(plan, plan.args->embedding, span.tokens[first + lane + i] * E, E, m.eps, signs,
+                scratch.rows + i * padded);
+      for (int64_t e = 0; e < E; e += kLanes)
+        transpose_block(scratch.rows + e, padded, to + e * width + lane, width, E - e);
     }
-    for (int64_t e = 0; e < E; e += kLanes)
-      transpose_block(scratch.rows + e, padded, m.embedded + (block * E + e) * kLanes, kLanes, E - e);
   }
 }
 
-// Column `column` of a head's part of the table belongs to row `row` of unit `unit`. Wide: a unit's rows lie side by
-// side, as a step reads them; narrow: a row's units, padded to whole vectors.
-struct Column {
-  int64_t unit;
-  int row;
+// Some consecutive units of a head: what the table is made of at a time. Their products with a block of tokens are
+// [row][unit][lane].
+struct Units {
+  int64_t head, first, count;
 };
 
-ZO_INLINE Column column_at(const Plan& plan, int64_t column) {
-  if (plan.wide) return {column / plan.cell.rows, static_cast<int>(column % plan.cell.rows)};
-  return {column % plan.padded_dim, static_cast<int>(column / plan.padded_dim)};
+ZO_INLINE Units units_at(const Plan& plan, int64_t block) {
+  const int64_t blocks_per_head = (plan.args->head_dim + plan.table_units - 1) / plan.table_units;
+  const int64_t first = block % blocks_per_head * plan.table_units;
+  const int64_t left = plan.args->head_dim - first;
+  return {block / blocks_per_head, first, left < plan.table_units ? left : plan.table_units};
 }
 
-// table[row][head][column], for column blocks [first, last) counted over all heads.
-void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, const Span& span, int64_t first_block,
-                    int64_t last_block) {
+// Perturbed weights [input row][unit][E] and biases [row][unit].
+ZO_INLINE void make_input_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], SignReader& bias_signs,
+                                const Units& units, float* panel, float* bias) {
   const PopulationArgs& args = *plan.args;
   const int64_t E = args.embed_dim, N = args.num_heads, D = args.head_dim;
-  const int64_t padded = (E + kLanes - 1) / kLanes * kLanes;
-  const int64_t blocks_per_head = plan.head_columns / kLanes;
+  for (int r = 0; r < plan.cell.input_rows; ++r)  // in this order: a run is padded into the next
+    perturb(plan, args.input_weight, ((r * N + units.head) * D + units.first) * E, units.count * E, m.eps, signs[r],
+            panel + r * units.count * E);
+  for (int r = 0; r < plan.cell.rows; ++r)
+    perturb(plan, args.bias, (r * N + units.head) * D + units.first, units.count, m.eps, bias_signs,
+            bias + r * units.count);
+}
+
+// Copies `tokens` lanes of products into the table, in the order of columns that the recurrence reads: wide, a unit's
+// rows side by side; narrow, a row's units padded to whole vectors. Padding is 0.
+ZO_INLINE void write_table(const Plan& plan, const Units& units, const float* products, int width, int64_t tokens,
+                           float* table) {
+  const int rows = plan.cell.rows;
+  const int64_t columns = plan.wide ? plan.padded(units.count * rows) : plan.padded(units.count);
+  const int64_t unit_of_lane = plan.wide ? kLanes / rows : kLanes;
+  for (int r = 0; r < (plan.wide ? 1 : rows); ++r) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      float* to = plan.wide ? table + units.first * rows + c : table + r * plan.padded_dim + units.first + c;
+      for (int lane = 0; lane < width; lane += kLanes) {
+        I32 block[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t unit = plan.wide ? c / kLanes * unit_of_lane + i / rows : c + i;
+          const int64_t row = plan.wide ? i % rows : r;
+          block[i] = unit < units.count ? load<I32>(products + (row * units.count + unit) * width + lane) : I32{};
+        }
+        transpose(block);
+        for (int i = 0; i < kLanes && lane + i < tokens; ++i) store(to + (lane + i) * plan.table_stride(), block[i]);
+      }
+    }
+  }
+}
+
+// table[token][head][column], for blocks [first, last) of table_units units, counted over all heads.
+void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, const Span& span, int64_t first_block,
+                    int64_t last_block) {
+  const int64_t E = plan.args->embed_dim;
+  const int rows = plan.cell.rows, input = plan.cell.first_input_row;
   SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
   SignReader bias_signs(m.seed);
   for (int64_t block = first_block; block < last_block; ++block) {
-    const int64_t head = block / blocks_per_head;
-    float bias[kLanes] = {};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Column at = column_at(plan, (block % blocks_per_head) * kLanes + lane);
-      float* weights = scratch.input_panel + lane * padded;
-      const int input_row = at.row - plan.cell.first_input_row;
-      if (at.unit < D) {
-        float single[kLanes];
-        perturb(plan, args.bias, (at.row * N + head) * D + at.unit, 1, m.eps, bias_signs, single);
-        bias[lane] = single[0];
-      }
-      if (at.unit < D && input_row >= 0)
-        perturb(plan, args.input_weight, ((input_row * N + head) * D + at.unit) * E, E, m.eps, signs[at.row], weights);
-      else
-        __builtin_memset(weights, 0, static_cast<uint64_t>(padded) * sizeof(float));
-    }
-    for (int64_t first_row = 0; first_row < span.num_rows; first_row += kLanes) {
-      const float* x = m.embedded + first_row * E;  // [e][lane]
-      F32 sum[kLanes];
-      for (int i = 0; i < kLanes; ++i) sum[i] = splat<F32>(bias[i]);
-      for (int64_t e = 0; e < E; ++e) {
-        const F32 tokens = load<F32>(x + e * kLanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) sum[i] = fma(splat<F32>(scratch.input_panel[i * padded + e]), tokens, sum[i]);
-      }
-      I32 rows[kLanes];
-      for (int i = 0; i < kLanes; ++i) rows[i] = reinterpret_cast<I32>(sum[i]);
-      transpose(rows);
-      const int64_t left = span.num_rows - first_row;
-      for (int i = 0; i < kLanes && i < left; ++i)
-        store(m.table + (first_row + i) * plan.table_stride() + block * kLanes, rows[i]);
+    const Units units = units_at(plan, block);
+    float* bias = scratch.rows;
+    make_input_panel(plan, m, signs, bias_signs, units, scratch.input_panel, bias);
+    for (int64_t first = 0; first < span.num_rows; first += plan.tile_lanes) {
+      const int width = plan.width(span.num_rows - first);
+      float* with_input = scratch.products + input * units.count * width;
+      with_vectors(width, [&](auto vectors) {
+        multiply_panel<decltype(vectors)::value>(scratch.input_panel, E, bias + input * units.count,
+                                                 m.embedded + first * E, E, (rows - input) * units.count, with_input);
+      });
+      for (int64_t i = 0; i < input * units.count; ++i)
+        for (int lane = 0; lane < width; lane += kLanes)
+          store(scratch.products + i * width + lane, splat<F32>(bias[i]));
+      write_table(plan, units, scratch.products, width, span.num_rows - first,
+                  m.table + first * plan.table_stride() + units.head * plan.head_columns);
     }
   }
 }

@@ -5,7 +5,7 @@
 //   1. gather the tokens' table rows and transpose them: pre-activations [column][lane], which are also the initial sums;
 //   2. per group of units, keep their sums in registers and walk the previous hidden state: a load of it serves all
 //      rows, a broadcast of a weight all lanes;
-//   3. update the cell where it is, in registers.
+//   3. update the cells.
 
 template <class Cell, int vectors>
 ZO_INLINE void gather_columns(const float* table, int64_t stride, const int32_t* table_row, float* pre) {
@@ -30,25 +30,30 @@ struct TileStep {
   int64_t head_dim;
 };
 
-// `units` consecutive units from `unit` on, whose pre-activations begin at `pre`.
+// Adds the recurrent projection to the pre-activations [unit][row][lane] of `units` consecutive units, whose weights
+// begin at `weights`. A function of its own: inlined next to the cell it would lose registers to the cell's constants.
 template <class Cell, int vectors, int units>
-ZO_INLINE void update_units(const TileStep& s, const float* weights, const float* pre, int64_t unit) {
+__attribute__((noinline)) void add_recurrence(const TileStep& s, const float* weights, float* pre) {
   constexpr CellShape shape = Cell::shape;
   constexpr int width = vectors * kLanes;
-  F32 sum[units][shape.rows][vectors];
+  const int64_t row_stride = s.row_stride, head_dim = s.head_dim;
+  const float* previous = s.previous;
+  F32 sum[units][shape.recurrent_rows][vectors];
 #pragma GCC unroll 16
   for (int u = 0; u < units; ++u)
-    for (int r = 0; r < shape.rows; ++r)
+#pragma GCC unroll 4
+    for (int r = 0; r < shape.recurrent_rows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[u][r][v] = load<F32>(pre + (u * shape.rows + r) * width + v * kLanes);
-  for (int64_t k = 0; k < s.head_dim; ++k) {
+  for (int64_t k = 0; k < head_dim; ++k) {
     F32 h[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) h[v] = load<F32>(s.previous + k * width + v * kLanes);
+    for (int v = 0; v < vectors; ++v) h[v] = load<F32>(previous + k * width + v * kLanes);
 #pragma GCC unroll 16
     for (int u = 0; u < units; ++u)
 #pragma GCC unroll 4
       for (int r = 0; r < shape.recurrent_rows; ++r) {
-        const F32 w = splat<F32>(weights[r * s.row_stride + u * s.head_dim + k]);
+        const F32 w = splat<F32>(weights[r * row_stride + u * head_dim + k]);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) sum[u][r][v] = fma(w, h[v], sum[u][r][v]);
       }
@@ -56,14 +61,25 @@ ZO_INLINE void update_units(const TileStep& s, const float* weights, const float
 #pragma GCC unroll 16
   for (int u = 0; u < units; ++u)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t at = (unit + u) * width + v * kLanes;
-      F32 rows[shape.rows];
-      for (int r = 0; r < shape.rows; ++r) rows[r] = sum[u][r][v];
-      F32 c = shape.has_cell_state ? load<F32>(s.cell + at) : F32{};
-      store(s.hidden + at, Cell::update(rows, load<F32>(s.previous + at), c));
-      if (shape.has_cell_state) store(s.cell + at, c);
-    }
+    for (int r = 0; r < shape.recurrent_rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) store(pre + (u * shape.rows + r) * width + v * kLanes, sum[u][r][v]);
+}
+
+// The new states of `units` consecutive units from `unit` on, from their pre-activations.
+template <class Cell, int vectors>
+ZO_INLINE void update_cells(const TileStep& s, const float* pre, int64_t unit, int units) {
+  constexpr CellShape shape = Cell::shape;
+  constexpr int width = vectors * kLanes;
+  for (int i = 0; i < units * width; i += kLanes) {  // (unit, lane)
+    const int64_t at = unit * width + i;
+    const float* rows = pre + (i / width) * (shape.rows - 1) * width + i;
+    F32 row[shape.rows];
+    for (int r = 0; r < shape.rows; ++r) row[r] = load<F32>(rows + r * width);
+    F32 c = shape.has_cell_state ? load<F32>(s.cell + at) : F32{};
+    store(s.hidden + at, Cell::update(row, load<F32>(s.previous + at), c));
+    if (shape.has_cell_state) store(s.cell + at, c);
+  }
 }
 
 // Units [first, last) of one head, one tile, one step. `first` is at a column that is a multiple of kLanes.
@@ -78,11 +94,13 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
   for (int64_t unit = first; unit < last; unit += block_units) {
     gather_columns<Cell, vectors>(table + unit * rows, table_stride, table_row, pre);
     const int units = last - unit < block_units ? static_cast<int>(last - unit) : block_units;
+    const float* weights = s.weights + (unit - first) * s.head_dim;
     int u = 0;
     for (; u + group <= units; u += group)
-      update_units<Cell, vectors, group>(s, s.weights + (unit - first + u) * s.head_dim, pre + u * rows * width, unit + u);
+      add_recurrence<Cell, vectors, group>(s, weights + u * s.head_dim, pre + u * rows * width);
     for (; group > 1 && u < units; ++u)
-      update_units<Cell, vectors, 1>(s, s.weights + (unit - first + u) * s.head_dim, pre + u * rows * width, unit + u);
+      add_recurrence<Cell, vectors, 1>(s, weights + u * s.head_dim, pre + u * rows * width);
+    update_cells<Cell, vectors>(s, pre, unit, units);
   }
 }
 
@@ -118,6 +136,7 @@ void make_wide_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], 
             panel + r * (last - first) * D);
 }
 
+// One head over all steps of a chunk.
 template <class Cell>
 void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
   const int64_t D = plan.args->head_dim;
