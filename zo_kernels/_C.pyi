@@ -26,6 +26,24 @@ def accumulate_probes(
     grid: float,
 ) -> None: ...
 def fold_probes(numel: int, seeds: int, num_seeds: int, offset: int) -> int: ...
+def evaluate_population(
+    cell: int,
+    dtype: int,
+    parameters: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    tokens: int,
+    targets: int,
+    batch_size: int,
+    num_steps: int,
+    seeds: int,
+    num_seeds: int,
+    num_signs: int,
+    eps: float,
+    h: int,
+    c: int,
+    nats: int,
+    logits: int,
+) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
 def streams() -> dict[str, int]: ...
 def compiled_isas() -> list[str]: ...

@@ -7,6 +7,7 @@ walk the whole model in one launch. Elements between tensors are padding and sta
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,27 +49,27 @@ class ParameterArena:
         first_name, first = named[0][0], named[0][1][0]
         if first.dtype not in DTYPES:
             raise TypeError(f"{first_name} has dtype {first.dtype}; zo_kernels trains {', '.join(map(str, DTYPES))}")
-        slots, offset = [], 0
         for name, (p, *_) in named:
             if p.dtype != first.dtype or p.device != first.device:
                 raise ValueError(
                     f"all trainable parameters must share one dtype and device, but {first_name} is {first.dtype} on "
                     f"{first.device} and {name} is {p.dtype} on {p.device}"
                 )
-            slots.append(Slot(name, offset, p.numel(), p.shape))
-            offset += -(-p.numel() // BLOCK_SIGNS) * BLOCK_SIGNS
-        self.slots = tuple(slots)
+        self.slots, offset = _slots(named)
         self.flat = torch.zeros(offset, dtype=first.dtype, device=first.device)
         self._members: list[tuple[Slot, Tensor]] = []
         with torch.no_grad():
-            for slot, (_, sharing) in zip(slots, named, strict=True):
+            for slot, (_, sharing) in zip(self.slots, named, strict=True):
                 home = self.view(slot)
                 home.copy_(sharing[0])
                 for p in sharing:
                     p.data = home
                     self._members.append((slot, p))
-        gaps = [torch.arange(s.offset + s.numel, -(-(s.offset + s.numel) // BLOCK_SIGNS) * BLOCK_SIGNS) for s in slots]
+        gaps = [
+            torch.arange(s.offset + s.numel, -(-(s.offset + s.numel) // BLOCK_SIGNS) * BLOCK_SIGNS) for s in self.slots
+        ]
         self._padding = torch.cat(gaps).to(self.flat.device)
+        _arenas.add(self)
 
     def __len__(self) -> int:
         """Elements of the flat tensor, padding included."""
@@ -95,6 +96,11 @@ class ParameterArena:
                 return slot
         raise KeyError("this parameter is not in the arena")
 
+    def holds(self, parameter: Tensor) -> bool:
+        """Whether `parameter` is one of the arena's and still lies in it."""
+        base, size = self.flat.data_ptr(), self.flat.element_size()
+        return any(p is parameter and p.data_ptr() == base + slot.offset * size for slot, p in self._members)
+
     def check(self) -> None:
         """Raises RuntimeError if a parameter no longer lies in the arena, as after `model.to(...)`."""
         base, size = self.flat.data_ptr(), self.flat.element_size()
@@ -108,6 +114,37 @@ class ParameterArena:
     def clear_padding(self, flat: Tensor | None = None) -> None:
         """Sets the padding of the flat tensor (or of another of its layout) back to 0."""
         (self.flat if flat is None else flat).index_fill_(0, self._padding, 0)
+
+
+_arenas: weakref.WeakSet[ParameterArena] = weakref.WeakSet()
+
+
+def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
+    """Where a module's trainable parameters begin in the flat parameter space: {parameter: offset}.
+
+    Those that live in a `ParameterArena` (as after an optimizer was built) have their offset there, and then parameters
+    outside of it have none: the optimizer does not train them. Without an arena the offsets are those that
+    `ParameterArena(module)` would give. Raises ValueError if the parameters live in several arenas.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    homes = [arena for arena in _arenas if any(arena.holds(p) for p in trainable)]
+    if len(homes) > 1:
+        raise ValueError("the model's parameters are shared out among several optimizers: use one for all of them")
+    if homes:
+        return {p: homes[0].slot_of(p).offset for p in trainable if homes[0].holds(p)}
+    if not trainable:
+        return {}
+    named = _distinct(_named(module))
+    return {p: slot.offset for slot, (_, sharing) in zip(_slots(named)[0], named, strict=True) for p in sharing}
+
+
+def _slots(named: list[tuple[str, list[Tensor]]]) -> tuple[tuple[Slot, ...], int]:
+    """Slots of parameters in flat order, and where the space ends."""
+    slots, offset = [], 0
+    for name, (p, *_) in named:
+        slots.append(Slot(name, offset, p.numel(), p.shape))
+        offset += -(-p.numel() // BLOCK_SIGNS) * BLOCK_SIGNS
+    return tuple(slots), offset
 
 
 def _named(params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,61 @@ class Update:
     grid: float = 0.0
 
 
+class CellShape(NamedTuple):
+    """How many rows of each kind a recurrent cell has per unit, and how many states (h, or h and c)."""
+
+    input_rows: int
+    recurrent_rows: int
+    biases: int
+    states: int
+
+
+CELLS = {"lstm": CellShape(4, 4, 4, 2), "gru": CellShape(3, 3, 4, 1), "elman": CellShape(1, 1, 1, 1)}
+"""Every recurrent cell by FlashRNN's name; a position in this dictionary is the kernels' cell code."""
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """The parameters of a recurrent language model, as `zo_kernels.models.RecurrentLM` describes them.
+
+    tensors: embedding, input_weight, recurrent_weight, bias, output_weight, output_bias. offsets: of each in the flat
+    parameter space, -1 for one that is not perturbed.
+    """
+
+    cell: str
+    tensors: tuple[Tensor, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.tensors[0]
+
+    @property
+    def input_weight(self) -> Tensor:
+        return self.tensors[1]
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        return self.tensors[2]
+
+    @property
+    def bias(self) -> Tensor:
+        return self.tensors[3]
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.tensors[4]
+
+    @property
+    def output_bias(self) -> Tensor:
+        return self.tensors[5]
+
+
 class Backend(ABC):
     """Computes the ops, on tensors that `zo_kernels.ops` has checked (contiguous, of a known dtype, aligned offset).
 
-    Seeds are int64 (their 64 bits as two's complement). Results are bit for bit those of the reference backend.
+    Seeds are int64 (their 64 bits as two's complement). Results are bit for bit those of the reference backend, those
+    of the recurrent forwards to the rounding of their arithmetic.
     """
 
     name: ClassVar[str]
@@ -64,3 +116,22 @@ class Backend(ABC):
         update: Update,
     ) -> None:
         """x += (sum_i quantised[i] * p(seeds[i])) * 2^-shift, with `update`."""
+
+    fused_forward: ClassVar[bool] = False
+    """Whether recurrent_nats is a kernel, and so faster than probe by probe through torch."""
+
+    @abstractmethod
+    def recurrent_nats(
+        self,
+        weights: RecurrentWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        """Sums of nats float64 [n, 2] at theta +- eps * p(seeds[i]); states [n, 2, N, B, D], if any, are carried on."""
+
+    @abstractmethod
+    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """Logits [B, V] after the last token, at theta; states [N, B, D] are carried on."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .base import DTYPES, Backend, Update
+from . import recurrent_reference
+from .base import CELLS, DTYPES, Backend, RecurrentWeights, Update
 
 try:
     from zo_kernels import _C
@@ -16,12 +19,14 @@ except ImportError as error:  # a checkout that was not built: unavailable() say
     _import_error = str(error)
 
 _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+_CELL_CODE = {cell: code for code, cell in enumerate(CELLS)}
 _MASK = 2**64 - 1
 
 
 class CpuBackend(Backend):
     name = "cpu"
     device_types = ("cpu",)
+    fused_forward = True
 
     def unavailable(self) -> str | None:
         if _C is None:
@@ -65,3 +70,60 @@ class CpuBackend(Backend):
             update.decay,
             update.grid,
         )
+
+    def recurrent_nats(
+        self,
+        weights: RecurrentWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        if weights.bias.dtype == torch.float64:  # the kernel computes in float32
+            return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
+        nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        _evaluate(weights, tokens, targets, seeds, 2, eps, states, nats, None)
+        return nats
+
+    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+        if weights.bias.dtype == torch.float64:
+            return recurrent_reference.recurrent_logits(weights, tokens, states)
+        logits = torch.empty(len(tokens), len(weights.embedding), dtype=torch.float32)
+        seeds, nats = np.zeros(1, np.int64), torch.zeros(1, dtype=torch.float64)
+        _evaluate(weights, tokens, None, seeds, 1, 0.0, states, nats, logits)
+        return logits
+
+
+def _evaluate(
+    weights: RecurrentWeights,
+    tokens: Tensor,
+    targets: Tensor | None,
+    seeds: npt.NDArray[np.int64],
+    num_signs: int,
+    eps: float,
+    states: Sequence[Tensor],
+    nats: Tensor,
+    logits: Tensor | None,
+) -> None:
+    vocab_size, embed_dim = weights.embedding.shape
+    _, num_heads, head_dim = weights.bias.shape
+    addresses = [state.data_ptr() for state in states] + [0, 0]
+    _C.evaluate_population(
+        _CELL_CODE[weights.cell],
+        _CODE[weights.bias.dtype],
+        [(x.data_ptr(), offset) for x, offset in zip(weights.tensors, weights.offsets, strict=True)],
+        [vocab_size, embed_dim, num_heads, head_dim],
+        tokens.data_ptr(),
+        0 if targets is None else targets.data_ptr(),
+        tokens.shape[0],
+        tokens.shape[1],
+        seeds.ctypes.data,
+        len(seeds),
+        num_signs,
+        eps,
+        addresses[0],
+        addresses[1],
+        nats.data_ptr(),
+        0 if logits is None else logits.data_ptr(),
+    )

@@ -7,7 +7,7 @@ casts). Sums over seeds are exact integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..philox import probe_bits
-from .base import Backend, Update
+from . import recurrent_reference
+from .base import Backend, RecurrentWeights, Update
 
 _CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
 
@@ -88,3 +89,17 @@ class ReferenceBackend(Backend):
             if update.grid != 0.0:
                 v = torch.round(v * (1.0 / update.grid)) * update.grid
             flat[part] = v.to(x.dtype)
+
+    def recurrent_nats(
+        self,
+        weights: RecurrentWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
+
+    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+        return recurrent_reference.recurrent_logits(weights, tokens, states)

@@ -1,5 +1,8 @@
 """Models that can be trained from forward passes alone."""
 
-from .lstm import LSTM
+from ..ops.checks import IGNORE_INDEX
+from .base import RecurrentLM, States
+from .cells import GRU, LSTM, MODELS, Elman
+from .population import ModelPopulation
 
-__all__ = ["LSTM"]
+__all__ = ["GRU", "IGNORE_INDEX", "LSTM", "MODELS", "Elman", "ModelPopulation", "RecurrentLM", "States"]

@@ -22,8 +22,17 @@ import torch
 from torch import Tensor
 
 from . import schema as _schema  # noqa: F401  (registers the ops)
+from .recurrent import recurrent_logits, recurrent_nats
 
-__all__ = ["accumulate_probes_", "apply_probe", "apply_probe_", "probe", "swap_probe_"]
+__all__ = [
+    "accumulate_probes_",
+    "apply_probe",
+    "apply_probe_",
+    "probe",
+    "recurrent_logits",
+    "recurrent_nats",
+    "swap_probe_",
+]
 
 _ops = torch.ops.zo_kernels
 _INTEGERS = (int, torch.SymInt)  # the second while torch.compile traces

@@ -23,23 +23,23 @@ from .checks import (
 )
 from .quantise import quantise
 
-_library = torch.library.Library("zo_kernels", "DEF")
+library = torch.library.Library("zo_kernels", "DEF")
 
 # No defaults: torch leaves out arguments that equal theirs, and a subnormal equals 0 where a thread flushes them.
-_library.define("probe(SymInt numel, SymInt seed, *, SymInt offset, ScalarType dtype, Device device) -> Tensor")
-_library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset) -> ()")
-_library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset, ScalarType dtype) -> Tensor")
-_library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset) -> ()")
-_library.define(
+library.define("probe(SymInt numel, SymInt seed, *, SymInt offset, ScalarType dtype, Device device) -> Tensor")
+library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset) -> ()")
+library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset, ScalarType dtype) -> Tensor")
+library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset) -> ()")
+library.define(
     "swap_probe_(Tensor(a!) x, float alpha, SymInt seed, float next_alpha, SymInt next_seed, *, SymInt offset) -> ()"
 )
-_library.define(
+library.define(
     "accumulate_probes_(Tensor(a!) x, Tensor coeffs, Tensor seeds, *, SymInt offset, float decay, "
     "float grid, float undo_alpha, SymInt undo_seed) -> ()"
 )
 
 
-def _written(x: Tensor) -> None:
+def written(x: Tensor) -> None:
     """Tells autograd that x has changed: an op of a Library does not do it by itself."""
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
@@ -69,7 +69,7 @@ def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int) -> 
     check_offset(offset, x.numel())
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe(x, x, alpha, seed, offset)
-    _written(x)
+    written(x)
 
 
 def _apply_probe_fake(x: Tensor, alpha: float, seed: int, *, offset: int, dtype: torch.dtype) -> Tensor:
@@ -97,7 +97,7 @@ def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset:
     check_overlap(x, out)
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe(x, out, alpha, seed, offset)
-    _written(out)
+    written(out)
 
 
 def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int) -> None:
@@ -111,7 +111,7 @@ def _swap_probe(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed
     check_scalar(alpha, "alpha", x.dtype)
     check_scalar(next_alpha, "next_alpha", x.dtype)
     backend_for(x.device.type).swap_probe(x, alpha, seed, next_alpha, next_seed, offset)
-    _written(x)
+    written(x)
 
 
 def _accumulate_probes_fake(
@@ -149,7 +149,7 @@ def _accumulate_probes(
     update = Update(undo_alpha, undo_seed, decay, grid)
     rows = seeds.contiguous().numpy(force=True)
     backend_for(x.device.type).accumulate_probes(x, quantised, shift, rows, offset, update)
-    _written(x)
+    written(x)
 
 
 for _name, _implementation, _fake in (
@@ -160,5 +160,5 @@ for _name, _implementation, _fake in (
     ("swap_probe_", _swap_probe, _swap_probe_fake),
     ("accumulate_probes_", _accumulate_probes, _accumulate_probes_fake),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"zo_kernels::{_name}", _fake, lib=_library)
+    library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zo_kernels::{_name}", _fake, lib=library)

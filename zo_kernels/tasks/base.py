@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.lstm import IGNORE_INDEX
+from ..ops.checks import IGNORE_INDEX
 
 TRAINING_STREAM = 0
 VALIDATION_STREAM = 1
@@ -45,6 +45,9 @@ class Task(ABC):
 
     vocab_size: int
     """V: tokens are 0 .. V-1."""
+
+    symbols: Sequence[str]
+    """The character that stands for each token, all different: [V]."""
 
     reference_losses: Mapping[str, float]
     """Losses in nats per token that predictors without a memory reach, by their name; the first is blind chance."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count, islice
 from math import log
+from string import ascii_letters
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..models.lstm import IGNORE_INDEX
+from ..ops.checks import IGNORE_INDEX
 from .base import (
     TRAINING_STREAM,
     VALIDATION_STREAM,
@@ -49,6 +52,7 @@ class Copy(Task):
         self.seed = seed
         self.separator = alphabet_size
         self.vocab_size = alphabet_size + 1
+        self.symbols = (*islice(_letters(), alphabet_size), "|")
         self.reference_losses = {"chance": log(alphabet_size)}
 
     def batch(self, step: int) -> Batch:
@@ -80,3 +84,9 @@ class Copy(Task):
         tokens_BT = np.where(repeating, letter(time_BT - length_B1 - 1), tokens_BT)
         targets_BT = np.where(answering, letter(time_BT - length_B1), IGNORE_INDEX)
         return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT))
+
+
+def _letters() -> Iterator[str]:
+    """a to z, A to Z, then as many others as are asked for."""
+    yield from ascii_letters
+    yield from map(chr, count(0x4E00))

@@ -47,6 +47,7 @@ class Text(Task):
             )
         self._alphabet, tokens = np.unique(_code_points(text), return_inverse=True)
         self.vocab_size = len(self._alphabet)
+        self.symbols = tuple(self.alphabet)
         part = len(tokens) // _PARTS
         self._training, self._validation, self._test = np.split(tokens, [-2 * part, -part])
         share = np.bincount(self._training) / len(self._training)

@@ -29,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         with InterruptGate() as gate, computing(config) as backend:
             run = build(config)
-            folder = RunFolder(config)
+            folder = RunFolder(config, run.task.symbols)
             print_header(console, run, backend)
             with Reporter(console, config.steps) as reporter:
                 outcome = train(run, folder, reporter, gate)
-            title = f"{config.task}: LSTM, hidden size {config.hidden_size}, CD-RGE with {config.probes} probes"
+            model = f"{type(run.model).__name__}, hidden size {config.hidden_size}"
+            title = f"{config.task}: {model}, CD-RGE with {config.probes} probes"
             folder.finish(run.model.state_dict(), title, run.task.reference_losses)
             print_summary(console, run, folder.metrics())
     except UsageError as error:

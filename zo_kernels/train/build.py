@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from ..backends import backend, backend_for
 from ..errors import GridRangeError
 from ..grid import Grid, largest_magnitude
-from ..models import LSTM
+from ..models import MODELS, RecurrentLM
 from ..optim import CDRGE
 from ..tasks import TASKS, Task
 from .config import TrainConfig, UsageError, task_options
@@ -25,7 +25,7 @@ class Run:
     config: TrainConfig
     device: torch.device
     task: Task
-    model: LSTM
+    model: RecurrentLM
     optimizer: CDRGE
     scheduler: LRScheduler
 
@@ -38,7 +38,7 @@ def build(config: TrainConfig) -> Run:
     device = torch.device(config.device)
     try:
         task = TASKS[config.task](**task_options(config))
-        model = LSTM(
+        model = MODELS[config.cell](
             task.vocab_size, config.embed_dim, config.hidden_size, config.num_heads, seed=config.seed, device=device
         )
         optimizer = CDRGE(

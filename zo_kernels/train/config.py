@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..models import MODELS
 from ..tasks import TASKS
 
 
@@ -32,7 +33,7 @@ def _only(task: str, field: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an LSTM from forward passes alone: CD-RGE, central differences along random probes.
+    """Train a recurrent network from forward passes alone: CD-RGE, central differences along random probes.
 
     The defaults shown are those of one task: --task text --help shows the other's.
     """
@@ -51,7 +52,7 @@ class TrainConfig:
     embed_dim: int
     """Size of a token's embedding."""
     hidden_size: int
-    """Size of the LSTM's hidden state, all heads together."""
+    """Size of the hidden state, all heads together."""
     batch_size: int
     """Sequences in a batch; all forward passes of a step see the same batch."""
     lr: float
@@ -61,12 +62,16 @@ class TrainConfig:
     steps: int
     """Updates of the parameters."""
 
+    cell: Annotated[str, _shown("{" + ",".join(MODELS) + "}")] = "lstm"
+    """What a head of the recurrent layer computes."""
     num_heads: int = 1
     """Blocks of the block-diagonal recurrence; must divide the hidden size."""
     probes: int = 96
     """Random directions n of a step, which takes 2n forward passes and makes one update."""
     lr_decay: float = 0.05
     """Factor that the learning rate falls to over the run, in a straight line; 1 keeps it constant."""
+    micro_batch_size: Annotated[int | None, _shown("INT", "(default: the whole batch)")] = None
+    """Sequences evaluated at once, for a batch that does not fit the memory; losses are those of the whole batch."""
     weight_decay: float = 0.0
     """Decoupled weight decay: a step also shrinks the parameters by lr times this."""
     seed: int = 0
@@ -74,7 +79,7 @@ class TrainConfig:
     validate_every: int = 50
     """Steps from one validation to the next."""
     out: Annotated[Path | None, _shown("FOLDER", "(default: runs/TASK-DATE-TIME)")] = None
-    """New or empty folder for config.json, metrics.jsonl, weights.safetensors and loss.png."""
+    """New or empty folder for config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png."""
     device: Annotated[str, _shown("{cpu,cuda}")] = "cpu"
     """Where the model runs."""
     threads: int = 1
@@ -150,6 +155,10 @@ def check(config: TrainConfig) -> None:
     for name in ("steps", "validate_every", "threads"):
         if getattr(config, name) < 1:
             raise UsageError(f"{flag(name)} must be at least 1, not {getattr(config, name)}")
+    if config.micro_batch_size is not None and config.micro_batch_size < 1:
+        raise UsageError(f"--micro-batch-size must be at least 1, not {config.micro_batch_size}")
+    if config.cell not in MODELS:
+        raise UsageError(f"unknown cell {config.cell!r}: choose one of {', '.join(MODELS)}")
     if not 0 < config.lr_decay <= 1:
         raise UsageError(f"--lr-decay must be above 0 and at most 1, not {config.lr_decay}")
     if not 0 <= config.seed < 2**64:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..backends import backend_for
 from ..errors import DivergenceError, GridRangeError
-from ..models import LSTM
+from ..estimators import Population
+from ..models import IGNORE_INDEX, RecurrentLM
 from ..tasks import Batch, BatchSets, Score, score
 from .build import Run
 from .interrupt_gate import InterruptGate
@@ -42,10 +43,19 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
     validation_batches = task.validation_batches()
     seconds = 0.0
 
-    def loss_of(batch: Batch) -> Tensor:
-        with gate.open():  # only forward passes can be interrupted, so that a step is taken and recorded, or neither
-            return model.loss(batch.tokens, batch.targets)
+    def evaluated(batch: Batch) -> Population | Callable[[], Tensor]:
+        """The batch's loss as the optimizer takes it: all probes in one kernel where there is one."""
+        if backend_for(run.device.type).fused_forward:
+            return Interruptible(model.population(*batch, micro_batch_size=config.micro_batch_size), gate)
+        micro_batches = [Batch(*parts) for parts in zip(*(x.split(micro_batch_size) for x in batch), strict=True)]
 
+        def loss() -> Tensor:
+            with gate.open():
+                return mean_loss(model, micro_batches)
+
+        return loss
+
+    micro_batch_size = config.micro_batch_size or config.batch_size
     try:
         with gate.open():
             scores = evaluate(model, validation_batches, run.device)
@@ -56,7 +66,7 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
             started = time.perf_counter()
             lr = run.scheduler.get_last_lr()[0]
             batch = task.batch(step).to(run.device)
-            loss = optimizer.step(partial(loss_of, batch))
+            loss = optimizer.step(evaluated(batch))
             run.scheduler.step()
             seconds += time.perf_counter() - started
 
@@ -84,8 +94,30 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
     return Outcome()
 
 
+class Interruptible:
+    """A population whose forward passes can be interrupted; only they can, so that a step is taken and recorded or
+    neither."""
+
+    def __init__(self, population: Population, gate: InterruptGate) -> None:
+        self._population = population
+        self._gate = gate
+
+    def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
+        """As the population's own."""
+        with self._gate.open():
+            return self._population.population_loss(seeds, eps)
+
+
+def mean_loss(model: RecurrentLM, batches: Sequence[Batch]) -> Tensor:
+    """Mean over the scored positions of all batches, float64: each batch's mean weighs what it scores."""
+    scored = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
+    return torch.stack(
+        [model.loss(*batch) * count for batch, count in zip(batches, scored, strict=True) if count > 0]
+    ).sum() / sum(scored)
+
+
 @torch.no_grad()
-def evaluate(model: LSTM, batch_sets: BatchSets, device: torch.device) -> dict[str, Score]:
+def evaluate(model: RecurrentLM, batch_sets: BatchSets, device: torch.device) -> dict[str, Score]:
     """The model's score on each set of batches."""
     scores = {}
     for name, batches in batch_sets.items():

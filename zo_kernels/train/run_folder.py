@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -22,18 +22,19 @@ Metrics = Mapping[str, float | None]
 
 
 class RunFolder:
-    """The files of one run: config.json, metrics.jsonl, weights.safetensors and loss.png.
+    """The files of one run: config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png.
 
     metrics.jsonl grows by a flushed line for each step; the other files appear whole or not at all.
 
     config: of the run. Its `out` names the folder, None means runs/TASK-DATE-TIME.
+    symbols: the character of each token.
 
     Raises UsageError if the folder is not empty or can't be made.
     """
 
     path: Path
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, symbols: Sequence[str]) -> None:
         try:
             self.path = _new_folder(config.task) if config.out is None else _empty_folder(config.out)
             self._metrics = (self.path / "metrics.jsonl").open("x", encoding="utf-8")
@@ -41,6 +42,8 @@ class RunFolder:
             raise UsageError(f"can't make the folder {error.filename}: {error.strerror}") from error
         as_json = json.dumps(asdict(config), indent=2, default=str)
         self._replace("config.json", lambda path: path.write_text(as_json + "\n", encoding="utf-8"))
+        vocabulary = json.dumps(list(symbols))
+        self._replace("vocabulary.json", lambda path: path.write_text(vocabulary + "\n", encoding="utf-8"))
 
     def add_metrics(self, metrics: Metrics) -> None:
         """Appends one line; a value that is not finite becomes null, for JSON has no number for it."""

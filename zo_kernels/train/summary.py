@@ -21,7 +21,7 @@ def print_header(console: Console, run: Run, backend: str) -> None:
     threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
-        f"model   LSTM of {parameters:,} parameters: embedding {config.embed_dim}, "
+        f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
         f"hidden size {config.hidden_size}, {heads}",
         f"step    {config.probes} probes on a batch of {config.batch_size}, eps {config.eps:g}, "
         f"lr {config.lr:g} falling to {config.lr * config.lr_decay:g}",

@@ -1,0 +1,272 @@
+"""Language models with one recurrent layer of independent heads, in plain torch; their population forward is a kernel.
+
+Shape suffixes: B batch, T time, V vocabulary, E embedding, H hidden size, N heads, D = H / N head size, n probes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..arena import flat_offsets
+from ..backends.base import CELLS, RecurrentWeights
+from ..ops import recurrent_logits, recurrent_nats
+from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
+from .population import ModelPopulation
+
+States = tuple[Tensor, ...]
+"""What a model carries from token to token: the hidden state h and, for an LSTM, the cell state c, each [N, B, D].
+
+`torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
+"""
+
+
+class RecurrentLM(nn.Module):
+    """Token embedding, one recurrent layer of N independent heads, output projection to the vocabulary.
+
+    What LSTM, GRU and Elman have in common; they say what a head computes. `recurrent_weight` and `bias` have the
+    layout of FlashRNN's R and b and can be handed to it as they are.
+
+    Parameters, in `named_parameters()` order: embedding [V, E]; input_weight [I, N, D, E], without a bias of its own;
+    recurrent_weight [R, N, D, D] (gate, head, new unit, previous unit); bias [G, N, D]; output_weight [V, H];
+    output_bias [V]. I, R and G are the cell's numbers of input rows, recurrent rows and biases.
+
+    vocab_size, embed_dim: V and E.
+    hidden_size: H, over all heads together.
+    num_heads: N, must divide H; with 1 the recurrence is dense.
+    seed: of the initial parameters, which are then the same on every device and leave torch's global random state
+        alone; None draws them from that state.
+    device, dtype: of the parameters; any floating dtype that the device can multiply.
+
+    Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size.
+
+    Sources: FlashRNN (Pöppel, Beck and Hochreiter, arXiv 2412.07752) for the recurrence; Chaubard and Kochenderfer
+    (arXiv 2505.17852) train it with CD-RGE.
+    """
+
+    cell: ClassVar[str]
+    """FlashRNN's name of the cell."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        hidden_size: int,
+        num_heads: int = 1,
+        *,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocab_size": vocab_size, "embed_dim": embed_dim, "hidden_size": hidden_size, "num_heads": num_heads}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
+        self.vocab_size = vocab_size
+        self.embed_dim = embed_dim
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        shape = CELLS[self.cell]
+        self.embedding = empty(vocab_size, embed_dim)
+        self.input_weight = empty(shape.input_rows, num_heads, self.head_dim, embed_dim)
+        self.recurrent_weight = empty(shape.recurrent_rows, num_heads, self.head_dim, self.head_dim)
+        self.bias = empty(shape.biases, num_heads, self.head_dim)
+        self.output_weight = empty(vocab_size, hidden_size)
+        self.output_bias = empty(vocab_size)
+        self.reset_parameters(None if seed is None else torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+
+        The embedding is N(0, 1); matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
+        projection, D for the recurrence and H for the output projection; biases are 0, an LSTM's forget gate's 1.
+        """
+
+        def unfilled(weight: Tensor) -> Tensor:
+            return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)
+
+        self.embedding.copy_(unfilled(self.embedding).normal_(generator=generator))
+        for weight, fan_in in (
+            (self.input_weight, self.embed_dim),
+            (self.recurrent_weight, self.head_dim),
+            (self.output_weight, self.hidden_size),
+        ):
+            bound = 1 / math.sqrt(fan_in)
+            weight.copy_(unfilled(weight).uniform_(-bound, bound, generator=generator))
+        self.output_bias.zero_()
+        self.bias.zero_()
+
+    def initial_states(self, batch_size: int) -> States:
+        """The zero states, each [N, B, D], that a sequence starts from."""
+        shape = (self.num_heads, batch_size, self.head_dim)
+        return tuple(self.bias.new_zeros(shape) for _ in range(CELLS[self.cell].states))
+
+    def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
+
+        tokens_BT: int64 or int32 [B, T], values in [0, V).
+        states: those after an earlier segment of the same sequences, each [N, B, D]; None starts from zeros.
+
+        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range (the last on the CPU;
+        other devices report it in their own way), or the states' shape does not fit.
+        """
+        hidden_TBH, states = self._hidden(tokens_BT, states)
+        return self._logits(hidden_TBH).transpose(0, 1), states
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the scored positions, from zero states: float64 scalar.
+
+        The mean is taken in float64: a zero-order step lives on differences of losses, and a float32 mean alone blurs
+        them some 50 times as much as all the rest of a float32 forward does.
+
+        tokens_BT: int64 or int32 [B, T], values in [0, V).
+        targets_BT: int64 [B, T], values in [0, V), or -100 where a position is not scored. If none is, the loss is NaN,
+            as in torch.
+
+        Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
+        """
+        check_targets(tokens_BT, targets_BT, self.vocab_size)
+        hidden_TBH, _ = self._hidden(tokens_BT, None)
+        logits_XV, targets_X = self._logits(hidden_TBH).flatten(0, 1), targets_BT.t().flatten()
+        if logits_XV.dtype in (torch.bfloat16, torch.float16):
+            logits_XV = logits_XV.float()
+        nats_X = F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="none")
+        return nats_X.sum(dtype=torch.float64) / (targets_X != IGNORE_INDEX).sum()
+
+    def population_loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float, *, states: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Losses [n, 2] (float64) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]), without writing theta.
+
+        On the CPU a kernel evaluates all of them in one call, without a perturbed copy of the model, in memory that
+        does not grow with T; float64 parameters, and other devices, take the slow reference.
+
+        tokens_BT, targets_BT: as for `loss`.
+        seeds: int64 [n]. A parameter's elements are numbered as in the `ParameterArena` it lives in (that of the
+            optimizer), or as one of this model alone would number them; frozen parameters are not perturbed.
+        eps: finite; float32 parameters see it rounded to float32.
+        states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
+
+        Raises ValueError and TypeError as `loss` does, and for wrong seeds or states; these are then as they were.
+        """
+        count = int((targets_BT != IGNORE_INDEX).sum())
+        return self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states) / count
+
+    def population_nats(
+        self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float, *, states: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
+        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states)
+
+    def population_states(self, probes: int, batch_size: int) -> States:
+        """The zero states of `probes` probes: each [n, 2, N, B, D], float32 (float64 if the parameters are)."""
+        dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
+        shape = (probes, 2, self.num_heads, batch_size, self.head_dim)
+        return tuple(self.bias.new_zeros(shape, dtype=dtype) for _ in range(CELLS[self.cell].states))
+
+    def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
+        """Raises ValueError as `loss` does, without computing anything."""
+        check_tokens(tokens_BT, self.vocab_size)
+        check_targets(tokens_BT, targets_BT, self.vocab_size)
+
+    @property
+    def num_products(self) -> int:
+        """Multiply-adds of one token's forward pass, without the token table's savings."""
+        return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
+
+    def population(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        micro_batch_size: int | None = None,
+        segment_length: int | None = None,
+    ) -> ModelPopulation:
+        """What `CDRGE.step` takes: the loss on this batch as a function of the probes.
+
+        micro_batch_size: sequences evaluated at once, segment_length: tokens evaluated at once, each probe's states
+        being carried on; both bound memory and change the losses by rounding only. None: all.
+
+        Raises ValueError as `loss` does, if a size is below 1, or if no position is scored.
+        """
+        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length)
+
+    def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """Logits [B, V] (float32, float64 if the parameters are) after the last token, and the states there.
+
+        The way to generate: as `forward`, but by the kernel of `population_loss`, in memory that does not grow with T.
+        Raises as `forward` does.
+        """
+        batch_size = tokens_BT.shape[0] if tokens_BT.dim() == 2 else 1
+        dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
+        states = self.initial_states(batch_size) if states is None else states
+        carried = tuple(state.to(dtype, copy=True).contiguous() for state in states)
+        return recurrent_logits(self._weights(), tokens_BT, carried), carried
+
+    def _weights(self) -> RecurrentWeights:
+        parameters = (
+            self.embedding,
+            self.input_weight,
+            self.recurrent_weight,
+            self.bias,
+            self.output_weight,
+            self.output_bias,
+        )
+        offsets = flat_offsets(self)
+        return RecurrentWeights(self.cell, parameters, tuple(offsets.get(p, -1) for p in parameters))
+
+    def extra_repr(self) -> str:
+        return (
+            f"vocab_size={self.vocab_size}, embed_dim={self.embed_dim}, "
+            f"hidden_size={self.hidden_size}, num_heads={self.num_heads}"
+        )
+
+    def _hidden(self, tokens_BT: Tensor, states: States | None) -> tuple[Tensor, States]:
+        """Hidden states after every token [T, B, H], and all states after the last."""
+        embedded_TBE = self._embed(tokens_BT)
+        batch_size = embedded_TBE.shape[1]
+        if states is None:
+            states = self.initial_states(batch_size)
+        expected = [self.num_heads, batch_size, self.head_dim]
+        for name, state in zip("hc", states, strict=False):
+            if list(state.shape) != expected:
+                raise ValueError(f"state {name} must have shape [N, B, D] = {expected}, not {list(state.shape)}")
+
+        # The heads share nothing but the input, so each is a layer of its own. torch's is one fused call for all time
+        # steps (oneDNN, cuDNN); a loop over them with one batched product each takes 1.3 to 4 times as long.
+        outputs, last = zip(
+            *(
+                self._run_head(n, embedded_TBE, tuple(state[n : n + 1] for state in states))
+                for n in range(self.num_heads)
+            ),
+            strict=True,
+        )
+        return torch.cat(outputs, dim=-1), tuple(torch.cat(heads) for heads in zip(*last, strict=True))
+
+    @abstractmethod
+    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
+        """Head n over all time steps: hidden states [T, B, D] and the states after the last, each [1, B, D]."""
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings of the tokens, time first [T, B, E]; refuses what is not a batch of tokens."""
+        check_tokens(tokens_BT, self.vocab_size)
+        return F.embedding(tokens_BT.t(), self.embedding)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The output projection of hidden states [..., H]: [..., V]."""
+        return F.linear(hidden, self.output_weight, self.output_bias)

@@ -1,0 +1,93 @@
+"""The cells: what a head of each language model computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import RecurrentLM, States
+
+
+class LSTM(RecurrentLM):
+    """A language model with an LSTM layer; `RecurrentLM` has its parameters, of which there are I = R = G = 4 rows.
+
+    With e the embedding of a token and h, c the states, head n computes (gates in FlashRNN's order i, f, z, o):
+
+        i, f, z, o = input_weight[:, n] @ e + recurrent_weight[:, n] @ h[n] + bias[:, n]
+        c[n] = sigmoid(f) * c[n] + sigmoid(i) * tanh(z)
+        h[n] = sigmoid(o) * tanh(c[n])
+
+    With one head this is `torch.nn.LSTM` with its two biases added into one.
+    """
+
+    cell = "lstm"
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        super().reset_parameters(generator)
+        self.bias[1].fill_(1.0)  # an open forget gate carries the state over many tokens from the first step on
+
+    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
+        weights = (
+            self.input_weight[:, n].flatten(0, 1),
+            self.recurrent_weight[:, n].flatten(0, 1),
+            self.bias[:, n].flatten(),
+            self.bias.new_zeros(4 * self.head_dim),
+        )
+        output_TBD, h_1BD, c_1BD = torch.lstm(
+            embedded_TBE, states_1BD, weights, True, 1, 0.0, False, False, False
+        )  # has_biases, num_layers, dropout, train, bidirectional, batch_first
+        return output_TBD, (h_1BD, c_1BD)
+
+
+class GRU(RecurrentLM):
+    """A language model with a GRU layer; `RecurrentLM` has its parameters, with I = 3, R = 3 and G = 4 rows.
+
+    With e the embedding of a token and h the state, head n computes (rows in FlashRNN's order: recurrent g, r, z, input
+    r, z, n, bias g, r, z, n):
+
+        g = recurrent_weight[0, n] @ h[n] + bias[0, n]
+        r, z = input_weight[:2, n] @ e + recurrent_weight[1:, n] @ h[n] + bias[1:3, n]
+        h[n] = sigmoid(z) * h[n] + (1 - sigmoid(z)) * tanh(input_weight[2, n] @ e + bias[3, n] + sigmoid(r) * g)
+
+    With one head this is `torch.nn.GRU` with its rows in another order.
+    """
+
+    cell = "gru"
+
+    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
+        g, r, z = self.recurrent_weight[:, n]
+        bias_g, bias_r, bias_z, bias_n = self.bias[:, n]
+        nothing = torch.zeros_like(bias_g)
+        weights = (
+            self.input_weight[:, n].flatten(0, 1),
+            torch.cat((r, z, g)),
+            torch.cat((bias_r, bias_z, bias_n)),
+            torch.cat((nothing, nothing, bias_g)),
+        )
+        output_TBD, h_1BD = torch.gru(embedded_TBE, states_1BD[0], weights, True, 1, 0.0, False, False, False)
+        return output_TBD, (h_1BD,)
+
+
+class Elman(RecurrentLM):
+    """A language model with an Elman (plain tanh) layer; `RecurrentLM` has its parameters, with I = R = G = 1 row.
+
+    h[n] = tanh(input_weight[0, n] @ e + recurrent_weight[0, n] @ h[n] + bias[0, n]), with e the embedding of a token:
+    with one head `torch.nn.RNN` with its two biases added into one.
+    """
+
+    cell = "elman"
+
+    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
+        weights = (
+            self.input_weight[0, n],
+            self.recurrent_weight[0, n],
+            self.bias[0, n],
+            torch.zeros_like(self.bias[0, n]),
+        )
+        output_TBD, h_1BD = torch.rnn_tanh(embedded_TBE, states_1BD[0], weights, True, 1, 0.0, False, False, False)
+        return output_TBD, (h_1BD,)
+
+
+MODELS: dict[str, type[RecurrentLM]] = {model.cell: model for model in (LSTM, GRU, Elman)}
+"""Every model by the name of its cell."""

@@ -1,0 +1,65 @@
+"""The loss of a language model on one batch, as an optimizer asks for it: at many probes at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ops.checks import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from .base import RecurrentLM
+
+_CALL_WORK = 2e10
+"""Multiply-adds of one call into the kernel, which a Ctrl-C can't interrupt: about a second of a few cores."""
+
+
+class ModelPopulation:
+    """Losses of a language model on one batch; a `zo_kernels.estimators.Population`.
+
+    Built by `model.population(tokens, targets)`. The batch is walked in micro-batches and segments; a loss is the sum
+    of their nats over the number of scored positions of all, so that it is that of the whole batch.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        micro_batch_size: int | None,
+        segment_length: int | None,
+    ) -> None:
+        model.check_batch(tokens_BT, targets_BT)
+        for name, size in (("micro_batch_size", micro_batch_size), ("segment_length", segment_length)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        self.model = model
+        self.scored = int((targets_BT != IGNORE_INDEX).sum())
+        if self.scored == 0:
+            raise ValueError(f"there is nothing to learn from this batch: every target is {IGNORE_INDEX}")
+        size = micro_batch_size or tokens_BT.shape[0]
+        self._batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
+        self._segment_length = segment_length or tokens_BT.shape[1]
+
+    def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
+        """Losses float64 [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
+
+        Raises as `RecurrentLM.population_loss` does.
+        """
+        work = self.model.num_products * sum(tokens.numel() for tokens, _ in self._batches) * 2
+        block = max(int(_CALL_WORK / work), torch.get_num_threads())
+        return torch.cat([self._nats(part, eps) for part in seeds.split(block)]) / self.scored
+
+    def _nats(self, seeds: Tensor, eps: float) -> Tensor:
+        total = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        for tokens, targets in self._batches:
+            segments = list(
+                zip(tokens.split(self._segment_length, 1), targets.split(self._segment_length, 1), strict=True)
+            )
+            carry = len(segments) > 1
+            states = self.model.population_states(len(seeds), len(tokens)) if carry else ()
+            for segment, segment_targets in segments:
+                total += self.model.population_nats(segment, segment_targets, seeds, eps, states=states)
+        return total

@@ -1,0 +1,175 @@
+"""The forward passes of recurrent language models as ops: at many probes at once, and one token after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..backends.base import CELLS, RecurrentWeights
+from .checks import check_offset, check_targets, check_tensor, check_tokens
+from .schema import library, written
+
+__all__ = ["recurrent_logits", "recurrent_nats"]
+
+library.define(
+    "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
+    "float eps, Tensor(a!)[] states) -> Tensor"
+)
+library.define("recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor")
+
+
+@torch.no_grad()
+def recurrent_nats(
+    weights: RecurrentWeights,
+    tokens: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    eps: float,
+    states: Sequence[Tensor] = (),
+) -> Tensor:
+    """Cross-entropy sums float64 [n, 2] in nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
+
+    theta is not written, and no copy of it is made. Arithmetic is float32 (float64 for float64 weights), sums over
+    positions float64; backends, and instruction sets, agree to its rounding, not bit for bit.
+
+    weights: see `zo_kernels.models.RecurrentLM`.
+    tokens: int64 or int32 [B, T], values in [0, V). targets: int64 [B, T], values in [0, V) or -100, not scored.
+    seeds: int64 [n], a CPU tensor. eps: finite; seen in the weights' dtype, float32 for 16-bit weights.
+    states: none, to start from zeros, or those of the cell (h; h and c), each [n, 2, N, B, D] of dtype float32 (float64
+        for float64 weights), where the segment starts; they are overwritten with where it ends.
+
+    Raises ValueError or TypeError for whatever does not fit; the states are then as they were.
+    """
+    return torch.ops.zo_kernels.recurrent_nats(
+        list(weights.tensors), weights.cell, list(weights.offsets), tokens, targets, seeds, float(eps), list(states)
+    )
+
+
+@torch.no_grad()
+def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """Logits [B, V] after the last of tokens [B, T], float32 (float64 for float64 weights).
+
+    states: those of the cell, each [N, B, D] of the logits' dtype; they are overwritten with the states after the last
+    token. Raises as `recurrent_nats` does.
+    """
+    return torch.ops.zo_kernels.recurrent_logits(list(weights.tensors), weights.cell, tokens, list(states))
+
+
+def _weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int]) -> RecurrentWeights:
+    """The weights, checked."""
+    if cell not in CELLS:
+        raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
+    if len(tensors) != 6 or len(offsets) != 6:
+        raise ValueError(f"there are six weights with an offset each, not {len(tensors)} with {len(offsets)}")
+    weights = RecurrentWeights(cell, tuple(tensors), tuple(offsets))
+    shape = CELLS[cell]
+    if weights.bias.dim() != 3 or weights.embedding.dim() != 2:
+        raise ValueError("embedding must be [V, E] and bias [G, N, D]")
+    (vocab, embed), (_, heads, dim) = weights.embedding.shape, weights.bias.shape
+    expected = {
+        "embedding": (vocab, embed),
+        "input_weight": (shape.input_rows, heads, dim, embed),
+        "recurrent_weight": (shape.recurrent_rows, heads, dim, dim),
+        "bias": (shape.biases, heads, dim),
+        "output_weight": (vocab, heads * dim),
+        "output_bias": (vocab,),
+    }
+    for name, x, offset in zip(expected, tensors, offsets, strict=True):
+        if tuple(x.shape) != expected[name]:
+            raise ValueError(f"{name} must have shape {list(expected[name])}, not {list(x.shape)}")
+        if x.dtype != weights.bias.dtype or x.device != weights.bias.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, but bias {weights.bias.dtype} on {weights.bias.device}"
+            )
+        check_tensor(x, name)
+        if offset != -1:
+            check_offset(offset, x.numel())
+    return weights
+
+
+def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: tuple[int, ...], batch: int) -> None:
+    wide = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
+    expected = [*leading, weights.bias.shape[1], batch, weights.bias.shape[2]]
+    count = CELLS[weights.cell].states
+    if len(states) != count:
+        raise ValueError(f"the cell {weights.cell} has {count} states, but {len(states)} were given")
+    for name, state in zip("hc", states, strict=False):
+        if list(state.shape) != expected or state.dtype != wide or state.device != weights.bias.device:
+            raise ValueError(
+                f"state {name} must be {wide} of shape {expected} on {weights.bias.device}, "
+                f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
+            )
+        check_tensor(state, f"state {name}")
+
+
+def _recurrent_nats_fake(
+    weights: Sequence[Tensor],
+    cell: str,
+    offsets: Sequence[int],
+    tokens: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    eps: float,
+    states: Sequence[Tensor],
+) -> Tensor:
+    return torch.empty(seeds.shape[0], 2, dtype=torch.float64)
+
+
+def _recurrent_nats(
+    weights: Sequence[Tensor],
+    cell: str,
+    offsets: Sequence[int],
+    tokens: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    eps: float,
+    states: Sequence[Tensor],
+) -> Tensor:
+    checked = _weights(weights, cell, offsets)
+    check_tokens(tokens, len(checked.embedding))
+    check_targets(tokens, targets, len(checked.embedding))
+    if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
+        raise TypeError(f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
+    if not math.isfinite(eps):
+        raise ValueError(f"eps must be finite, not {eps}")
+    if states:
+        _check_states(checked, states, (len(seeds), 2), len(tokens))
+    device = checked.bias.device
+    nats = backend_for(device.type).recurrent_nats(
+        checked,
+        tokens.to(device, torch.int64).contiguous(),
+        targets.to(device).contiguous(),
+        seeds.contiguous().numpy(),
+        eps,
+        states,
+    )
+    for state in states:
+        written(state)
+    return nats
+
+
+def _recurrent_logits_fake(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    return states[0].new_empty(tokens.shape[0], weights[0].shape[0])
+
+
+def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    checked = _weights(weights, cell, [-1] * 6)
+    check_tokens(tokens, len(checked.embedding))
+    _check_states(checked, states, (), len(tokens))
+    device = checked.bias.device
+    logits = backend_for(device.type).recurrent_logits(checked, tokens.to(device, torch.int64).contiguous(), states)
+    for state in states:
+        written(state)
+    return logits
+
+
+for _name, _implementation, _fake in (
+    ("recurrent_nats", _recurrent_nats, _recurrent_nats_fake),
+    ("recurrent_logits", _recurrent_logits, _recurrent_logits_fake),
+):
+    library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zo_kernels::{_name}", _fake, lib=library)
