@@ -1,7 +1,8 @@
 // Runs the members of a population on the threads.
 //
 // With at least as many members as threads each member is one thread's, from its first token to its last. With fewer,
-// all run together, and the threads share out their heads, then their position blocks, chunk by chunk.
+// all run together, and the threads share out their heads and tiles of sequences, then their position blocks, chunk by
+// chunk.
 #include <algorithm>
 #include <cstring>
 
@@ -119,7 +120,7 @@ class Evaluation {
     size_t span = 0;
     for (int64_t chunk = 0; chunk < plan_.num_chunks; ++chunk) {
       if (chunk == plan_.spans[span].first_chunk) make_table(team, plan_.spans[span]);
-      share_out(team, args_.num_heads, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      share_out(team, args_.num_heads * plan_.tiles(), [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
         isa_.recurrence(plan_, m, scratch, chunk, first, last);
       });
       score(team, chunk);
@@ -146,7 +147,7 @@ class Evaluation {
 
   void score(const Team& team, int64_t chunk) {
     const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
-    const int64_t blocks = plan_.wide ? steps * (plan_.chunk_blocks / plan_.chunk_steps)
+    const int64_t blocks = plan_.wide ? steps * plan_.tiles()
                                       : (steps * plan_.batch_lanes + plan_.tile_lanes - 1) / plan_.tile_lanes;
     if (args_.targets) {
       share_out(team, blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
@@ -157,7 +158,7 @@ class Evaluation {
     }
     if (args_.logits && chunk + 1 == plan_.num_chunks) {
       const int64_t last_positions = (steps - 1) * plan_.batch_lanes;
-      const int64_t first_block = plan_.wide ? blocks / steps * (steps - 1) : last_positions / plan_.tile_lanes;
+      const int64_t first_block = plan_.wide ? plan_.tiles() * (steps - 1) : last_positions / plan_.tile_lanes;
       share_out(team, blocks - first_block, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
         const int64_t index = team.first + (&m - team.members);
         isa_.output(plan_, m, scratch, chunk, first_block + first, first_block + last,

@@ -28,19 +28,7 @@ namespace {
 #include "project.h"
 #include "wide.h"
 
-void recurrence_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_head,
-                       int64_t last_head) {
-  with_cell(plan.args->cell, [&](auto cell) {
-    using Cell = decltype(cell);
-    for (int64_t head = first_head; head < last_head; head += plan.panel_heads) {
-      const int64_t end = head + plan.panel_heads < last_head ? head + plan.panel_heads : last_head;
-      if (plan.wide)
-        wide_recurrence<Cell>(plan, m, scratch, chunk, head);
-      else
-        narrow_recurrence<Cell>(plan, m, scratch, chunk, head, end);
-    }
-  });
-}
+#include "recurrence.h"
 
 }  // namespace
 

@@ -57,6 +57,7 @@ struct Plan {
   ZO_PLAN_METHOD int64_t slot_size() const {  // floats of the hidden states of one step
     return wide ? batch_lanes * hidden_size : batch_lanes * args->num_heads * padded_dim;
   }
+  ZO_PLAN_METHOD int64_t tiles() const { return wide ? (batch_lanes + tile_lanes - 1) / tile_lanes : 1; }
   ZO_PLAN_METHOD int64_t padded(int64_t count) const { return (count + lanes - 1) / lanes * lanes; }
   // Lanes of a tile or block of which `left` positions remain: a full one, or fewer in whole vectors.
   ZO_PLAN_METHOD int width(int64_t left) const {
@@ -94,7 +95,9 @@ struct PopulationKernels {
   // Perturbed embeddings of blocks of tile_lanes table rows, then the table, in blocks of table_units units.
   void (*embed)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
   void (*project)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
-  void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_head, int64_t last_head);
+  // All steps of a chunk for items [first, last): an item is a tile of a head (head * tiles + tile), or in the narrow
+  // layout a head.
+  void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first, int64_t last);
   // Scores position blocks [first, last) of a chunk into member.nats; with `logits` [B, V] instead writes the logits of
   // the chunk's last step.
   void (*output)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_block, int64_t last_block,

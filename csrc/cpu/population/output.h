@@ -44,8 +44,7 @@ struct PositionBlock {
 ZO_INLINE PositionBlock position_block(const Plan& plan, const Member& m, int64_t chunk, int64_t block) {
   const int64_t first = plan.first_step(chunk) * plan.batch_lanes;
   if (plan.wide) {
-    const int64_t tiles = (plan.batch_lanes + plan.tile_lanes - 1) / plan.tile_lanes;
-    const int64_t slot = block / tiles, lane = block % tiles * plan.tile_lanes;
+    const int64_t slot = block / plan.tiles(), lane = block % plan.tiles() * plan.tile_lanes;
     const int width = plan.width(plan.batch_lanes - lane);
     return {m.hidden + (slot + 1) * plan.slot_size() + lane * plan.hidden_size,
             first + slot * plan.batch_lanes + lane, width, width};

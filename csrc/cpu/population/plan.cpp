@@ -63,8 +63,7 @@ void OwnedPlan::choose_layout(const PopulationKernels& isa) {
   const int64_t positions = wide ? kWidePositions : kNarrowPositions;
   chunk_steps = std::clamp<int64_t>(positions / batch_lanes, 1, std::max<int64_t>(num_steps, 1));
   num_chunks = (num_steps + chunk_steps - 1) / chunk_steps;
-  const int64_t blocks_per_step = (batch_lanes + tile_lanes - 1) / tile_lanes;
-  chunk_blocks = wide ? chunk_steps * blocks_per_step : (chunk_steps * batch_lanes + tile_lanes - 1) / tile_lanes;
+  chunk_blocks = wide ? chunk_steps * tiles() : (chunk_steps * batch_lanes + tile_lanes - 1) / tile_lanes;
 }
 
 void OwnedPlan::choose_panels(const PopulationKernels& isa) {

@@ -104,13 +104,14 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
   }
 }
 
-// All tiles of one step, units [first, last) of a head.
+// One step of the tiles [first_tile, last_tile) of a head, units [first, last).
 template <class Cell>
 void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t step, int64_t head,
-                int64_t first, int64_t last) {
+                int64_t first_tile, int64_t last_tile, int64_t first, int64_t last) {
   const int64_t slot = step - plan.first_step(chunk);
   const float* table = m.table + head * plan.head_columns;
-  for (int64_t lane = 0; lane < plan.batch_lanes; lane += plan.tile_lanes) {
+  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+    const int64_t lane = tile * plan.tile_lanes;
     const int width = plan.width(plan.batch_lanes - lane);
     const int64_t at = lane * plan.hidden_size + head * plan.args->head_dim * width;
     const TileStep s = {m.hidden + slot * plan.slot_size() + at,
@@ -136,9 +137,10 @@ void make_wide_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], 
             panel + r * (last - first) * D);
 }
 
-// One head over all steps of a chunk.
+// Tiles [first_tile, last_tile) of a head over all steps of a chunk.
 template <class Cell>
-void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head) {
+void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t head,
+                     int64_t first_tile, int64_t last_tile) {
   const int64_t D = plan.args->head_dim;
   SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
   if (plan.panel_units == D) make_wide_panel(plan, m, signs, head, 0, D, scratch.recurrent_panel);
@@ -146,7 +148,7 @@ void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, 
     for (int64_t first = 0; first < D; first += plan.panel_units) {
       const int64_t last = first + plan.panel_units < D ? first + plan.panel_units : D;
       if (plan.panel_units != D) make_wide_panel(plan, m, signs, head, first, last, scratch.recurrent_panel);
-      step_tiles<Cell>(plan, m, scratch, chunk, step, head, first, last);
+      step_tiles<Cell>(plan, m, scratch, chunk, step, head, first_tile, last_tile, first, last);
     }
   }
 }
