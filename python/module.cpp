@@ -96,8 +96,8 @@ uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t 
 // Every address, then every size; zo_kernels/backends/cpu.py has the names.
 void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters,
                          const std::array<int64_t, 4>& sizes, uintptr_t tokens, uintptr_t targets, int64_t batch_size,
-                         int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, uintptr_t h,
-                         uintptr_t c, uintptr_t nats, uintptr_t logits) {
+                         int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, bool bfloat16,
+                         uintptr_t h, uintptr_t c, uintptr_t nats, uintptr_t logits) {
   if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
   if (to_dtype(dtype) == DType::kFloat64) throw std::invalid_argument("the population forward computes in float32");
   if (num_signs != 1 && num_signs != 2) throw std::invalid_argument("num_signs is neither 1 nor 2");
@@ -129,6 +129,7 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   args.num_seeds = num_seeds;
   args.num_signs = num_signs;
   args.eps = eps;
+  args.bfloat16 = bfloat16;
   args.h = reinterpret_cast<float*>(h);
   args.c = reinterpret_cast<float*>(c);
   args.nats = reinterpret_cast<double*>(nats);
@@ -168,6 +169,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &zo::cpu::supported_isas);
   m.def("active_isa", &zo::cpu::active_isa);
   m.def("set_isa", &zo::cpu::set_active_isa);
+  m.def("has_bfloat16", &zo::cpu::has_bfloat16);
   m.def("max_threads", &zo::cpu::max_threads);
   m.def("has_openmp", &zo::cpu::has_openmp);
   m.def("cuda_build", &zo::cuda::build_description);

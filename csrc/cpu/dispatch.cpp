@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "population/population.h"
 
 namespace zo::cpu {
 namespace {
@@ -140,6 +141,15 @@ const Kernels& kernels() {
   }();
   return *chosen;
 }
+
+const PopulationKernels* bfloat16_kernels() {
+#if defined(ZO_X86)
+  if (&kernels() == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16")) return &kAvx512BFloat16PopulationKernels;
+#endif
+  return nullptr;
+}
+
+bool has_bfloat16() { return bfloat16_kernels() != nullptr; }
 
 ProbeKey make_probe_key(uint64_t seed, uint32_t block_high) {
   uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];

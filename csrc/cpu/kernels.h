@@ -73,6 +73,7 @@ struct Kernels {
   const PopulationKernels* population;
 };
 
+const PopulationKernels* bfloat16_kernels();  // null where the instruction set in use has none
 const Kernels& kernels();  // those in use; throws std::runtime_error where ZO_KERNELS_ISA can't be had
 
 extern const Kernels kBaselineKernels;
@@ -82,6 +83,7 @@ extern const Kernels kAvx2Kernels;
 extern const PopulationKernels kAvx2PopulationKernels;
 extern const Kernels kAvx512Kernels;
 extern const PopulationKernels kAvx512PopulationKernels;
+extern const PopulationKernels kAvx512BFloat16PopulationKernels;
 #endif
 
 }  // namespace zo::cpu

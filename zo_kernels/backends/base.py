@@ -129,8 +129,13 @@ class Backend(ABC):
         seeds: npt.NDArray[np.int64],
         eps: float,
         states: Sequence[Tensor],
+        precision: str,
     ) -> Tensor:
-        """Sums of nats float64 [n, 2] at theta +- eps * p(seeds[i]); states [n, 2, N, B, D], if any, are carried on."""
+        """Sums of nats float64 [n, 2] at theta +- eps * p(seeds[i]); states [n, 2, N, B, D], if any, are carried on.
+
+        precision: "float32", or "bfloat16" for products with the hidden state as `zo_kernels.ops.recurrent_nats` says;
+        a backend may be more precise.
+        """
 
     @abstractmethod
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:

@@ -79,11 +79,12 @@ class CpuBackend(Backend):
         seeds: npt.NDArray[np.int64],
         eps: float,
         states: Sequence[Tensor],
+        precision: str,
     ) -> Tensor:
         if weights.bias.dtype == torch.float64:  # the kernel computes in float32
             return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
         nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
-        _evaluate(weights, tokens, targets, seeds, 2, eps, states, nats, None)
+        _evaluate(weights, tokens, targets, seeds, 2, eps, precision == "bfloat16", states, nats, None)
         return nats
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -91,7 +92,7 @@ class CpuBackend(Backend):
             return recurrent_reference.recurrent_logits(weights, tokens, states)
         logits = torch.empty(len(tokens), len(weights.embedding), dtype=torch.float32)
         seeds, nats = np.zeros(1, np.int64), torch.zeros(1, dtype=torch.float64)
-        _evaluate(weights, tokens, None, seeds, 1, 0.0, states, nats, logits)
+        _evaluate(weights, tokens, None, seeds, 1, 0.0, False, states, nats, logits)
         return logits
 
 
@@ -102,6 +103,7 @@ def _evaluate(
     seeds: npt.NDArray[np.int64],
     num_signs: int,
     eps: float,
+    bfloat16: bool,
     states: Sequence[Tensor],
     nats: Tensor,
     logits: Tensor | None,
@@ -122,6 +124,7 @@ def _evaluate(
         len(seeds),
         num_signs,
         eps,
+        bfloat16,
         addresses[0],
         addresses[1],
         nats.data_ptr(),

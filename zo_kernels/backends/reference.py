@@ -98,6 +98,7 @@ class ReferenceBackend(Backend):
         seeds: npt.NDArray[np.int64],
         eps: float,
         states: Sequence[Tensor],
+        precision: str,
     ) -> Tensor:
         return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
 

@@ -149,7 +149,14 @@ class RecurrentLM(nn.Module):
         return nats_X.sum(dtype=torch.float64) / (targets_X != IGNORE_INDEX).sum()
 
     def population_loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float, *, states: Sequence[Tensor] = ()
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        seeds: Tensor,
+        eps: float,
+        *,
+        states: Sequence[Tensor] = (),
+        precision: str = "float32",
     ) -> Tensor:
         """Losses [n, 2] (float64) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]), without writing theta.
 
@@ -161,17 +168,26 @@ class RecurrentLM(nn.Module):
             optimizer), or as one of this model alone would number them; frozen parameters are not perturbed.
         eps: finite; float32 parameters see it rounded to float32.
         states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
+        precision: "float32", or "bfloat16" for faster products; `zo_kernels.ops.recurrent_nats` says what it costs.
 
         Raises ValueError and TypeError as `loss` does, and for wrong seeds or states; these are then as they were.
         """
         count = int((targets_BT != IGNORE_INDEX).sum())
-        return self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states) / count
+        nats = self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states, precision=precision)
+        return nats / count
 
     def population_nats(
-        self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float, *, states: Sequence[Tensor] = ()
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        seeds: Tensor,
+        eps: float,
+        *,
+        states: Sequence[Tensor] = (),
+        precision: str = "float32",
     ) -> Tensor:
         """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
-        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states)
+        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
 
     def population_states(self, probes: int, batch_size: int) -> States:
         """The zero states of `probes` probes: each [n, 2, N, B, D], float32 (float64 if the parameters are)."""
@@ -196,15 +212,17 @@ class RecurrentLM(nn.Module):
         *,
         micro_batch_size: int | None = None,
         segment_length: int | None = None,
+        precision: str = "float32",
     ) -> ModelPopulation:
         """What `CDRGE.step` takes: the loss on this batch as a function of the probes.
 
         micro_batch_size: sequences evaluated at once, segment_length: tokens evaluated at once, each probe's states
         being carried on; both bound memory and change the losses by rounding only. None: all.
+        precision: as for `population_loss`.
 
         Raises ValueError as `loss` does, if a size is below 1, or if no position is scored.
         """
-        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length)
+        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
 
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, V] (float32, float64 if the parameters are) after the last token, and the states there.

@@ -30,12 +30,14 @@ class ModelPopulation:
         targets_BT: Tensor,
         micro_batch_size: int | None,
         segment_length: int | None,
+        precision: str,
     ) -> None:
         model.check_batch(tokens_BT, targets_BT)
         for name, size in (("micro_batch_size", micro_batch_size), ("segment_length", segment_length)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
         self.model = model
+        self._precision = precision
         self.scored = int((targets_BT != IGNORE_INDEX).sum())
         if self.scored == 0:
             raise ValueError(f"there is nothing to learn from this batch: every target is {IGNORE_INDEX}")
@@ -61,5 +63,7 @@ class ModelPopulation:
             carry = len(segments) > 1
             states = self.model.population_states(len(seeds), len(tokens)) if carry else ()
             for segment, segment_targets in segments:
-                total += self.model.population_nats(segment, segment_targets, seeds, eps, states=states)
+                total += self.model.population_nats(
+                    segment, segment_targets, seeds, eps, states=states, precision=self._precision
+                )
         return total

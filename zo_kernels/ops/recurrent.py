@@ -17,7 +17,7 @@ __all__ = ["recurrent_logits", "recurrent_nats"]
 
 library.define(
     "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
-    "float eps, Tensor(a!)[] states) -> Tensor"
+    "float eps, Tensor(a!)[] states, str precision) -> Tensor"
 )
 library.define("recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor")
 
@@ -30,6 +30,7 @@ def recurrent_nats(
     seeds: Tensor,
     eps: float,
     states: Sequence[Tensor] = (),
+    precision: str = "float32",
 ) -> Tensor:
     """Cross-entropy sums float64 [n, 2] in nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
 
@@ -41,11 +42,23 @@ def recurrent_nats(
     seeds: int64 [n], a CPU tensor. eps: finite; seen in the weights' dtype, float32 for 16-bit weights.
     states: none, to start from zeros, or those of the cell (h; h and c), each [n, 2, N, B, D] of dtype float32 (float64
         for float64 weights), where the segment starts; they are overwritten with where it ends.
+    precision: "float32"; or "bfloat16", twice the rate of products with the hidden state, on a processor that has it
+        (AVX512_BF16). Then hidden states are rounded to bfloat16, and recurrent and output weights to the bfloat16 grid
+        at |w| + eps, on which w + eps and w - eps are both exact. eps must be a power of two, at least 1/256 of the
+        largest such |w| + eps. Float64 weights, and the reference backend, stay exact.
 
-    Raises ValueError or TypeError for whatever does not fit; the states are then as they were.
+    Raises RuntimeError where bfloat16 is not to be had, ValueError or TypeError for whatever does not fit; the states are then as they were.
     """
     return torch.ops.zo_kernels.recurrent_nats(
-        list(weights.tensors), weights.cell, list(weights.offsets), tokens, targets, seeds, float(eps), list(states)
+        list(weights.tensors),
+        weights.cell,
+        list(weights.offsets),
+        tokens,
+        targets,
+        seeds,
+        float(eps),
+        list(states),
+        precision,
     )
 
 
@@ -106,6 +119,21 @@ def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: 
         check_tensor(state, f"state {name}")
 
 
+def _check_bfloat16(weights: RecurrentWeights, eps: float) -> None:
+    """w + eps and w - eps must be exact in bfloat16, which has eight bits, for weights on its grid."""
+    if eps == 0.0:
+        return
+    if math.frexp(abs(eps))[0] != 0.5:
+        raise ValueError(f"with bfloat16 eps must be a power of two, not {eps}")
+    for name, x in (("recurrent_weight", weights.recurrent_weight), ("output_weight", weights.output_weight)):
+        largest = float(x.abs().max())
+        if largest + abs(eps) >= 256 * abs(eps):
+            raise ValueError(
+                f"with bfloat16 eps must be at least {(largest + abs(eps)) / 256:.3g}, 1/256 of the largest {name}, "
+                f"but is {eps}: use a larger eps or float32"
+            )
+
+
 def _recurrent_nats_fake(
     weights: Sequence[Tensor],
     cell: str,
@@ -115,6 +143,7 @@ def _recurrent_nats_fake(
     seeds: Tensor,
     eps: float,
     states: Sequence[Tensor],
+    precision: str,
 ) -> Tensor:
     return torch.empty(seeds.shape[0], 2, dtype=torch.float64)
 
@@ -128,6 +157,7 @@ def _recurrent_nats(
     seeds: Tensor,
     eps: float,
     states: Sequence[Tensor],
+    precision: str,
 ) -> Tensor:
     checked = _weights(weights, cell, offsets)
     check_tokens(tokens, len(checked.embedding))
@@ -138,6 +168,10 @@ def _recurrent_nats(
         raise ValueError(f"eps must be finite, not {eps}")
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))
+    if precision == "bfloat16":
+        _check_bfloat16(checked, eps)
+    elif precision != "float32":
+        raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
     device = checked.bias.device
     nats = backend_for(device.type).recurrent_nats(
         checked,
@@ -146,6 +180,7 @@ def _recurrent_nats(
         seeds.contiguous().numpy(),
         eps,
         states,
+        precision,
     )
     for state in states:
         written(state)

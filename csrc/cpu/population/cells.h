@@ -29,6 +29,7 @@ ZO_INLINE F32 exp_of_negative(F32 x) { return exp2_of(x * splat<F32>(kLog2E)); }
 
 struct LstmCell {
   static constexpr CellShape shape = cell_shape(Cell::kLstm);
+  static constexpr bool needs_hidden = false;
   // pre: i, f, z, o.  c = sigmoid(f) c + sigmoid(i) tanh(z),  h = sigmoid(o) tanh(c)
   static ZO_INLINE F32 update(const F32 (&pre)[4], F32 /*h*/, F32& c) {
     const F32 one = splat<F32>(1.0f);
@@ -43,6 +44,7 @@ struct LstmCell {
 
 struct GruCell {
   static constexpr CellShape shape = cell_shape(Cell::kGru);
+  static constexpr bool needs_hidden = true;
   // pre: g (recurrent), r, z, n (input).  h = sigmoid(z) h + (1 - sigmoid(z)) tanh(n + sigmoid(r) g)
   static ZO_INLINE F32 update(const F32 (&pre)[4], F32 h, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
@@ -54,12 +56,27 @@ struct GruCell {
 
 struct ElmanCell {
   static constexpr CellShape shape = cell_shape(Cell::kElman);
+  static constexpr bool needs_hidden = false;
   static ZO_INLINE F32 update(const F32 (&pre)[1], F32 /*h*/, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
     const F32 e = gate_exp(pre[0], -2.0f);
     return (one - e) * reciprocal(one + e);
   }
 };
+
+// Updates the states of a vector of units: `hidden` is where their hidden state was before the step, as words, `cell` their
+// cell state. Returns the new hidden state. Where words are not floats, a GRU's state is kept as floats in `cell`.
+template <class Cell>
+ZO_INLINE F32 update_cell(const F32 (&pre)[Cell::shape.rows], const float* hidden, float* cell) {
+  constexpr bool in_cell = kDepth > 1 && !Cell::shape.has_cell_state && Cell::needs_hidden;
+  F32 c = Cell::shape.has_cell_state || in_cell ? load<F32>(cell) : F32{};
+  F32 before = {};
+  if (Cell::needs_hidden) before = in_cell ? c : load<F32>(hidden);
+  const F32 h = Cell::update(pre, before, c);
+  if (Cell::shape.has_cell_state) store(cell, c);
+  if (in_cell) store(cell, h);
+  return h;
+}
 
 // Calls f with the cell of the plan.
 template <class F>

@@ -5,6 +5,7 @@
 // chunk.
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "../parallel.h"
 #include "buffers.h"
@@ -14,12 +15,12 @@ namespace zo::cpu {
 void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
   const int64_t rows = (plan.max_table_rows + plan.tile_lanes - 1) / plan.tile_lanes * plan.tile_lanes;
   // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
-  const int64_t beyond = plan.wide ? 0 : plan.tile_lanes * plan.args->num_heads * plan.padded_dim;
+  const int64_t beyond = plan.wide ? 0 : (plan.tile_lanes + 1) * plan.args->num_heads * plan.padded_words() + plan.lanes;
   m.embedded = carver.take<float>(rows * plan.args->embed_dim);
   m.table = carver.take<float>(plan.max_table_rows * plan.table_stride());
   m.hidden = carver.take<float>((plan.chunk_steps + 1) * plan.slot_size() + beyond);
-  m.cell = carver.take<float>(plan.cell.has_cell_state ? plan.slot_size() : 0);
-  m.blocks = carver.take<float>(plan.wide ? 0 : plan.chunk_blocks * plan.tile_lanes * plan.hidden_size);
+  m.cell = carver.take<float>(plan.has_cell ? plan.cell_size() : 0);
+  m.blocks = carver.take<float>(plan.wide ? 0 : plan.chunk_blocks * plan.tile_lanes * plan.hidden_words());
   m.maximum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.sum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.at_target = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
@@ -30,10 +31,13 @@ void carve(Carver& carver, const OwnedPlan& plan, Scratch& s) {
   const PopulationArgs& args = *plan.args;
   const int64_t panel_units = plan.wide || plan.panel_units < args.head_dim ? plan.panel_units : plan.padded_dim;
   s.input_panel = carver.take<float>(plan.cell.input_rows * plan.table_units * args.embed_dim + plan.lanes);
+  const int64_t beyond = 2 * plan.lanes;  // panels are written in whole vectors
   s.recurrent_panel =
-      carver.take<float>(plan.panel_heads * plan.cell.recurrent_rows * panel_units * args.head_dim + plan.lanes);
-  s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_size + plan.padded(plan.panel_rows) + plan.lanes);
-  s.rows = carver.take<float>(std::max(plan.lanes * std::max(plan.padded(args.embed_dim), plan.padded_dim),
+      carver.take<float>(plan.panel_heads * plan.cell.recurrent_rows * panel_units * plan.head_words + beyond);
+  s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_words() + plan.padded(plan.panel_rows) + beyond);
+  const int64_t unpacked = std::max(panel_units * args.head_dim, plan.panel_rows * plan.hidden_size);
+  s.unpacked = carver.take<float>(plan.depth > 1 ? unpacked + beyond : 0);
+  s.rows = carver.take<float>(std::max(plan.lanes * std::max(plan.padded(args.embed_dim), plan.padded_dim) + beyond,
                                        plan.cell.rows * plan.table_units + plan.lanes));
   s.products = carver.take<float>(std::max(plan.panel_rows, plan.cell.rows * plan.table_units) * plan.tile_lanes);
   s.pre = carver.take<float>(plan.lanes * plan.tile_lanes);
@@ -41,7 +45,36 @@ void carve(Carver& carver, const OwnedPlan& plan, Scratch& s) {
 
 namespace {
 
-// Calls f(element of the kernel's layout, element of [N, B, D]) for every state of one step.
+// A unit of the hidden state in a layout of words.
+struct HiddenUnit {
+  const OwnedPlan& plan;
+  float* words;
+
+  float get(int64_t word, int64_t unit) const {
+    if (plan.depth == 1) return words[word];
+    uint32_t bits;
+    std::memcpy(&bits, words + word, sizeof(bits));
+    bits = unit % 2 == 0 ? bits << 16 : bits & 0xffff0000u;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+
+  void set(int64_t word, int64_t unit, float value) const {
+    if (plan.depth == 1) {
+      words[word] = value;
+      return;
+    }
+    uint32_t bits, both;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    std::memcpy(&both, words + word, sizeof(both));
+    both = unit % 2 == 0 ? (both & 0xffff0000u) | bits : (both & 0xffffu) | bits << 16;
+    std::memcpy(words + word, &both, sizeof(both));
+  }
+};
+
+// Calls f(word of the hidden state, unit of the head, element of the cell state, element of [N, B, D]) for every state.
 template <class F>
 void for_each_state(const OwnedPlan& plan, F f) {
   const int64_t N = plan.args->num_heads, B = plan.args->batch_size, D = plan.args->head_dim;
@@ -50,9 +83,12 @@ void for_each_state(const OwnedPlan& plan, F f) {
       const int64_t first = b / plan.tile_lanes * plan.tile_lanes;
       const int64_t width = plan.width(plan.batch_lanes - first);
       for (int64_t d = 0; d < D; ++d) {
-        const int64_t inner = plan.wide ? first * plan.hidden_size + (n * D + d) * width + (b - first)
-                                        : (b * N + n) * plan.padded_dim + d;
-        f(inner, (n * B + b) * D + d);
+        const int64_t outer = (n * B + b) * D + d;
+        if (plan.wide)
+          f(first * plan.hidden_words() + (n * plan.head_words + d / plan.depth) * width + (b - first), d,
+            first * plan.hidden_size + (n * D + d) * width + (b - first), outer);
+        else
+          f((b * N + n) * plan.padded_words() + d / plan.depth, d, (b * N + n) * plan.padded_dim + d, outer);
       }
     }
 }
@@ -172,20 +208,26 @@ class Evaluation {
     m.eps = static_cast<float>(index % args_.num_signs == 0 ? args_.eps : -args_.eps);
     args_.nats[index] = 0.0;
     std::memset(m.hidden, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
-    if (plan_.cell.has_cell_state) std::memset(m.cell, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
-    const int64_t states = plan_.hidden_size * args_.batch_size;
-    if (args_.h)
-      for_each_state(plan_, [&](int64_t inner, int64_t outer) { m.hidden[inner] = args_.h[index * states + outer]; });
-    if (args_.h && plan_.cell.has_cell_state)
-      for_each_state(plan_, [&](int64_t inner, int64_t outer) { m.cell[inner] = args_.c[index * states + outer]; });
+    if (plan_.has_cell) std::memset(m.cell, 0, static_cast<size_t>(plan_.cell_size()) * sizeof(float));
+    if (!args_.h) return;
+    const float* h = args_.h + index * plan_.hidden_size * args_.batch_size;
+    const float* c = plan_.cell.has_cell_state ? args_.c + index * plan_.hidden_size * args_.batch_size : h;
+    const HiddenUnit hidden = {plan_, m.hidden};
+    for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t outer) {
+      hidden.set(word, unit, h[outer]);
+      if (plan_.has_cell) m.cell[cell] = c[outer];
+    });
   }
 
   void end(const Member& m, int64_t index) {
-    const int64_t states = plan_.hidden_size * args_.batch_size;
-    if (args_.h)
-      for_each_state(plan_, [&](int64_t inner, int64_t outer) { args_.h[index * states + outer] = m.hidden[inner]; });
-    if (args_.h && plan_.cell.has_cell_state)
-      for_each_state(plan_, [&](int64_t inner, int64_t outer) { args_.c[index * states + outer] = m.cell[inner]; });
+    if (!args_.h) return;
+    float* h = args_.h + index * plan_.hidden_size * args_.batch_size;
+    float* c = plan_.cell.has_cell_state ? args_.c + index * plan_.hidden_size * args_.batch_size : h;
+    const HiddenUnit hidden = {plan_, m.hidden};
+    for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t outer) {
+      h[outer] = hidden.get(word, unit);
+      if (plan_.has_cell) c[outer] = m.cell[cell];
+    });
   }
 
   const OwnedPlan& plan_;
@@ -198,7 +240,9 @@ class Evaluation {
 }  // namespace
 
 void evaluate_population(const PopulationArgs& args) {
-  const PopulationKernels& isa = *kernels().population;
+  const PopulationKernels* const chosen = args.bfloat16 ? bfloat16_kernels() : kernels().population;
+  if (!chosen) throw std::runtime_error("bfloat16 products need a processor with AVX512_BF16: use float32");
+  const PopulationKernels& isa = *chosen;
   const OwnedPlan plan(args, isa);
   Evaluation(plan, isa).run();
 }

@@ -17,6 +17,8 @@ namespace {
 
 #include "perturb.h"
 
+#include "float32.h"
+
 #include "cells.h"
 
 #include "tiles.h"
@@ -33,6 +35,6 @@ namespace {
 }  // namespace
 
 extern const PopulationKernels kAvx2PopulationKernels = {
-    kLanes, kTileVectors * kLanes, kRowTile, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+    kLanes, kTileVectors * kLanes, kRowTile, kDepth, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
 
 }  // namespace zo::cpu

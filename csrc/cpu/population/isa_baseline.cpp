@@ -15,6 +15,8 @@ namespace {
 
 #include "perturb.h"
 
+#include "float32.h"
+
 #include "cells.h"
 
 #include "tiles.h"
@@ -31,6 +33,6 @@ namespace {
 }  // namespace
 
 extern const PopulationKernels kBaselinePopulationKernels = {
-    kLanes, kTileVectors * kLanes, kRowTile, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+    kLanes, kTileVectors * kLanes, kRowTile, kDepth, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
 
 }  // namespace zo::cpu

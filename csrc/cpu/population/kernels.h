@@ -8,7 +8,8 @@
 //   wide    lanes run along sequences. They are cut into tiles of tile_lanes (the last may be narrower); a state is
 //           [tile][unit][lane].
 //   narrow  lanes run along a head's units, for a few sequences; a state is [sequence][head][padded unit].
-// The output works on blocks of positions, one per lane, [unit][lane]: in the wide layout a block is a tile at one
+// Hidden states, and the weights that multiply them, are words of 32 bits: a float, or two bfloat16 of units 2k and 2k + 1.
+// The output works on blocks of positions, one per lane, [word][lane]: in the wide layout a block is a tile at one
 // step, in the narrow one the chunk's states are transposed into blocks.
 #pragma once
 
@@ -33,10 +34,13 @@ struct Plan {
   const PopulationArgs* args;
   CellShape cell;
   int lanes, tile_lanes;  // floats of a vector; positions of a full tile or block
+  int depth;              // elements of the hidden state in a word of 32 bits: one float, or two bfloat16
   bool wide;
   int64_t hidden_size;
   int64_t batch_lanes;    // sequences with the lanes that pad the last tile; narrow: B
   int64_t padded_dim;     // D rounded up to whole vectors
+  int64_t head_words;     // words of a head's hidden state; [unit] of a layout is then [word]
+  bool has_cell;          // members keep cell states: an LSTM's c, or a GRU's h as floats beside the words
   int64_t head_columns;   // columns of the table per head
   int64_t chunk_steps;    // time steps of a chunk
   int64_t num_steps;      // that are run: up to the last that matters
@@ -54,8 +58,13 @@ struct Plan {
     return (chunk + 1) * chunk_steps < num_steps ? (chunk + 1) * chunk_steps : num_steps;
   }
   ZO_PLAN_METHOD int64_t table_stride() const { return args->num_heads * head_columns; }
-  ZO_PLAN_METHOD int64_t slot_size() const {  // floats of the hidden states of one step
-    return wide ? batch_lanes * hidden_size : batch_lanes * args->num_heads * padded_dim;
+  ZO_PLAN_METHOD int64_t hidden_words() const { return args->num_heads * head_words; }
+  ZO_PLAN_METHOD int64_t padded_words() const { return padded_dim / depth; }
+  ZO_PLAN_METHOD int64_t slot_size() const {  // words of the hidden states of one step
+    return batch_lanes * (wide ? hidden_words() : args->num_heads * padded_words());
+  }
+  ZO_PLAN_METHOD int64_t cell_size() const {  // floats of the cell states
+    return batch_lanes * (wide ? hidden_size : args->num_heads * padded_dim);
   }
   ZO_PLAN_METHOD int64_t tiles() const { return wide ? (batch_lanes + tile_lanes - 1) / tile_lanes : 1; }
   ZO_PLAN_METHOD int64_t padded(int64_t count) const { return (count + lanes - 1) / lanes * lanes; }
@@ -71,9 +80,9 @@ struct Member {
   float eps;         // with the sign
   float* embedded;   // [block of rows][E][lane]: perturbed embeddings of the span's tokens
   float* table;      // [row][head][column]: bias + input projection
-  float* hidden;     // [chunk_steps + 1] slots; slot 0 is the step before the chunk
-  float* cell;       // one slot, or null
-  float* blocks;     // narrow: [block][H][tile_lanes]
+  float* hidden;     // words: [chunk_steps + 1] slots; slot 0 is the step before the chunk
+  float* cell;       // of one step, if the plan has it
+  float* blocks;     // narrow: [block][hidden word][lane]
   float* maximum;    // running logsumexp of each position of the chunk: [block][tile_lanes], and its sum
   float* sum;
   float* at_target;  // logit of the target
@@ -83,15 +92,16 @@ struct Member {
 // What one thread needs besides.
 struct Scratch {
   float* input_panel;      // [input row][table_units][E]
-  float* recurrent_panel;  // of panel_heads heads
-  float* output_panel;     // [panel_rows][H], then [panel_rows] biases
+  float* recurrent_panel;  // words, of panel_heads heads
+  float* output_panel;     // [panel_rows][hidden words], then [panel_rows] biases
+  float* unpacked;         // what becomes words, where they are not floats
   float* rows;             // [lanes][padded]: rows before they are transposed; biases [row][table_units]
   float* products;         // [panel_rows, or rows * table_units][tile_lanes]
   float* pre;              // [lanes][tile_lanes]
 };
 
 struct PopulationKernels {
-  int lanes, tile_lanes, row_tile;  // row_tile: rows of the output projection computed at once
+  int lanes, tile_lanes, row_tile, depth;  // row_tile: rows of the output projection computed at once
   // Perturbed embeddings of blocks of tile_lanes table rows, then the table, in blocks of table_units units.
   void (*embed)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);
   void (*project)(const Plan&, const Member&, const Scratch&, const Span&, int64_t first_block, int64_t last_block);

@@ -36,7 +36,7 @@ ZO_INLINE double nats_of_block(const int32_t* target, int count, const float* ma
 }
 
 struct PositionBlock {
-  const float* hidden;  // [H][width]
+  const float* hidden;  // [word][width]
   int64_t position;     // its first position, counted over steps and lanes of the whole context
   int width, count;     // lanes, and how many of them are positions
 };
@@ -46,13 +46,13 @@ ZO_INLINE PositionBlock position_block(const Plan& plan, const Member& m, int64_
   if (plan.wide) {
     const int64_t slot = block / plan.tiles(), lane = block % plan.tiles() * plan.tile_lanes;
     const int width = plan.width(plan.batch_lanes - lane);
-    return {m.hidden + (slot + 1) * plan.slot_size() + lane * plan.hidden_size,
+    return {m.hidden + (slot + 1) * plan.slot_size() + lane * plan.hidden_words(),
             first + slot * plan.batch_lanes + lane, width, width};
   }
   const int64_t lane = block * plan.tile_lanes;
   const int64_t left = (plan.last_step(chunk) - plan.first_step(chunk)) * plan.batch_lanes - lane;
   const int width = plan.width(left);
-  return {m.blocks + lane * plan.hidden_size, first + lane, width, left < width ? static_cast<int>(left) : width};
+  return {m.blocks + lane * plan.hidden_words(), first + lane, width, left < width ? static_cast<int>(left) : width};
 }
 
 // What becomes of a block's logits of vocabulary rows [first, first + rows).
@@ -85,8 +85,9 @@ ZO_INLINE bool is_scored(const Plan& plan, const PositionBlock& b) {
 
 void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_block,
                    int64_t last_block, float* logits_out) {
-  const int64_t V = plan.args->vocab_size, H = plan.hidden_size;
-  float* bias = scratch.output_panel + plan.panel_rows * H;
+  const int64_t V = plan.args->vocab_size, N = plan.args->num_heads, D = plan.args->head_dim;
+  const int64_t words = plan.hidden_words();
+  float* bias = scratch.output_panel + plan.panel_rows * words;
   SignReader weight_signs(m.seed), bias_signs(m.seed);
   if (!plan.wide) transpose_states(plan, m, chunk, first_block, last_block);
   for (int64_t block = first_block; block < last_block; ++block) {
@@ -97,13 +98,15 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
   }
   for (int64_t first = 0; first < V; first += plan.panel_rows) {
     const int64_t rows = V - first < plan.panel_rows ? V - first : plan.panel_rows;
-    perturb(plan, plan.args->output_weight, first * H, rows * H, m.eps, weight_signs, scratch.output_panel);
+    perturb_words(plan, plan.args->output_weight, first * N * D, rows * N, D, m.eps, weight_signs, scratch.unpacked,
+                  scratch.output_panel);
     perturb(plan, plan.args->output_bias, first, rows, m.eps, bias_signs, bias);
     for (int64_t block = first_block; block < last_block; ++block) {
       const PositionBlock b = position_block(plan, m, chunk, block);
       if (!logits_out && !is_scored(plan, b)) continue;
       with_vectors(b.width, [&](auto vectors) {
-        multiply_panel<decltype(vectors)::value>(scratch.output_panel, H, bias, b.hidden, H, rows, scratch.products);
+        multiply_panel<kDepth, decltype(vectors)::value>(scratch.output_panel, words, bias, b.hidden, words, rows,
+                                                         scratch.products);
       });
       if (logits_out)
         export_panel(plan, b, first, rows, scratch.products, logits_out);

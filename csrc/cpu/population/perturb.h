@@ -57,11 +57,23 @@ ZO_INLINE U32 flip_at(const SignReader::Bits& bits, int64_t i) {
   return ~bit_to_sign(word >> (bit % 8)) & 0x80000000u;
 }
 
-template <DType type>
+// w rounded to a multiple of the last bit that a bfloat16 of size |w| + eps has.
+ZO_INLINE F32 on_bfloat16_grid(F32 w, F32 eps) {
+  const F32 size = reinterpret_cast<F32>(reinterpret_cast<U32>(w) & 0x7fffffffu) + eps;
+  const F32 power = reinterpret_cast<F32>(reinterpret_cast<U32>(size) & 0x7f800000u);
+  const F32 shifter = power * splat<F32>(0x1.8p16f);
+  return (w + shifter) - shifter;
+}
+
+template <DType type, bool on_grid>
 void perturb_elements(const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs, float* out) {
   using In = Element<type>;
   const typename In::Stored* x = static_cast<const typename In::Stored*>(p.data) + start;
-  const F32 step = splat<F32>(eps);
+  const F32 step = splat<F32>(eps), size = splat<F32>(eps < 0.0f ? -eps : eps);
+  const auto moved = [&](F32 w, U32 flip) {
+    if (on_grid) w = on_bfloat16_grid(w, size);
+    return w + reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip);
+  };
   typename In::Stored padded[kLanes] = {};
   // The last vector may be read in full unless that would pass the end of the parameter.
   const bool in_place = start + (count + kLanes - 1) / kLanes * kLanes <= p.numel;
@@ -75,8 +87,7 @@ void perturb_elements(const Parameter& p, int64_t start, int64_t count, float ep
       const int64_t end = vectors_end < whole - i ? vectors_end : whole - i;
       int64_t done = 0;
       for (; done < end; done += kLanes) {
-        const U32 flip = flip_at(bits, done);
-        store(out + i + done, In::get(x + i + done) + reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip));
+        store(out + i + done, moved(In::get(x + i + done), flip_at(bits, done)));
       }
       i += done;
     }
@@ -85,21 +96,29 @@ void perturb_elements(const Parameter& p, int64_t start, int64_t count, float ep
     __builtin_memcpy(padded, x + whole, static_cast<uint64_t>(count - whole) * sizeof(padded[0]));
     F32 value = In::get(padded);
     if (p.offset >= 0 && eps != 0.0f) {
-      const U32 flip = flip_at(signs.bits_at(p.offset + start + whole), 0);
-      value += reinterpret_cast<F32>(reinterpret_cast<U32>(step) ^ flip);
+      value = moved(value, flip_at(signs.bits_at(p.offset + start + whole), 0));
     }
     store(out + whole, value);
   }
 }
 
-// out[i] = p[start + i] + eps * sign, for `count` elements; may write up to the end of the last whole vector.
+// out[i] = p[start + i] + eps * sign, for `count` elements, the weights first rounded to the bfloat16 grid if asked for;
+// may write up to the end of the last whole vector.
+template <bool on_grid = false>
 void perturb(const Plan& plan, const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
              float* out) {
   switch (plan.args->type) {
-    case DType::kBFloat16: return perturb_elements<DType::kBFloat16>(p, start, count, eps, signs, out);
-    case DType::kFloat16: return perturb_elements<DType::kFloat16>(p, start, count, eps, signs, out);
-    default: return perturb_elements<DType::kFloat32>(p, start, count, eps, signs, out);
+    case DType::kBFloat16: return perturb_elements<DType::kBFloat16, on_grid>(p, start, count, eps, signs, out);
+    case DType::kFloat16: return perturb_elements<DType::kFloat16, on_grid>(p, start, count, eps, signs, out);
+    default: return perturb_elements<DType::kFloat32, on_grid>(p, start, count, eps, signs, out);
   }
+}
+
+// One word in all lanes, whatever its bits mean.
+ZO_INLINE F32 splat_word(const float* p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return reinterpret_cast<F32>(splat<U32>(word));
 }
 
 // to[row][lane] = from[lane][row], for kLanes rows of `from` and `count` rows of `to`; strides in floats. Reads whole vectors.

@@ -50,6 +50,9 @@ OwnedPlan::OwnedPlan(const PopulationArgs& a, const PopulationKernels& isa) : Pl
 void OwnedPlan::choose_layout(const PopulationKernels& isa) {
   lanes = isa.lanes;
   tile_lanes = isa.tile_lanes;
+  depth = isa.depth;
+  head_words = (args->head_dim + depth - 1) / depth;
+  has_cell = cell.has_cell_state || (depth > 1 && args->cell == Cell::kGru);
   wide = args->batch_size > lanes / 2;
   padded_dim = padded(args->head_dim);
   if (wide) {

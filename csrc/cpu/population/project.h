@@ -85,7 +85,7 @@ void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, c
       const int width = plan.width(span.num_rows - first);
       float* with_input = scratch.products + input * units.count * width;
       with_vectors(width, [&](auto vectors) {
-        multiply_panel<decltype(vectors)::value>(scratch.input_panel, E, bias + input * units.count,
+        multiply_panel<1, decltype(vectors)::value>(scratch.input_panel, E, bias + input * units.count,
                                                  m.embedded + first * E, E, (rows - input) * units.count, with_input);
       });
       for (int64_t i = 0; i < input * units.count; ++i)

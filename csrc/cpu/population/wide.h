@@ -22,12 +22,12 @@ ZO_INLINE void gather_columns(const float* table, int64_t stride, const int32_t*
 }
 
 struct TileStep {
-  const float* previous;  // [D][width]: the head's hidden state before the step
-  float* hidden;          // [D][width]: and after it
-  float* cell;            // [D][width], or null
-  const float* weights;   // [recurrent row][unit - first_unit][D]
-  int64_t row_stride;     // floats from one recurrent row to the next
-  int64_t head_dim;
+  const float* previous;  // [word][width]: the head's hidden state before the step
+  float* hidden;          // [word][width]: and after it
+  float* cell;            // [unit][width], if there are cell states
+  const float* weights;   // [recurrent row][unit - first_unit][word]
+  int64_t row_stride;     // words from one recurrent row to the next
+  int64_t head_words;
 };
 
 // Adds the recurrent projection to the pre-activations [unit][row][lane] of `units` consecutive units, whose weights
@@ -36,7 +36,7 @@ template <class Cell, int vectors, int units>
 __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* weights, float* pre) {
   constexpr CellShape shape = Cell::shape;
   constexpr int width = vectors * kLanes;
-  const int64_t row_stride = s.row_stride, head_dim = s.head_dim;
+  const int64_t row_stride = s.row_stride, head_words = s.head_words;
   const float* previous = s.previous;
   F32 sum[units][shape.recurrent_rows][vectors];
 #pragma GCC unroll 16
@@ -45,7 +45,7 @@ __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* we
     for (int r = 0; r < shape.recurrent_rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[u][r][v] = load<F32>(pre + (u * shape.rows + r) * width + v * kLanes);
-  for (int64_t k = 0; k < head_dim; ++k) {
+  for (int64_t k = 0; k < head_words; ++k) {
     F32 h[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) h[v] = load<F32>(previous + k * width + v * kLanes);
@@ -53,9 +53,9 @@ __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* we
     for (int u = 0; u < units; ++u)
 #pragma GCC unroll 4
       for (int r = 0; r < shape.recurrent_rows; ++r) {
-        const F32 w = splat<F32>(weights[r * row_stride + u * head_dim + k]);
+        const F32 w = splat_word(weights + r * row_stride + u * head_words + k);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sum[u][r][v] = fma(w, h[v], sum[u][r][v]);
+        for (int v = 0; v < vectors; ++v) sum[u][r][v] = multiply_add(w, h[v], sum[u][r][v]);
       }
   }
 #pragma GCC unroll 16
@@ -66,19 +66,23 @@ __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* we
       for (int v = 0; v < vectors; ++v) store(pre + (u * shape.rows + r) * width + v * kLanes, sum[u][r][v]);
 }
 
-// The new states of `units` consecutive units from `unit` on, from their pre-activations.
+// The new states of `units` consecutive units from `unit` on, a multiple of kDepth, from their pre-activations.
 template <class Cell, int vectors>
 ZO_INLINE void update_cells(const TileStep& s, const float* pre, int64_t unit, int units) {
   constexpr CellShape shape = Cell::shape;
   constexpr int width = vectors * kLanes;
-  for (int i = 0; i < units * width; i += kLanes) {  // (unit, lane)
-    const int64_t at = unit * width + i;
-    const float* rows = pre + (i / width) * (shape.rows - 1) * width + i;
-    F32 row[shape.rows];
-    for (int r = 0; r < shape.rows; ++r) row[r] = load<F32>(rows + r * width);
-    F32 c = shape.has_cell_state ? load<F32>(s.cell + at) : F32{};
-    store(s.hidden + at, Cell::update(row, load<F32>(s.previous + at), c));
-    if (shape.has_cell_state) store(s.cell + at, c);
+  for (int u = 0; u < units; u += kDepth) {
+    for (int lane = 0; lane < width; lane += kLanes) {
+      const int64_t word = (unit + u) / kDepth * width + lane;
+      F32 h[kDepth] = {};
+      for (int i = 0; i < kDepth && u + i < units; ++i) {
+        F32 rows[shape.rows];
+        for (int r = 0; r < shape.rows; ++r) rows[r] = load<F32>(pre + ((u + i) * shape.rows + r) * width + lane);
+        float* cell = s.cell + (unit + u + i) * width + lane;
+        h[i] = update_cell<Cell>(rows, s.previous + word, cell);
+      }
+      store(s.hidden + word, pack(h));
+    }
   }
 }
 
@@ -94,12 +98,12 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
   for (int64_t unit = first; unit < last; unit += block_units) {
     gather_columns<Cell, vectors>(table + unit * rows, table_stride, table_row, pre);
     const int units = last - unit < block_units ? static_cast<int>(last - unit) : block_units;
-    const float* weights = s.weights + (unit - first) * s.head_dim;
+    const float* weights = s.weights + (unit - first) * s.head_words;
     int u = 0;
     for (; u + group <= units; u += group)
-      add_recurrence<Cell, vectors, group>(s, weights + u * s.head_dim, pre + u * rows * width);
+      add_recurrence<Cell, vectors, group>(s, weights + u * s.head_words, pre + u * rows * width);
     for (; group > 1 && u < units; ++u)
-      add_recurrence<Cell, vectors, 1>(s, weights + u * s.head_dim, pre + u * rows * width);
+      add_recurrence<Cell, vectors, 1>(s, weights + u * s.head_words, pre + u * rows * width);
     update_cells<Cell, vectors>(s, pre, unit, units);
   }
 }
@@ -113,13 +117,13 @@ void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const int64_t lane = tile * plan.tile_lanes;
     const int width = plan.width(plan.batch_lanes - lane);
-    const int64_t at = lane * plan.hidden_size + head * plan.args->head_dim * width;
+    const int64_t at = lane * plan.hidden_words() + head * plan.head_words * width;
     const TileStep s = {m.hidden + slot * plan.slot_size() + at,
                         m.hidden + (slot + 1) * plan.slot_size() + at,
-                        Cell::shape.has_cell_state ? m.cell + at : nullptr,
+                        m.cell + lane * plan.hidden_size + head * plan.args->head_dim * width,
                         scratch.recurrent_panel,
-                        (last - first) * plan.args->head_dim,
-                        plan.args->head_dim};
+                        (last - first) * plan.head_words,
+                        plan.head_words};
     const int32_t* rows = plan.table_row + step * plan.batch_lanes + lane;
     const auto run = [&](auto vectors) {
       step_tile<Cell, decltype(vectors)::value>(s, table, plan.table_stride(), rows, scratch.pre, first, last);
@@ -128,13 +132,13 @@ void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64
   }
 }
 
-// weights[row][unit - first][k] of units [first, last).
-void make_wide_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], int64_t head, int64_t first,
-                     int64_t last, float* panel) {
+// weights[row][unit - first][word] of units [first, last).
+void make_wide_panel(const Plan& plan, const Member& m, const Scratch& scratch, SignReader (&signs)[4], int64_t head,
+                     int64_t first, int64_t last) {
   const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
   for (int r = 0; r < plan.cell.recurrent_rows; ++r)  // in this order: a row is padded into the next
-    perturb(plan, plan.args->recurrent_weight, ((r * N + head) * D + first) * D, (last - first) * D, m.eps, signs[r],
-            panel + r * (last - first) * D);
+    perturb_words(plan, plan.args->recurrent_weight, ((r * N + head) * D + first) * D, last - first, D, m.eps, signs[r],
+                  scratch.unpacked, scratch.recurrent_panel + r * (last - first) * plan.head_words);
 }
 
 // Tiles [first_tile, last_tile) of a head over all steps of a chunk.
@@ -143,11 +147,11 @@ void wide_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, 
                      int64_t first_tile, int64_t last_tile) {
   const int64_t D = plan.args->head_dim;
   SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
-  if (plan.panel_units == D) make_wide_panel(plan, m, signs, head, 0, D, scratch.recurrent_panel);
+  if (plan.panel_units == D) make_wide_panel(plan, m, scratch, signs, head, 0, D);
   for (int64_t step = plan.first_step(chunk); step < plan.last_step(chunk); ++step) {
     for (int64_t first = 0; first < D; first += plan.panel_units) {
       const int64_t last = first + plan.panel_units < D ? first + plan.panel_units : D;
-      if (plan.panel_units != D) make_wide_panel(plan, m, signs, head, first, last, scratch.recurrent_panel);
+      if (plan.panel_units != D) make_wide_panel(plan, m, scratch, signs, head, first, last);
       step_tiles<Cell>(plan, m, scratch, chunk, step, head, first_tile, last_tile, first, last);
     }
   }

@@ -1,0 +1,40 @@
+// The population forward with bfloat16 products for AVX-512 F, BW, DQ, VL and BF16; CMakeLists.txt gives this file its instruction set.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define ZO_VECTOR_BYTES 64
+
+namespace zo::cpu {
+namespace {
+
+#include "../simd.h"
+#include "../simd_avx512.h"
+
+#include "../generate.h"
+
+#include "../elements.h"
+
+#include "perturb.h"
+
+#include "bfloat16.h"
+
+#include "cells.h"
+
+#include "tiles.h"
+
+#include "multiply.h"
+
+#include "narrow.h"
+#include "output.h"
+#include "project.h"
+#include "wide.h"
+
+#include "recurrence.h"
+
+}  // namespace
+
+extern const PopulationKernels kAvx512BFloat16PopulationKernels = {
+    kLanes, kTileVectors * kLanes, kRowTile, kDepth, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+
+}  // namespace zo::cpu

@@ -1,0 +1,93 @@
+"""The command line: `python -m zo_kernels.generate --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ..train.config import UsageError
+from .config import GenerateConfig, parse
+from .decoding import generate, read_prompt
+from .run import load_run
+from .state_file import check_target, load_state, save_state
+
+EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a text as the arguments say (None: those of the process) and returns the exit code.
+
+    0 if it is whole, or its reader has closed the pipe; 2 after bad input, and if the model's logits are not finite;
+    130 after Ctrl-C.
+    """
+    threads = torch.get_num_threads()
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_DONE
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    try:
+        config = parse(arguments)
+        torch.set_num_threads(config.threads)
+        _continue_text(config)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except FloatingPointError as error:
+        _show("\n")  # the text so far stays as it is
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _show("\n")
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
+
+
+def _continue_text(config: GenerateConfig) -> None:
+    # Whatever can be wrong is found out before the first character appears, and a wrong --save-state before the prompt
+    # has been read, which may take long.
+    run = load_run(config.run)
+    if config.save_state is not None:
+        check_target(config.save_state)
+    state = None if config.load_state is None else load_state(config.load_state, run)
+    if config.prompt:
+        state = read_prompt(run.model, run.encode(config.prompt), state)
+    assert state is not None  # check() saw to it
+    if config.save_state is not None:
+        save_state(config.save_state, state, run)
+
+    _show(config.prompt)
+    tokens = generate(
+        run.model,
+        state,
+        config.tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    for token in tokens:
+        _show(run.symbols[token])
+    _show("\n")
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _discard_output() -> None:
+    """Lets Python's own last flush of stdout, at exit, go nowhere instead of into the broken pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""One token after the other: reading a prompt, choosing the next token, going on from it.
+
+Shape suffixes: 1 the batch of one, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models import RecurrentLM, States
+
+
+@dataclass(frozen=True)
+class DecodingState:
+    """Where a text stands: all that its continuation depends on, of a size that does not grow with the text.
+
+    states: of the model after the last token read, each [N, 1, D], float32 (float64 if the parameters are).
+    logits: [1, V] of the token that comes next, of the same dtype.
+    """
+
+    states: States
+    logits: Tensor
+
+
+@torch.no_grad()
+def read_prompt(model: RecurrentLM, tokens_1T: Tensor, state: DecodingState | None = None) -> DecodingState:
+    """The state after reading tokens, in one call of the kernel and in memory that does not grow with T.
+
+    Bit for bit the same however a text is cut into prompts that are read one after the other (on the CPU, for
+    parameters other than float64).
+
+    tokens_1T: int64 or int32 [1, T], values in [0, V), T at least 1.
+    state: after an earlier part of the same text, left as it is; None starts from zeros.
+
+    Raises ValueError if the tokens are not such a tensor, or the state is not one of this model.
+    """
+    if len(tokens_1T) != 1:
+        raise ValueError(f"tokens must be [1, T], one text at a time, not of shape {list(tokens_1T.shape)}")
+    logits_1V, states = model.next_logits(tokens_1T, None if state is None else state.states)
+    return DecodingState(states, logits_1V)
+
+
+def generate(
+    model: RecurrentLM,
+    state: DecodingState,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[int]:
+    """Yields `count` tokens that continue a text, each as soon as it is chosen; the model runs between them.
+
+    A token is drawn from softmax(logits / temperature), taken in float64, over the top_k largest logits.
+
+    state: of `read_prompt` or `load_state`; left as it is.
+    count: at least 0.
+    temperature: finite, at least 0. 0 always takes the largest logit, the first of equals, and draws no random number.
+    top_k: at least 1, more than V being V; None: all. Of equal logits the first ones are kept.
+    generator: on the CPU; the same state of it gives the same tokens. None: torch's global one.
+
+    Raises ValueError for a value out of range, at once; and FloatingPointError in place of a token if the largest
+    logit is not finite.
+    """
+    if count < 0:
+        raise ValueError(f"count must be at least 0, not {count}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be finite and at least 0, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    return _tokens(model, state, count, temperature, top_k, generator)
+
+
+def _tokens(
+    model: RecurrentLM,
+    state: DecodingState,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
+) -> Iterator[int]:
+    token: int | None = None
+    for _ in range(count):
+        if token is not None:
+            state = read_prompt(model, torch.tensor([[token]]), state)
+        token = _choose(state.logits[0], temperature, top_k, generator)
+        yield token
+
+
+@torch.no_grad()
+def _choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> int:
+    """One token, as `generate` says."""
+    logits_V = logits_V.cpu().double()
+    largest = float(logits_V.max())
+    if not math.isfinite(largest):
+        raise FloatingPointError(
+            f"the largest logit is {largest}: the model's weights are not finite, or far too large"
+        )
+    if temperature == 0:
+        top_k = 1
+    if top_k is not None:
+        dropped = logits_V.argsort(descending=True, stable=True)[top_k:]
+        logits_V = logits_V.index_fill(0, dropped, -math.inf)
+    if top_k == 1:
+        return int(logits_V.argmax())
+    # The largest logit is taken off before the division, which a tiny temperature would make infinite.
+    probabilities_V = torch.softmax((logits_V - largest) / temperature, dim=0)
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -1,0 +1,134 @@
+"""A trained model, read from the folder of its run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..backends.base import DTYPES
+from ..models import MODELS, RecurrentLM
+from ..train.config import UsageError
+
+_SHOWN_SYMBOLS = 120
+"""A vocabulary up to this size is shown in full in an error."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What `load_run` gives.
+
+    path: the run's folder.
+    model: with the run's weights, frozen, on the CPU.
+    symbols: the character of each token, [V].
+    weights_sha256: SHA-256 of weights.safetensors, in hexadecimal; a saved state belongs to these weights.
+    """
+
+    path: Path
+    model: RecurrentLM
+    symbols: tuple[str, ...]
+    weights_sha256: str
+
+    def encode(self, text: str) -> Tensor:
+        """The tokens of a text, int64 [1, T]. Raises UsageError if a character is not in the vocabulary."""
+        tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
+        for symbol in text:
+            if symbol not in tokens:
+                raise UsageError(f"the character {symbol!r} is not in the vocabulary of {self.path}: {self._shown()}")
+        return torch.tensor([[tokens[symbol] for symbol in text]], dtype=torch.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens."""
+        return "".join(self.symbols[token] for token in tokens)
+
+    def _shown(self) -> str:
+        if len(self.symbols) <= _SHOWN_SYMBOLS:
+            return f"it has {''.join(self.symbols)!r}"
+        return f"{self.path / 'vocabulary.json'} lists its {len(self.symbols)} characters"
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """The model and the vocabulary of a folder that `python -m zo_kernels.train` has left.
+
+    Raises UsageError if there is no such folder, a file of it is missing or is not what it should be, or the weights
+    don't fit the config.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UsageError(f"there is no run folder {path}")
+    config, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
+    if not _is_vocabulary(vocabulary):
+        raise UsageError(
+            f"{path / 'vocabulary.json'} is not a vocabulary: it must be a JSON list, all different characters"
+        )
+    data = _read(path / "weights.safetensors")
+    try:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise UsageError(f"{path / 'weights.safetensors'} is not a safetensors file ({error})") from error
+    model = _model(path, config, len(vocabulary), weights)
+    return LoadedRun(path, model, tuple(vocabulary), hashlib.sha256(data).hexdigest())
+
+
+def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> RecurrentLM:
+    try:
+        cell, sizes = config["cell"], [config[name] for name in ("embed_dim", "hidden_size", "num_heads")]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {error}") from error
+    if cell not in list(MODELS):
+        raise UsageError(f"{path / 'config.json'} has an unknown cell {cell!r}: known are {', '.join(MODELS)}")
+    try:
+        model = MODELS[cell](vocab_size, *sizes, device="meta")  # nothing is drawn or allocated yet
+    except ValueError as error:
+        raise UsageError(f"{path / 'config.json'} is not the config of a run: {error}") from error
+
+    def misfit(problem: str) -> UsageError:
+        return UsageError(f"{path / 'weights.safetensors'} does not fit config.json and vocabulary.json: {problem}")
+
+    dtype = next((weight.dtype for weight in weights.values()), torch.float32)
+    for name, parameter in model.named_parameters():
+        if name not in weights:
+            raise misfit(f"it has no {name}")
+        if weights[name].shape != parameter.shape:
+            raise misfit(f"{name} is {list(weights[name].shape)}, not {list(parameter.shape)}")
+        if weights[name].dtype != dtype or dtype not in DTYPES:
+            raise misfit(f"{name} is {weights[name].dtype}")
+    if unknown := sorted(weights.keys() - dict(model.named_parameters()).keys()):
+        raise misfit(f"the model has no {unknown[0]}")
+    model.to(dtype).to_empty(device="cpu").load_state_dict(weights)
+    return model.requires_grad_(False)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        why = "has the run ended, and is it one of python -m zo_kernels.train?"
+        if file.name == "vocabulary.json":
+            why = (
+                "older versions did not write it; train again, or write it as a JSON list, the character of each token"
+            )
+        raise UsageError(f"{file.parent} has no {file.name}: {why}") from error
+    except OSError as error:
+        raise UsageError(f"can't read {file}: {error.strerror}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(_read(file))
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON ({error})") from error
+
+
+def _is_vocabulary(value: Any) -> bool:
+    if not isinstance(value, list) or not all(isinstance(symbol, str) and len(symbol) == 1 for symbol in value):
+        return False
+    return 0 < len(value) == len(set(value))

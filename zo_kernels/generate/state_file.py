@@ -1,0 +1,101 @@
+"""A decoding state as a file, so that a long prompt is read once and continued often."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..train.config import UsageError
+from .decoding import DecodingState
+from .run import LoadedRun
+
+_FORMAT = "zo_kernels decoding state"
+_VERSION = "1"
+_STATE_NAMES = "hc"
+
+
+def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
+    """Writes a state of the run's model to a safetensors file, which appears whole or not at all.
+
+    Its tensors are `logits` [1, V] and the cell's states `h` and, for an LSTM, `c`, each [N, 1, D]; its metadata are
+    `format`, `version`, `cell` and `weights_sha256`. An earlier state of that name is replaced.
+
+    Raises UsageError if the file can't be written, or exists and is not a state.
+    """
+    path = Path(path)
+    check_target(path)
+    named = dict(zip(_STATE_NAMES, state.states, strict=False), logits=state.logits)
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()
+    }
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "cell": run.model.cell,
+        "weights_sha256": run.weights_sha256,
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("xb") as file:
+            try:
+                file.write(safetensors.torch.save(tensors, metadata))
+                file.close()
+                os.replace(unfinished, path)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UsageError(f"can't write {path}: {error.strerror}") from error
+
+
+def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
+    """The state that `save_state` wrote for the same weights.
+
+    Raises UsageError if the file can't be read, is not a state, or is one of other weights than the run's.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    if metadata["version"] != _VERSION:
+        raise UsageError(f"{path} is a state of format version {metadata['version']}, but this one reads {_VERSION}")
+    if (metadata["cell"], metadata["weights_sha256"]) != (run.model.cell, run.weights_sha256):
+        raise UsageError(f"{path} is a state of other weights than those of {run.path}: save it again with these")
+    states = run.model.initial_states(1)
+    names = _STATE_NAMES[: len(states)]
+    expected = dict(zip(names, (state.shape for state in states), strict=True), logits=(1, run.model.vocab_size))
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {k: tuple(v) for k, v in expected.items()}:
+        raise UsageError(f"{path} is damaged: its tensors don't fit its weights, save it again")
+    return DecodingState(tuple(tensors[name] for name in names), tensors["logits"])
+
+
+def check_target(path: Path) -> None:
+    """Raises UsageError if a state can't be saved there: no folder to hold it, or a file that is not a state."""
+    if not path.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {path.parent}")
+    if not os.path.lexists(path):
+        return
+    try:
+        _read(path)
+    except UsageError as error:
+        raise UsageError(f"{path} exists and is not a state, which alone would be replaced: give a new name") from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of any version's state."""
+    try:
+        with path.open("rb"):
+            pass  # safetensors' own errors name neither the file nor the reason
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a saved state ({error})") from error
+    if metadata.get("format") != _FORMAT or not {"version", "cell", "weights_sha256"} <= metadata.keys():
+        raise UsageError(f"{path} is not a saved state: it was not written by --save-state")
+    return metadata, tensors
