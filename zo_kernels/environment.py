@@ -41,8 +41,10 @@ def _build_lines() -> list[tuple[str, str]]:
     forced = os.environ.get("ZO_KERNELS_ISA")
     try:
         running = _C.active_isa() + (" (forced by ZO_KERNELS_ISA)" if forced else "")
+        bfloat16 = "yes" if _C.has_bfloat16() else "no: they need AVX512_BF16"
     except RuntimeError as error:
         running = f"none: {error}"
+        bfloat16 = "no"
     try:
         device = _C.cuda_device()
     except RuntimeError as error:
@@ -51,6 +53,7 @@ def _build_lines() -> list[tuple[str, str]]:
         ("compiler", _C.compiler),
         ("instruction sets built", ", ".join(_C.compiled_isas())),
         ("instruction set running", running),
+        ("bfloat16 products", bfloat16),
         ("OpenMP", "torch's" if _C.has_openmp() else "not found in this process: kernels run on one thread"),
         ("CUDA built", _C.cuda_build() or "no: no nvcc was found when zo_kernels was installed"),
         ("CUDA device", device),

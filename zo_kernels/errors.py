@@ -6,4 +6,7 @@ class DivergenceError(RuntimeError):
 
 
 class GridRangeError(RuntimeError):
-    """The grid does not fit: a parameter is or could step outside the range in which it is exact, or eps is finer."""
+    """The grid does not fit: a parameter is or could step outside the range in which it is exact, or eps is finer.
+
+    Also raised where parameters are too large for bfloat16 products at this eps.
+    """

@@ -117,5 +117,3 @@ ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 f) {
 
 // The range of scale_by_power.
 ZO_INLINE F32 bounded_power(F32 t) { return larger(splat<F32>(-126.0f), t); }
-
-ZO_INLINE F32 reciprocal(F32 v) { return splat<F32>(1.0f) / v; }

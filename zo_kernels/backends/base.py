@@ -39,6 +39,10 @@ CELLS = {"lstm": CellShape(4, 4, 4, 2), "gru": CellShape(3, 3, 4, 1), "elman": C
 """Every recurrent cell by FlashRNN's name; a position in this dictionary is the kernels' cell code."""
 
 
+PRECISIONS = ("float32", "bfloat16")
+"""Of the products with the hidden state in a recurrent forward."""
+
+
 @dataclass(frozen=True)
 class RecurrentWeights:
     """The parameters of a recurrent language model, as `zo_kernels.models.RecurrentLM` describes them.
@@ -119,6 +123,10 @@ class Backend(ABC):
 
     fused_forward: ClassVar[bool] = False
     """Whether recurrent_nats is a kernel, and so faster than probe by probe through torch."""
+
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that recurrent_nats takes on this machine."""
+        return PRECISIONS
 
     @abstractmethod
     def recurrent_nats(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import recurrent_reference
-from .base import CELLS, DTYPES, Backend, RecurrentWeights, Update
+from .base import CELLS, DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
 
 try:
     from zo_kernels import _C
@@ -33,6 +33,9 @@ class CpuBackend(Backend):
             return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
         _C.active_isa()  # raises if ZO_KERNELS_ISA can't be had
         return None
+
+    def precisions(self) -> tuple[str, ...]:
+        return PRECISIONS if _C.has_bfloat16() else ("float32",)
 
     def probe(self, out: Tensor, seed: int, offset: int) -> None:
         _C.probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset)

@@ -39,7 +39,7 @@ def read_prompt(model: RecurrentLM, tokens_1T: Tensor, state: DecodingState | No
 
     Raises ValueError if the tokens are not such a tensor, or the state is not one of this model.
     """
-    if len(tokens_1T) != 1:
+    if tokens_1T.dim() != 2 or len(tokens_1T) != 1:
         raise ValueError(f"tokens must be [1, T], one text at a time, not of shape {list(tokens_1T.shape)}")
     logits_1V, states = model.next_logits(tokens_1T, None if state is None else state.states)
     return DecodingState(states, logits_1V)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_for
-from ..backends.base import CELLS, RecurrentWeights
+from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
+from ..errors import GridRangeError
 from .checks import check_offset, check_targets, check_tensor, check_tokens
 from .schema import library, written
 
@@ -47,7 +48,8 @@ def recurrent_nats(
         at |w| + eps, on which w + eps and w - eps are both exact. eps must be a power of two, at least 1/256 of the
         largest such |w| + eps. Float64 weights, and the reference backend, stay exact.
 
-    Raises RuntimeError where bfloat16 is not to be had, ValueError or TypeError for whatever does not fit; the states are then as they were.
+    Raises RuntimeError where bfloat16 is not to be had, GridRangeError where the weights are too large for it, and
+    ValueError or TypeError for whatever else does not fit; the states are then as they were.
     """
     return torch.ops.zo_kernels.recurrent_nats(
         list(weights.tensors),
@@ -119,6 +121,14 @@ def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: 
         check_tensor(state, f"state {name}")
 
 
+def check_precision(backend: Backend, precision: str) -> None:
+    """Raises ValueError for an unknown precision and RuntimeError for one that is not to be had here."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision not in backend.precisions():
+        raise RuntimeError(f"{precision} products need a processor with AVX512_BF16: use precision='float32'")
+
+
 def _check_bfloat16(weights: RecurrentWeights, eps: float) -> None:
     """w + eps and w - eps must be exact in bfloat16, which has eight bits, for weights on its grid."""
     if eps == 0.0:
@@ -128,9 +138,9 @@ def _check_bfloat16(weights: RecurrentWeights, eps: float) -> None:
     for name, x in (("recurrent_weight", weights.recurrent_weight), ("output_weight", weights.output_weight)):
         largest = float(x.abs().max())
         if largest + abs(eps) >= 256 * abs(eps):
-            raise ValueError(
-                f"with bfloat16 eps must be at least {(largest + abs(eps)) / 256:.3g}, 1/256 of the largest {name}, "
-                f"but is {eps}: use a larger eps or float32"
+            raise GridRangeError(
+                f"parameter {name} (largest magnitude {largest:.3g}) is too large for bfloat16 at eps {eps}: use a "
+                "larger eps or float32"
             )
 
 
@@ -168,12 +178,12 @@ def _recurrent_nats(
         raise ValueError(f"eps must be finite, not {eps}")
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))
+    device = checked.bias.device
+    backend = backend_for(device.type)
+    check_precision(backend, precision)
     if precision == "bfloat16":
         _check_bfloat16(checked, eps)
-    elif precision != "float32":
-        raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
-    device = checked.bias.device
-    nats = backend_for(device.type).recurrent_nats(
+    nats = backend.recurrent_nats(
         checked,
         tokens.to(device, torch.int64).contiguous(),
         targets.to(device).contiguous(),

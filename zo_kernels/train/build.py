@@ -13,6 +13,7 @@ from ..backends import backend, backend_for
 from ..errors import GridRangeError
 from ..grid import Grid, largest_magnitude
 from ..models import MODELS, RecurrentLM
+from ..ops.recurrent import check_precision
 from ..optim import CDRGE
 from ..tasks import TASKS, Task
 from .config import TrainConfig, UsageError, task_options
@@ -63,7 +64,8 @@ def build(config: TrainConfig) -> Run:
 def computing(config: TrainConfig) -> Iterator[str]:
     """Within it torch has the config's number of threads, and its backend, whose name it gives, makes the probes.
 
-    Raises UsageError if the device or the backend is unknown or does not work here, or not with the other.
+    Raises UsageError if the device, the backend or the precision is unknown or does not work here, or not with the
+    others.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("the device cuda is not available: torch finds no usable NVIDIA GPU here")
@@ -71,9 +73,10 @@ def computing(config: TrainConfig) -> Iterator[str]:
         try:
             if config.backend != "auto":
                 stack.enter_context(backend(config.backend))
-            name = backend_for(config.device).name
+            chosen = backend_for(config.device)
+            check_precision(chosen, config.precision)
         except (ValueError, RuntimeError) as error:
             raise UsageError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads)
-        yield name
+        yield chosen.name

@@ -46,7 +46,8 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
     def evaluated(batch: Batch) -> Population | Callable[[], Tensor]:
         """The batch's loss as the optimizer takes it: all probes in one kernel where there is one."""
         if backend_for(run.device.type).fused_forward:
-            return Interruptible(model.population(*batch, micro_batch_size=config.micro_batch_size), gate)
+            population = model.population(*batch, micro_batch_size=config.micro_batch_size, precision=config.precision)
+            return Interruptible(population, gate)
         micro_batches = [Batch(*parts) for parts in zip(*(x.split(micro_batch_size) for x in batch), strict=True)]
 
         def loss() -> Tensor:

@@ -36,9 +36,9 @@ struct LstmCell {
     const F32 i = one + gate_exp(pre[0], -1.0f), f = one + gate_exp(pre[1], -1.0f);
     const F32 ez = gate_exp(pre[2], -2.0f), o = one + gate_exp(pre[3], -1.0f);
     const F32 iz = fma(i, ez, i);  // i (1 + ez)
-    c = fma(c, iz, fma(-ez, f, f)) * reciprocal(f * iz);
+    c = fma(c, iz, fma(-ez, f, f)) / (f * iz);
     const F32 ec = gate_exp(c, -2.0f);
-    return (one - ec) * reciprocal(fma(o, ec, o));
+    return (one - ec) / fma(o, ec, o);
   }
 };
 
@@ -48,9 +48,9 @@ struct GruCell {
   // pre: g (recurrent), r, z, n (input).  h = sigmoid(z) h + (1 - sigmoid(z)) tanh(n + sigmoid(r) g)
   static ZO_INLINE F32 update(const F32 (&pre)[4], F32 h, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
-    const F32 n = fma(pre[0], reciprocal(one + gate_exp(pre[1], -1.0f)), pre[3]);
+    const F32 n = pre[3] + pre[0] / (one + gate_exp(pre[1], -1.0f));
     const F32 en = gate_exp(n, -2.0f), ez = gate_exp(pre[2], -1.0f);
-    return fma(ez, one - en, fma(h, en, h)) * reciprocal((one + ez) * (one + en));
+    return fma(ez, one - en, fma(h, en, h)) / ((one + ez) * (one + en));
   }
 };
 
@@ -60,7 +60,7 @@ struct ElmanCell {
   static ZO_INLINE F32 update(const F32 (&pre)[1], F32 /*h*/, F32& /*c*/) {
     const F32 one = splat<F32>(1.0f);
     const F32 e = gate_exp(pre[0], -2.0f);
-    return (one - e) * reciprocal(one + e);
+    return (one - e) / (one + e);
   }
 };
 

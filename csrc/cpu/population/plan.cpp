@@ -53,7 +53,7 @@ void OwnedPlan::choose_layout(const PopulationKernels& isa) {
   depth = isa.depth;
   head_words = (args->head_dim + depth - 1) / depth;
   has_cell = cell.has_cell_state || (depth > 1 && args->cell == Cell::kGru);
-  wide = args->batch_size > lanes / 2;
+  wide = args->batch_size > lanes * 3 / 4;  // from where a tile of sequences, not all of them real, is faster
   padded_dim = padded(args->head_dim);
   if (wide) {
     const int64_t full = args->batch_size / tile_lanes * tile_lanes;
