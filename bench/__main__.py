@@ -60,8 +60,13 @@ def table(figures: list[dict[str, Any]]) -> str:
             bar, met = "", None
         times = [f"{f[key]:.4g}" if key in f else "" for key in ("ours_ms", "rival_ms")]
         verdict = "" if met is None else "met" if met else "MISSED"
-        lines.append(f"| {f['name']} | {times[0]} | {times[1]} | {f['figure']:.3g} | {bar} | {verdict} |")
+        lines.append(f"| {f['name']} | {times[0]} | {times[1]} | {shown(f['figure'])} | {bar} | {verdict} |")
     return "\n".join(lines)
+
+
+def shown(figure: float) -> str:
+    """Three digits, of what is missing to 1 where that is little."""
+    return f"1 - {1 - figure:.2g}" if 0.99 < figure < 1 else f"{figure:.3g}"
 
 
 def machine() -> dict[str, Any]:

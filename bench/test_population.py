@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import zo_kernels as zo
 from bench.compare import compare, record
+from zo_kernels.backends import backend_for
 from zo_kernels.philox import probe_seeds
 
 EPS = 2.0**-7
@@ -56,21 +57,34 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    if request.param not in backend_for("cpu").precisions():
+        pytest.skip(f"this processor has no {request.param} products")
+    return str(request.param)
+
+
 @pytest.mark.parametrize(
     ("setting", "probes", "few", "times_faster"),
     [pytest.param(TINY, 96, 4, 8.0, id="tiny"), pytest.param(LONG, 512, 64, 30.0, id="B=1")],
 )
 def test_step_over_probe_by_probe(
-    benchmark: BenchmarkFixture, threads: int, setting: Setting, probes: int, few: int, times_faster: float
+    benchmark: BenchmarkFixture,
+    threads: int,
+    precision: str,
+    setting: Setting,
+    probes: int,
+    few: int,
+    times_faster: float,
 ) -> None:
-    """The rival takes its step with few probes: it is linear in them."""
+    """The rival takes its step with few probes, and in float32: it is linear in them."""
     model, rival_model = setting.model(), setting.model()
     tokens, targets = setting.batch()
     opt = zo.optim.CDRGE(model.parameters(), lr=EPS, probes=probes)
     rival = zo.optim.CDRGE(rival_model.parameters(), lr=EPS, probes=few)
     compare(
         benchmark,
-        lambda: opt.step(model.population(tokens, targets)),
+        lambda: opt.step(model.population(tokens, targets, precision=precision)),
         lambda: rival.step(lambda: rival_model.loss(tokens, targets)),
         rounds=5,
         at_least=times_faster,
@@ -119,7 +133,7 @@ def peak_of_step(length: int) -> None:
     print(memory("VmHWM"))
 
 
-def step_at(length: int):  # type: ignore[no-untyped-def]
+def step_at(length: int) -> Callable[[], float]:
     setting = LONG._replace(time=length)
     model = setting.model()
     tokens, targets = setting.batch()

@@ -14,15 +14,30 @@ from ..philox import probe_bits
 from .base import CELLS, RecurrentWeights
 
 
-def perturbed(weights: RecurrentWeights, alpha: float, seed: int) -> RecurrentWeights:
-    """The weights theta + alpha * p(seed) in float64, rounded to float32 on the way unless theta is float64."""
-    compute = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    moved = []
+def _compute_dtype(weights: RecurrentWeights) -> torch.dtype:
+    return torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
+
+
+def probe_of(weights: RecurrentWeights, seed: int) -> list[Tensor | None]:
+    """p(seed) for each tensor, None for one that is not perturbed."""
+    probe: list[Tensor | None] = []
     for x, offset in zip(weights.tensors, weights.offsets, strict=True):
+        if offset < 0:
+            probe.append(None)
+            continue
+        bits = torch.from_numpy(probe_bits(x.numel(), seed, offset))
+        probe.append(2 * bits.to(x.device, _compute_dtype(weights)).view(x.shape) - 1)
+    return probe
+
+
+def perturbed(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None]) -> RecurrentWeights:
+    """The weights theta + alpha * p in float64, rounded to float32 on the way unless theta is float64."""
+    compute = _compute_dtype(weights)
+    moved = []
+    for x, p in zip(weights.tensors, probe, strict=True):
         x = x.detach().to(compute)
-        if offset >= 0 and alpha != 0.0:
-            bits = torch.from_numpy(probe_bits(x.numel(), seed, offset)).to(x.device, compute).view(x.shape)
-            x = x + torch.tensor(alpha, dtype=compute, device=x.device) * (2 * bits - 1)
+        if p is not None:
+            x = x + torch.tensor(alpha, dtype=compute, device=x.device) * p
         moved.append(x.double())
     return RecurrentWeights(weights.cell, tuple(moved), weights.offsets)
 
@@ -66,8 +81,9 @@ def recurrent_nats(
     """See `Backend.recurrent_nats`."""
     nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
     for i, seed in enumerate(seeds.tolist()):
+        probe = probe_of(weights, seed)
         for s, alpha in enumerate((eps, -eps)):
-            member = perturbed(weights, alpha, seed)
+            member = perturbed(weights, alpha, probe)
             current = [state[i, s].double() for state in states] or zero_states(member, len(tokens))
             for t in range(tokens.shape[1]):
                 current = step(member, tokens[:, t], current)
@@ -81,7 +97,7 @@ def recurrent_nats(
 
 def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
     """See `Backend.recurrent_logits`."""
-    exact = perturbed(weights, 0.0, 0)
+    exact = perturbed(weights, 0.0, [None] * 6)
     current = [state.double() for state in states]
     for t in range(tokens.shape[1]):
         current = step(exact, tokens[:, t], current)
