@@ -20,15 +20,17 @@ EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a text as the arguments say (None: those of the process) and returns the exit code.
 
-    0 if it is whole, or its reader has closed the pipe; 2 after bad input, and if the model's logits are not finite;
-    130 after Ctrl-C.
+    0 if it is whole, or its reader has closed the pipe; 2 after bad input, if the model's logits are not finite, or if
+    the text can't be written; 130 after Ctrl-C.
     """
     threads = torch.get_num_threads()
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
-    except BrokenPipeError:
-        _discard_output()
+    except BrokenPipeError:  # the reader has seen enough
         return EXIT_DONE
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
     finally:
         torch.set_num_threads(threads)
 
@@ -38,13 +40,9 @@ def _main(arguments: Sequence[str]) -> int:
         config = parse(arguments)
         torch.set_num_threads(config.threads)
         _continue_text(config)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
     except FloatingPointError as error:
-        _show("\n")  # the text so far stays as it is
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        _show("\n")  # ends the text so far
+        raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         _show("\n")
         return EXIT_INTERRUPTED
@@ -79,14 +77,17 @@ def _continue_text(config: GenerateConfig) -> None:
 
 
 def _show(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _discard_output() -> None:
-    """Lets Python's own last flush of stdout, at exit, go nowhere instead of into the broken pipe."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Prints at once. Raises BrokenPipeError if nobody reads any more, and UsageError if it can't be written."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # Python flushes stdout once more at exit and would complain of the same: let that go nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"can't print the text: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..backends.base import DTYPES
 from ..models import MODELS, RecurrentLM
 from ..train.config import UsageError
 
+_NEEDED = ("cell", "embed_dim", "hidden_size", "num_heads")
 _SHOWN_SYMBOLS = 120
 """A vocabulary up to this size is shown in full in an error."""
 
@@ -79,10 +80,10 @@ def load_run(path: str | Path) -> LoadedRun:
 
 
 def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> RecurrentLM:
-    try:
-        cell, sizes = config["cell"], [config[name] for name in ("embed_dim", "hidden_size", "num_heads")]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {error}") from error
+    for name in _NEEDED:
+        if not isinstance(config, dict) or name not in config:
+            raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {name}")
+    cell, *sizes = (config[name] for name in _NEEDED)
     if cell not in list(MODELS):
         raise UsageError(f"{path / 'config.json'} has an unknown cell {cell!r}: known are {', '.join(MODELS)}")
     try:
@@ -93,17 +94,17 @@ def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tenso
     def misfit(problem: str) -> UsageError:
         return UsageError(f"{path / 'weights.safetensors'} does not fit config.json and vocabulary.json: {problem}")
 
-    dtype = next((weight.dtype for weight in weights.values()), torch.float32)
     for name, parameter in model.named_parameters():
         if name not in weights:
             raise misfit(f"it has no {name}")
         if weights[name].shape != parameter.shape:
             raise misfit(f"{name} is {list(weights[name].shape)}, not {list(parameter.shape)}")
-        if weights[name].dtype != dtype or dtype not in DTYPES:
-            raise misfit(f"{name} is {weights[name].dtype}")
     if unknown := sorted(weights.keys() - dict(model.named_parameters()).keys()):
         raise misfit(f"the model has no {unknown[0]}")
-    model.to(dtype).to_empty(device="cpu").load_state_dict(weights)
+    dtypes = {weight.dtype for weight in weights.values()}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        raise misfit(f"it holds numbers of {' and '.join(sorted(map(str, dtypes)))}")
+    model.to(dtypes.pop()).to_empty(device="cpu").load_state_dict(weights)
     return model.requires_grad_(False)
 
 

@@ -234,10 +234,10 @@ class RecurrentLM(nn.Module):
         dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
         states = self.initial_states(batch_size) if states is None else states
         carried = tuple(state.to(dtype, copy=True).contiguous() for state in states)
-        return recurrent_logits(self._weights(), tokens_BT, carried), carried
+        return recurrent_logits(self._weights(perturbed=False), tokens_BT, carried), carried
 
-    def _weights(self) -> RecurrentWeights:
-        parameters = (
+    def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
+        tensors = (
             self.embedding,
             self.input_weight,
             self.recurrent_weight,
@@ -245,8 +245,8 @@ class RecurrentLM(nn.Module):
             self.output_weight,
             self.output_bias,
         )
-        offsets = flat_offsets(self)
-        return RecurrentWeights(self.cell, parameters, tuple(offsets.get(p, -1) for p in parameters))
+        offsets = flat_offsets(self) if perturbed else {}
+        return RecurrentWeights(self.cell, tensors, tuple(offsets.get(p, -1) for p in tensors))
 
     def extra_repr(self) -> str:
         return (

@@ -21,7 +21,7 @@ class UsageError(Exception):
     """The user asked for what can't be done; the message is one sentence that says why."""
 
 
-def _shown(metavar: str, default: str | None = None) -> Any:
+def shown(metavar: str, default: str | None = None) -> Any:
     """How --help shows a flag's value, and what it says of the default where the default does not say it itself."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
 
@@ -40,9 +40,9 @@ class TrainConfig:
     The defaults shown are those of one task: --task text --help shows the other's.
     """
 
-    task: Annotated[str, _shown("{" + ",".join(TASKS) + "}")]
+    task: Annotated[str, shown("{" + ",".join(TASKS) + "}")]
     """What to learn: to copy random letters after a separator, or the next character of a text file."""
-    data: Annotated[Path | None, _shown("FILE", "(text only, required)")]
+    data: Annotated[Path | None, shown("FILE", "(text only, required)")]
     """UTF-8 text file; 90 % of it is for training, 5 % for validation, 5 % for the test at the end."""
     context_length: Annotated[int | None, _only("text", "context_length")]
     """Characters of a training sequence."""
@@ -64,7 +64,7 @@ class TrainConfig:
     steps: int
     """Updates of the parameters."""
 
-    cell: Annotated[str, _shown("{" + ",".join(MODELS) + "}")] = "lstm"
+    cell: Annotated[str, shown("{" + ",".join(MODELS) + "}")] = "lstm"
     """What a head of the recurrent layer computes."""
     num_heads: int = 1
     """Blocks of the block-diagonal recurrence; must divide the hidden size."""
@@ -72,7 +72,7 @@ class TrainConfig:
     """Random directions n of a step, which takes 2n forward passes and makes one update."""
     lr_decay: float = 0.05
     """Factor that the learning rate falls to over the run, in a straight line; 1 keeps it constant."""
-    micro_batch_size: Annotated[int | None, _shown("INT", "(default: the whole batch)")] = None
+    micro_batch_size: Annotated[int | None, shown("INT", "(default: the whole batch)")] = None
     """Sequences evaluated at once, for a batch that does not fit the memory; losses are those of the whole batch."""
     weight_decay: float = 0.0
     """Decoupled weight decay: a step also shrinks the parameters by lr times this."""
@@ -80,15 +80,15 @@ class TrainConfig:
     """Seed of the initial parameters, the batches and the probes; the same seed gives the same run."""
     validate_every: int = 50
     """Steps from one validation to the next."""
-    out: Annotated[Path | None, _shown("FOLDER", "(default: runs/TASK-DATE-TIME)")] = None
+    out: Annotated[Path | None, shown("FOLDER", "(default: runs/TASK-DATE-TIME)")] = None
     """New or empty folder for config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png."""
-    device: Annotated[str, _shown("{cpu,cuda}")] = "cpu"
+    device: Annotated[str, shown("{cpu,cuda}")] = "cpu"
     """Where the model runs."""
     threads: int = 1
     """CPU threads; more than one pays only for large models, and costs dearly if other programs use the cores."""
-    precision: Annotated[str, _shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
+    precision: Annotated[str, shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
     """Of the forward passes' products: bfloat16 is faster on a processor that has it, and needs an eps of 2^-k."""
-    backend: Annotated[str, _shown("NAME")] = "auto"
+    backend: Annotated[str, shown("NAME")] = "auto"
     """Kernels for the probes: auto takes the fastest that works, python -m zo_kernels lists them."""
 
 
