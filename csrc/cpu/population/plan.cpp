@@ -87,33 +87,34 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
 // Spans as long as their distinct tokens fit the table, and each position's row in the table of its span.
 void OwnedPlan::number_tokens() {
   const int64_t most = std::max<int64_t>(kTableFloats / table_stride(), lanes);
-  std::vector<int64_t> last_span(static_cast<size_t>(args->vocab_size), -1);  // in which a token was seen
+  std::vector<size_t> seen_in(static_cast<size_t>(args->vocab_size), 0);  // the number of the span, from 1
   table_row_.assign(static_cast<size_t>(num_steps * batch_lanes), 0);
   const auto token_at = [&](int64_t b, int64_t t) { return args->tokens[b * args->num_steps + t]; };
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-    std::vector<int64_t> fresh;
-    // A chunk that overflows the span is counted again for a new one.
-    for (bool counted = false; !counted;) {
-      const int64_t span = static_cast<int64_t>(spans.size());  // 1 + index of the current one
-      fresh.clear();
-      for (int64_t t = first_step(chunk); t < last_step(chunk); ++t)
-        for (int64_t b = 0; b < args->batch_size; ++b) {
-          const int64_t token = token_at(b, t);
-          if (token < 0 || token >= args->vocab_size) throw std::invalid_argument("a token is not in [0, V)");
-          int64_t& seen = last_span[static_cast<size_t>(token)];
-          if (seen == span && span > 0) continue;
-          seen = span;
-          fresh.push_back(token);
-        }
-      counted = span > 0 && static_cast<int64_t>(span_tokens_.back().size() + fresh.size()) <= most;
-      if (!counted) {
-        const bool first = span == 0 || !span_tokens_.back().empty();
-        if (!first) break;  // one chunk with more distinct tokens than wanted: it gets a table of its own
-        spans.push_back({chunk, chunk, nullptr, 0});
-        span_tokens_.emplace_back();
+  const auto tokens_new_to_span = [&](int64_t chunk) {
+    std::vector<int64_t> found;
+    for (int64_t t = first_step(chunk); t < last_step(chunk); ++t)
+      for (int64_t b = 0; b < args->batch_size; ++b) {
+        const int64_t token = token_at(b, t);
+        if (token < 0 || token >= args->vocab_size) throw std::invalid_argument("a token is not in [0, V)");
+        size_t& seen = seen_in[static_cast<size_t>(token)];
+        if (seen == spans.size()) continue;
+        seen = spans.size();
+        found.push_back(token);
       }
+    return found;
+  };
+  const auto open_span = [&](int64_t chunk) {
+    spans.push_back({chunk, chunk, nullptr, 0});
+    span_tokens_.emplace_back();
+  };
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    if (chunk == 0) open_span(chunk);
+    std::vector<int64_t> found = tokens_new_to_span(chunk);
+    if (chunk > 0 && static_cast<int64_t>(span_tokens_.back().size() + found.size()) > most) {
+      open_span(chunk);
+      found = tokens_new_to_span(chunk);
     }
-    span_tokens_.back().insert(span_tokens_.back().end(), fresh.begin(), fresh.end());
+    span_tokens_.back().insert(span_tokens_.back().end(), found.begin(), found.end());
     spans.back().last_chunk = chunk + 1;
   }
   std::vector<int32_t> row_of(static_cast<size_t>(args->vocab_size));
