@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zo_kernels as zo
+from zo_kernels.arena import flat_offsets
 
 shapes = st.lists(st.lists(st.integers(0, 20), max_size=3).map(tuple), min_size=1, max_size=8)
 
@@ -106,3 +109,58 @@ def test_a_parameter_of_another_arena_is_unknown():
     arena = zo.arena.ParameterArena(nn.Linear(3, 5))
     with pytest.raises(KeyError):
         arena.slot_of(nn.Parameter(torch.zeros(3)))
+
+
+@given(shapes)
+def test_offsets_without_an_arena_are_those_it_would_give(shapes):
+    module = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+    before = flat_offsets(module)
+    arena = zo.arena.ParameterArena(module)
+    assert list(before.values()) == [arena.slot_of(p).offset for p in module]
+    assert all(flat_offsets(module)[p] == before[p] for p in module if p.numel())
+
+
+def test_offsets_in_an_arena_are_its_own():
+    first, second = nn.Linear(3, 5), nn.Linear(7, 2)
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    alone = flat_offsets(second)
+    assert alone == {second.weight: 0, second.bias: 128}
+    arena = zo.arena.ParameterArena([*first.parameters(), second.bias])
+    assert flat_offsets(first) == {first.weight: 0, first.bias: 128}
+    assert flat_offsets(second) == {second.bias: 256}  # the arena does not have the other
+    assert flat_offsets(nn.ModuleList([second, frozen, first])) == {
+        p: arena.slot_of(p).offset for p in arena.parameters
+    }
+    assert flat_offsets(frozen) == {}
+
+
+def test_offsets_of_parameters_over_the_same_memory():
+    memory, module = torch.randn(4, 6), nn.Module()
+    module.a, module.b, module.c = (nn.Parameter(x) for x in (memory, memory, torch.zeros(3)))
+    for arena in (None, zo.arena.ParameterArena(module)):
+        assert flat_offsets(module) == {module.a: 0, module.b: 0, module.c: 128}, arena
+
+
+def test_offsets_in_several_arenas():
+    module = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    arenas = [zo.arena.ParameterArena(part) for part in module]
+    with pytest.raises(ValueError, match="shared out among several optimizers: use one for all of them"):
+        flat_offsets(module)
+    assert [list(flat_offsets(part).values()) for part in module] == [[0, 128], [0, 128]]
+    del arenas[1]
+    gc.collect()
+    assert flat_offsets(module) == {module[0].weight: 0, module[0].bias: 128}
+
+
+def test_offsets_once_parameters_have_moved_out_of_their_arena():
+    module = nn.Linear(3, 5)
+    arena = zo.arena.ParameterArena([module.bias, module.weight])
+    assert arena.holds(module.weight)
+    assert flat_offsets(module) == {module.bias: 0, module.weight: 128}
+    module.double()
+    assert not arena.holds(module.weight)
+    assert flat_offsets(module) == {module.weight: 0, module.bias: 128}
+    again = zo.arena.ParameterArena(module)
+    assert not arena.holds(module.weight)
+    assert again.holds(module.weight)
+    assert not again.holds(nn.Parameter(again.flat[:15].view(5, 3)))  # the memory, but not the parameter

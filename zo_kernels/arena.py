@@ -122,17 +122,18 @@ _arenas: weakref.WeakSet[ParameterArena] = weakref.WeakSet()
 def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
     """Where a module's trainable parameters begin in the flat parameter space: {parameter: offset}.
 
-    Those that live in a `ParameterArena` (as after an optimizer was built) have their offset there, and then parameters
-    outside of it have none: the optimizer does not train them. Without an arena the offsets are those that
-    `ParameterArena(module)` would give. Raises ValueError if the parameters live in several arenas.
+    Those that live in a `ParameterArena` (as after an optimizer was built) have their offset there, even if they were
+    frozen since, and then parameters outside of it have none: the optimizer does not train them. Without an arena the
+    offsets are those that `ParameterArena(module)` would give. Raises ValueError if the parameters live in several
+    arenas.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    homes = [arena for arena in _arenas if any(arena.holds(p) for p in trainable)]
+    parameters = list(module.parameters())
+    homes = [arena for arena in _arenas if any(arena.holds(p) for p in parameters)]
     if len(homes) > 1:
         raise ValueError("the model's parameters are shared out among several optimizers: use one for all of them")
     if homes:
-        return {p: homes[0].slot_of(p).offset for p in trainable if homes[0].holds(p)}
-    if not trainable:
+        return {p: homes[0].slot_of(p).offset for p in parameters if homes[0].holds(p)}
+    if not any(p.requires_grad for p in parameters):
         return {}
     named = _distinct(_named(module))
     return {p: slot.offset for slot, (_, sharing) in zip(_slots(named)[0], named, strict=True) for p in sharing}

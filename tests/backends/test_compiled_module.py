@@ -20,6 +20,21 @@ Q, ROWS = np.array([5], np.int32), np.array([3], np.int64)
 TABLE = (Q.ctypes.data, ROWS.ctypes.data, 1)
 
 
+ONES = torch.ones(64)  # the parameters of a model of one of everything but two tokens
+TOKENS, BELOW, ABOVE = (torch.tensor([token]) for token in (0, -1, 2))
+NATS = torch.zeros(8, dtype=torch.float64)
+
+
+def evaluate(**changes):
+    """One step of a population of one probe, with changes to what the module is given."""
+    weights, tokens, seeds = ONES.data_ptr(), TOKENS.data_ptr(), ROWS.ctypes.data
+    arguments = {"cell": 0, "dtype": F32, "parameters": [(weights, 0)] * 6, "sizes": [2, 1, 1, 1], "tokens": tokens}
+    arguments |= {"targets": tokens, "batch_size": 1, "num_steps": 1, "seeds": seeds, "num_seeds": 1, "num_signs": 2}
+    arguments |= {"eps": 0.5, "bfloat16": False, "h": 0, "c": 0, "nats": NATS.data_ptr(), "logits": 0}
+    assert changes.keys() <= arguments.keys()
+    _C.evaluate_population(*(arguments | changes).values())
+
+
 def accumulate(address=AT, dtype=F32, numel=10, table=TABLE, offset=0, grid=0.0):
     _C.accumulate_probes(address, dtype, numel, *table, 0, offset, 0.0, 0, 1.0, grid)
 
@@ -53,12 +68,42 @@ def accumulate(address=AT, dtype=F32, numel=10, table=TABLE, offset=0, grid=0.0)
         (lambda: accumulate(grid=float("inf")), "^grid is not a power of two$"),
         (lambda: _C.fold_probes(10, 0, 1, 0), "^no seeds at this address$"),
         (lambda: _C.fold_probes(-1, 0, 0, 0), "^numel is negative$"),
+        (lambda: evaluate(cell=3), r"^cell code 3 is not in 0\.\.2$"),
+        (lambda: evaluate(cell=-1), "^cell code -1"),
+        (lambda: evaluate(dtype=4), "^dtype code 4"),
+        (lambda: evaluate(dtype=1), "^the population forward computes in float32$"),
+        (lambda: evaluate(num_signs=3), "^num_signs is neither 1 nor 2$"),
+        (lambda: evaluate(num_signs=0), "^num_signs is neither 1 nor 2$"),
+        *(
+            (lambda sizes=sizes: evaluate(sizes=sizes), "^a size is below 1$")
+            for sizes in (1 - np.eye(4, dtype=int)).tolist()
+        ),
+        (lambda: evaluate(batch_size=0), "^a size is below 1$"),
+        (lambda: evaluate(num_steps=-1), "^a size is below 1$"),
+        (lambda: evaluate(num_seeds=-1), "^no seeds at this address$"),
+        (lambda: evaluate(seeds=0), "^no seeds at this address$"),
+        (lambda: evaluate(tokens=0), "^null address$"),
+        (lambda: evaluate(nats=0), "^null address$"),
+        (lambda: evaluate(parameters=[(ONES.data_ptr(), 0)] * 5 + [(0, 0)]), "^null address$"),
+        (lambda: evaluate(tokens=ABOVE.data_ptr()), r"^a token is not in \[0, V\)$"),
+        (lambda: evaluate(tokens=BELOW.data_ptr()), r"^a token is not in \[0, V\)$"),
+        (lambda: evaluate(targets=ABOVE.data_ptr()), r"^a target is not in \[0, V\)$"),
     ],
 )
 def test_refuses_what_a_kernel_would_not_survive(call, message):
     with pytest.raises(ValueError, match=message):
         call()
     assert not X.any()
+    assert not NATS.any()
+
+
+def test_a_population_of_no_probes_needs_no_memory():
+    evaluate(num_seeds=0, seeds=0)
+    assert not NATS.any()
+    evaluate()
+    assert NATS[:2].all()
+    assert not NATS[2:].any()
+    NATS.zero_()
 
 
 def test_an_empty_range_needs_no_memory():

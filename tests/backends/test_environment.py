@@ -83,6 +83,7 @@ def test_python_m_zo_kernels(capsys):
     assert lines["compiler"] == _C.compiler
     assert lines["instruction sets built"] == ", ".join(_C.compiled_isas())
     assert lines["instruction set running"].split(" (")[0] == _C.active_isa()
+    assert lines["bfloat16 products"].split(":")[0] == ("yes" if _C.has_bfloat16() else "no")
     assert lines["OpenMP"] == "torch's"
     assert {"CUDA built", "CUDA device"} <= set(lines)
     for name in BACKENDS:

@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zo_kernels as zo
 from tests.cases import FEW_CASES, make_values
+from tests.recurrent import make_batch, make_model, make_seeds, make_states
 
 OPS = torch.ops.zo_kernels
 
@@ -16,6 +17,11 @@ def arguments(case):
     out = torch.zeros(case.numel, dtype=torch.bfloat16)
     rows = torch.tensor([0.5, -0.25], dtype=torch.float64), torch.tensor([7, -1])
     at = {"offset": case.offset}
+    model, (tokens, targets) = make_model("lstm", dtype=case.dtype), make_batch()
+    weights = [parameter.detach() for parameter in model.parameters()]
+    offsets = [case.offset, case.offset + 128, -1, *(case.offset + 1024 * k for k in range(1, 4))]
+    population_states = list(make_states(model, 2, len(tokens)))
+    states = [state[0, 0].clone() for state in population_states]
     return {
         "probe": ((case.numel, 7), {"dtype": case.dtype, "device": torch.device("cpu"), **at}),
         "apply_probe_": ((x, 0.5, 7), at),
@@ -26,6 +32,11 @@ def arguments(case):
             (x, *rows),
             {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **at},
         ),
+        "recurrent_nats": (
+            (weights, "lstm", offsets, tokens, targets, make_seeds(2), 0.25, population_states, "float32"),
+            {},
+        ),
+        "recurrent_logits": ((weights, "lstm", tokens, states), {}),
     }
 
 

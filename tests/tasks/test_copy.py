@@ -80,6 +80,15 @@ def test_vocabulary_and_chance() -> None:
     assert task.test_batches() == {}
 
 
+@pytest.mark.parametrize("alphabet_size", [2, 26, 52, 53, 60])
+def test_every_token_has_a_symbol_of_its_own(alphabet_size: int) -> None:
+    task = Copy(batch_size=1, max_length=1, alphabet_size=alphabet_size, seed=0)
+    assert len(task.symbols) == len(set(task.symbols)) == task.vocab_size == alphabet_size + 1
+    assert all(len(symbol) == 1 and symbol.isprintable() and not symbol.isspace() for symbol in task.symbols)
+    assert task.symbols[task.separator] == "|"
+    assert "".join(task.symbols[:2]) == "ab"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

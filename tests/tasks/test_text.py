@@ -34,6 +34,7 @@ def test_vocabulary_is_the_characters_of_the_file(file: Path) -> None:
     task = make(file)
     assert task.alphabet == "".join(sorted(set(CONTENT)))
     assert task.vocab_size == len(set(CONTENT))
+    assert list(task.symbols) == sorted(set(CONTENT))
     assert task.decode(task.encode("gab\né")) == "gab\né"
     assert task.encode("ab").tolist() == [task.alphabet.index("a"), task.alphabet.index("b")]
     with pytest.raises(ValueError, match="no character 'z'"):

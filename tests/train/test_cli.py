@@ -1,41 +1,26 @@
-"""`python -m zo_kernels.train`: the files it leaves, its exit codes, and what it says when something is wrong."""
+"""`python -m zo_kernels.train`: the files it leaves, and that they follow from the flags."""
 
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from zo_kernels.models import LSTM
+from tests.train.runs import FILES, SMALL, files_of, metrics_of, weights_of
+from zo_kernels import _C
+from zo_kernels.models import LSTM, MODELS
 from zo_kernels.tasks import Copy
 from zo_kernels.train.__main__ import main
-
-SMALL = ["--embed-dim", "4", "--hidden-size", "8", "--batch-size", "4", "--probes", "3", "--steps", "5"]
-FILES = {"config.json", "metrics.jsonl", "weights.safetensors", "loss.png"}
-
-
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Path:
-    path = tmp_path / "book.txt"
-    path.write_text("to be or not to be, that is the question\n" * 20)
-    return path
 
 
 def test_copy_run_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main([*SMALL, "--validate-every", "2", "--num-heads", "2", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == FILES
+    assert files_of(out) == FILES
 
     config = json.loads((out / "config.json").read_text())
     assert config["task"] == "copy"
@@ -49,7 +34,7 @@ def test_copy_run_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[0]["validation_loss"] == pytest.approx(math.log(5), rel=0.2)
     assert [line["lr"] for line in lines[1:]] == pytest.approx([0.3 * (1 - 0.95 * k / 5) for k in range(5)])
 
-    weights = load_file(out / "weights.safetensors")
+    weights = weights_of(out)
     assert {name: list(weight.shape) for name, weight in weights.items()} == {
         name: list(parameter.shape) for name, parameter in LSTM(5, 4, 8, 2).named_parameters()
     }
@@ -68,7 +53,7 @@ def test_text_run_reports_the_test_set_once(tmp_path: Path, book: Path) -> None:
     lines = metrics_of(out)
     assert [line["step"] for line in lines if "test_loss" in line] == [5]
     vocab_size = len(set(book.read_text()))
-    assert load_file(out / "weights.safetensors")["output_bias"].numel() == vocab_size
+    assert weights_of(out)["output_bias"].numel() == vocab_size
     assert lines[0]["validation_loss"] == pytest.approx(math.log(vocab_size), rel=0.2)
 
 
@@ -91,8 +76,91 @@ def test_run_is_a_function_of_its_config(tmp_path: Path) -> None:
     first = weights("first")
     torch.manual_seed(2)
     assert weights("second") == first
+    assert weights("threads", "--threads", "3") == first
     assert weights("other seed", "--seed", str(2**64 - 1)) != first
-    assert weights("reference", "--backend", "reference") == first
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Up to rounding: losses to float32's, and weights by that over eps and by steps of their grid."""
+    for line, other_line in zip(metrics_of(one), metrics_of(other), strict=True):
+        assert line.keys() == other_line.keys()
+        for name in line.keys() - {"seconds"}:
+            assert line[name] == pytest.approx(other_line[name], abs=1e-4), name
+    weights = weights_of(other)
+    for name, weight in weights_of(one).items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
+def test_every_cell_runs_with_the_kernel_as_without(
+    cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, "--cell", cell, "--num-heads", "2"]
+    for backend in ("cpu", "reference"):
+        assert main([*command, "--backend", backend, "--out", str(tmp_path / backend)]) == 0
+        printed = capsys.readouterr().out
+        assert f"model   {MODELS[cell].__name__} of " in printed
+        assert f"backend {backend}" in printed
+    assert_same_run(tmp_path / "cpu", tmp_path / "reference")
+    assert json.loads((tmp_path / "cpu" / "config.json").read_text())["cell"] == cell
+    assert {name: weight.shape for name, weight in weights_of(tmp_path / "cpu").items()} == {
+        name: parameter.shape for name, parameter in MODELS[cell](5, 4, 8, 2).named_parameters()
+    }
+    start, end = MODELS[cell](5, 4, 8, 2, seed=0).state_dict(), weights_of(tmp_path / "cpu")
+    assert max(float((end[name] - weight).abs().max()) for name, weight in start.items()) > 0.01
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("size", [1, 3, 4, 100])
+def test_micro_batches_change_rounding_only(backend: str, size: int, tmp_path: Path) -> None:
+    """Of four rows, of which the copy task scores different numbers of letters."""
+    command = [*SMALL, "--backend", backend]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--micro-batch-size", str(size), "--out", str(tmp_path / "parts")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["micro_batch_size"] == size
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_forward_pass_sees_more_than_a_micro_batch(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "population_nats" if backend == "cpu" else "loss"
+    rows, method = [], getattr(LSTM, name)
+    monkeypatch.setattr(
+        LSTM,
+        name,
+        lambda self, tokens, *rest, **more: (rows.append(len(tokens)), method(self, tokens, *rest, **more))[1],
+    )
+    command = [*SMALL, "--backend", backend, "--micro-batch-size", "3", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert rows == [3, 1] * (1 if backend == "cpu" else 6)
+
+
+def test_bfloat16_products(tmp_path: Path) -> None:
+    if not _C.has_bfloat16():
+        pytest.skip("this processor lacks AVX512_BF16")
+    command = [*SMALL, "--hidden-size", "16", "--eps", "0.03125"]
+    for precision in ("float32", "bfloat16"):
+        assert main([*command, "--precision", precision, "--out", str(tmp_path / precision)]) == 0
+    pairs = list(zip(metrics_of(tmp_path / "float32")[1:], metrics_of(tmp_path / "bfloat16")[1:], strict=True))
+    assert all(one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-2) for one, other in pairs)
+    assert all(one["train_loss"] != other["train_loss"] for one, other in pairs)
+
+
+def test_vocabulary_has_a_character_for_each_token(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text('"Ein Käse",\n\tsagte sie \\ und 愛 ...\n' * 20, encoding="utf-8")
+    for name, command in (("text", ["--task", "text", "--data", str(book)]), ("copy", ["--alphabet-size", "60"])):
+        out = tmp_path / name
+        assert main([*command, *SMALL, "--steps", "1", "--out", str(out)]) == 0
+        symbols = json.loads((out / "vocabulary.json").read_text(encoding="utf-8"))
+        assert all(isinstance(symbol, str) and len(symbol) == 1 for symbol in symbols)
+        assert len(set(symbols)) == len(symbols) == len(weights_of(out)["output_bias"])
+        if name == "text":
+            assert symbols == sorted(set(book.read_text(encoding="utf-8")))
+        else:
+            assert (symbols[:4], symbols[-1]) == (["a", "b", "c", "d"], "|")
 
 
 def test_torch_threads_are_as_before(tmp_path: Path) -> None:
@@ -108,134 +176,6 @@ def test_default_folders_never_collide(tmp_path: Path, monkeypatch: pytest.Monke
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 3
     assert all(re.fullmatch(r"copy-\d{8}-\d{6}(-\d+)?", folder.name) for folder in folders)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--task", "sort"], "unknown task 'sort': choose one of copy, text"),
-        (["--task", "text"], "the task text needs --data"),
-        (["--task", "text", "--data", "{tmp}/nowhere.txt"], "cannot read {tmp}/nowhere.txt: No such file or directory"),
-        (["--task", "text", "--data", "{tmp}"], "cannot read {tmp}: Is a directory"),
-        (
-            ["--task", "text", "--data", "{tmp}/book.txt", "--context-length", "50"],
-            "{tmp}/book.txt has 820 characters, but context_length 50 needs at least 1020: "
-            "give a longer file or a shorter context",
-        ),
-        (["--data", "{tmp}/book.txt"], "--data does not apply to the task copy"),
-        (["--hidden-size", "10", "--num-heads", "4"], "hidden_size 10 is not divisible by num_heads 4"),
-        (["--embed-dim", "0"], "embed_dim must be a positive integer, not 0"),
-        (["--lr", "0"], "lr must be positive and finite, not 0.0"),
-        (["--lr", "inf"], "lr must be positive and finite, not inf"),
-        (["--eps", "-1"], "eps must be positive and finite, not -1.0"),
-        (["--eps", "nan"], "eps must be positive and finite, not nan"),
-        (["--eps", "1e-9"], "eps 1e-09 is below half the grid's spacing 9.53674e-07: use a larger eps"),
-        (["--weight-decay", "-1"], "weight_decay must be in [0, 1/lr], not -1.0"),
-        (["--probes", "0"], "probes must be a positive integer, not 0"),
-        (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
-        (["--max-length", "0"], "max_length must be at least 1, not 0"),
-        (["--alphabet-size", "1"], "alphabet_size must be at least 2, not 1"),
-        (["--steps", "0"], "--steps must be at least 1, not 0"),
-        (["--validate-every", "0"], "--validate-every must be at least 1, not 0"),
-        (["--threads", "0"], "--threads must be at least 1, not 0"),
-        (["--lr-decay", "1.5"], "--lr-decay must be above 0 and at most 1, not 1.5"),
-        (["--seed", "-1"], "--seed must be in [0, 2^64), not -1"),
-        (["--device", "tpu"], "unknown device 'tpu': choose cpu or cuda"),
-        (["--backend", "abacus"], "unknown backend 'abacus'"),
-    ],
-)
-def test_bad_input_is_one_sentence(
-    arguments: list[str], sentence: str, tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    assert main(["--out", str(out), *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: " + sentence.format(tmp=tmp_path))
-    assert printed.err.count("\n") == 1
-    assert printed.out == ""
-    assert not out.exists()
-
-
-def test_missing_gpu_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main([*SMALL, "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err == "error: the device cuda is not available: torch finds no usable NVIDIA GPU here\n"
-
-
-@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--no-such-flag"], ["--lr"], ["--task"]])
-def test_unparsable_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("existing", ["folder", "file"])
-def test_nothing_is_overwritten(existing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    if existing == "folder":
-        out.mkdir()
-        (out / "precious").write_text("data")
-    else:
-        out.write_text("data")
-    assert main([*SMALL, "--out", str(out)]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert str(out) in printed.err
-    assert [path.name for path in tmp_path.rglob("*")] == (["run", "precious"] if existing == "folder" else ["run"])
-
-
-def test_help_shows_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["--task", "text", "--help"])
-    assert exit_.value.code == 0
-    shown = capsys.readouterr().out
-    flags = (
-        "task data embed-dim hidden-size num-heads batch-size context-length max-length probes lr eps steps seed out"
-    )
-    assert all(f"--{flag} " in shown for flag in [*flags.split(), "device", "backend"])
-    assert shown.count("default: ") >= 20
-
-
-def test_probes_without_a_finite_loss_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls = iter(range(10**6))
-    loss = LSTM.loss
-    monkeypatch.setattr(LSTM, "loss", lambda *args: math.nan if next(calls) in (1, 6, 7) else loss(*args))
-    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 0
-    assert [line["skipped_probes"] for line in metrics_of(tmp_path / "run")[1:]] == [1, 1, 0, 0, 0]
-    assert "2 of 15 probes left out (loss not finite)" in capsys.readouterr().out
-
-
-def test_divergence_ends_the_run_with_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*SMALL, "--steps", "2", "--lr-decay", "1", "--out", str(tmp_path / "whole")]) == 0
-    calls = iter(range(10**6))
-    loss = LSTM.loss
-    monkeypatch.setattr(LSTM, "loss", lambda *args: math.nan if next(calls) >= 2 * 6 else loss(*args))
-    capsys.readouterr()
-    assert main([*SMALL, "--lr-decay", "1", "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [0, 1, 2]
-    after_two_steps = (tmp_path / "whole" / "weights.safetensors").read_bytes()
-    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == after_two_steps
-
-
-def test_leaving_the_grid_names_the_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SMALL, "--lr", "1e6", "--eps", "0.1", "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert "embedding" in error
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
 def test_bugs_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,26 +196,3 @@ def test_module_runs_as_a_program(tmp_path: Path) -> None:
     bad = subprocess.run([*command, "--probes", "-3"], capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == "error: probes must be a positive integer, not -3\n"
-
-
-def test_ctrl_c_ends_the_run_with_whole_weights(tmp_path: Path) -> None:
-    endless = ["--steps", "1000000", "--lr-decay", "1", "--validate-every", "1000000"]
-    command = [sys.executable, "-m", "zo_kernels.train", *SMALL, *endless, "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        lines = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 3):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert error == "interrupted: the weights are those of the last whole step, all files are written\n"
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-
-    steps = metrics_of(tmp_path / "run")[-1]["step"]
-    arguments = [*SMALL, *endless, "--steps", str(steps), "--out", str(tmp_path / "whole")]
-    assert main(arguments) == 0
-    whole, interrupted = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "run"))
-    assert all(torch.equal(weight, interrupted[name]) for name, weight in whole.items())

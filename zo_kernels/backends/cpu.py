@@ -87,6 +87,8 @@ class CpuBackend(Backend):
         if weights.bias.dtype == torch.float64:  # the kernel computes in float32
             return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
         nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        if len(seeds) == 0:  # an empty tensor has no address
+            return nats
         _evaluate(weights, tokens, targets, seeds, 2, eps, precision == "bfloat16", states, nats, None)
         return nats
 

@@ -233,7 +233,7 @@ class RecurrentLM(nn.Module):
         batch_size = tokens_BT.shape[0] if tokens_BT.dim() == 2 else 1
         dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
         states = self.initial_states(batch_size) if states is None else states
-        carried = tuple(state.to(dtype, copy=True).contiguous() for state in states)
+        carried = tuple(state.detach().to(dtype, copy=True).contiguous() for state in states)
         return recurrent_logits(self._weights(perturbed=False), tokens_BT, carried), carried
 
     def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
@@ -260,6 +260,9 @@ class RecurrentLM(nn.Module):
         batch_size = embedded_TBE.shape[1]
         if states is None:
             states = self.initial_states(batch_size)
+        count = CELLS[self.cell].states
+        if len(states) != count:
+            raise ValueError(f"the cell {self.cell} has {count} states, but {len(states)} were given")
         expected = [self.num_heads, batch_size, self.head_dim]
         for name, state in zip("hc", states, strict=False):
             if list(state.shape) != expected:

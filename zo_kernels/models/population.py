@@ -34,8 +34,8 @@ class ModelPopulation:
     ) -> None:
         model.check_batch(tokens_BT, targets_BT)
         for name, size in (("micro_batch_size", micro_batch_size), ("segment_length", segment_length)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"{name} must be a positive integer, not {size!r}")
         self.model = model
         self._precision = precision
         self.scored = int((targets_BT != IGNORE_INDEX).sum())

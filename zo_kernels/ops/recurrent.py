@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends import backend_for
 from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
 from ..errors import GridRangeError
-from .checks import check_offset, check_targets, check_tensor, check_tokens
+from .checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
 from .schema import library, written
 
 __all__ = ["recurrent_logits", "recurrent_nats"]
@@ -45,8 +45,9 @@ def recurrent_nats(
         for float64 weights), where the segment starts; they are overwritten with where it ends.
     precision: "float32"; or "bfloat16", twice the rate of products with the hidden state, on a processor that has it
         (AVX512_BF16). Then hidden states are rounded to bfloat16, and recurrent and output weights to the bfloat16 grid
-        at |w| + eps, on which w + eps and w - eps are both exact. eps must be a power of two, at least 1/256 of the
-        largest such |w| + eps. Float64 weights, and the reference backend, stay exact.
+        at |w| + eps, on which w + eps and w - eps are both exact (those that are not perturbed, to bfloat16). eps must
+        be a power of two, at least 1/256 of the largest such |w| + eps. Float64 weights, and the reference backend,
+        stay exact.
 
     Raises RuntimeError where bfloat16 is not to be had, GridRangeError where the weights are too large for it, and
     ValueError or TypeError for whatever else does not fit; the states are then as they were.
@@ -119,6 +120,17 @@ def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: 
                 f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
             )
         check_tensor(state, f"state {name}")
+    if count == 2:
+        (h, c), size = (state.data_ptr() for state in states), states[0].numel() * states[0].element_size()
+        if abs(h - c) < size:
+            raise ValueError("states h and c overlap in memory: give each memory of its own")
+
+
+def _check_meta(weights: Sequence[Tensor], **others: Tensor) -> None:
+    """Where one tensor has no values there is nothing to compute, and the others must not have any either."""
+    for name, x in others.items():
+        if x.is_meta != weights[0].is_meta:
+            raise ValueError(f"{name} is on {x.device}, but the weights on {weights[0].device}")
 
 
 def check_precision(backend: Backend, precision: str) -> None:
@@ -155,7 +167,9 @@ def _recurrent_nats_fake(
     states: Sequence[Tensor],
     precision: str,
 ) -> Tensor:
-    return torch.empty(seeds.shape[0], 2, dtype=torch.float64)
+    named = {f"state {name}": state for name, state in zip("hc", states, strict=False)}
+    _check_meta(weights, tokens=tokens, targets=targets, seeds=seeds, **named)
+    return torch.empty(seeds.shape[0], 2, dtype=torch.float64, device=seeds.device)
 
 
 def _recurrent_nats(
@@ -174,8 +188,7 @@ def _recurrent_nats(
     check_targets(tokens, targets, len(checked.embedding))
     if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
         raise TypeError(f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
-    if not math.isfinite(eps):
-        raise ValueError(f"eps must be finite, not {eps}")
+    check_scalar(eps, "eps", checked.bias.dtype)
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))
     device = checked.bias.device
@@ -198,6 +211,7 @@ def _recurrent_nats(
 
 
 def _recurrent_logits_fake(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    _check_meta(weights, tokens=tokens, **{f"state {name}": state for name, state in zip("hc", states, strict=False)})
     return states[0].new_empty(tokens.shape[0], weights[0].shape[0])
 
 

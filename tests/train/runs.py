@@ -1,0 +1,22 @@
+"""Small runs for the tests of `python -m zo_kernels.train`, and what they leave."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+SMALL = ["--embed-dim", "4", "--hidden-size", "8", "--batch-size", "4", "--probes", "3", "--steps", "5"]
+FILES = {"config.json", "vocabulary.json", "metrics.jsonl", "weights.safetensors", "loss.png"}
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

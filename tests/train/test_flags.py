@@ -1,0 +1,120 @@
+"""The flags of `python -m zo_kernels.train`: the help, and what it says when a value is wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.runs import SMALL
+from zo_kernels import _C
+from zo_kernels.train.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "sort"], "unknown task 'sort': choose one of copy, text"),
+        (["--task", "text"], "the task text needs --data"),
+        (["--task", "text", "--data", "{tmp}/nowhere.txt"], "cannot read {tmp}/nowhere.txt: No such file or directory"),
+        (["--task", "text", "--data", "{tmp}"], "cannot read {tmp}: Is a directory"),
+        (
+            ["--task", "text", "--data", "{tmp}/book.txt", "--context-length", "50"],
+            "{tmp}/book.txt has 820 characters, but context_length 50 needs at least 1020: "
+            "give a longer file or a shorter context",
+        ),
+        (["--data", "{tmp}/book.txt"], "--data does not apply to the task copy"),
+        (["--hidden-size", "10", "--num-heads", "4"], "hidden_size 10 is not divisible by num_heads 4"),
+        (["--embed-dim", "0"], "embed_dim must be a positive integer, not 0"),
+        (["--lr", "0"], "lr must be positive and finite, not 0.0"),
+        (["--lr", "inf"], "lr must be positive and finite, not inf"),
+        (["--eps", "-1"], "eps must be positive and finite, not -1.0"),
+        (["--eps", "nan"], "eps must be positive and finite, not nan"),
+        (["--eps", "1e-9"], "eps 1e-09 is below half the grid's spacing 9.53674e-07: use a larger eps"),
+        (["--weight-decay", "-1"], "weight_decay must be in [0, 1/lr], not -1.0"),
+        (["--probes", "0"], "probes must be a positive integer, not 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
+        (["--max-length", "0"], "max_length must be at least 1, not 0"),
+        (["--alphabet-size", "1"], "alphabet_size must be at least 2, not 1"),
+        (["--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--validate-every", "0"], "--validate-every must be at least 1, not 0"),
+        (["--threads", "0"], "--threads must be at least 1, not 0"),
+        (["--lr-decay", "1.5"], "--lr-decay must be above 0 and at most 1, not 1.5"),
+        (["--seed", "-1"], "--seed must be in [0, 2^64), not -1"),
+        (["--device", "tpu"], "unknown device 'tpu': choose cpu or cuda"),
+        (["--backend", "abacus"], "unknown backend 'abacus'"),
+        (["--cell", "slstm"], "unknown cell 'slstm': choose one of lstm, gru, elman"),
+        (["--precision", "float16"], "precision must be one of float32, bfloat16, not 'float16'"),
+        (
+            ["--precision", "bfloat16", "--eps", "0.03"],
+            "--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not 0.03",
+        ),
+        (["--micro-batch-size", "0"], "--micro-batch-size must be at least 1, not 0"),
+        (["--micro-batch-size", "-2"], "--micro-batch-size must be at least 1, not -2"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["--out", str(out), *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: " + sentence.format(tmp=tmp_path))
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not out.exists()
+
+
+def test_missing_gpu_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([*SMALL, "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: the device cuda is not available: torch finds no usable NVIDIA GPU here\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "many"], ["--no-such-flag"], ["--lr"], ["--task"], ["--micro-batch-size", "half"]]
+)
+def test_unparsable_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("existing", ["folder", "file"])
+def test_nothing_is_overwritten(existing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    if existing == "folder":
+        out.mkdir()
+        (out / "precious").write_text("data")
+    else:
+        out.write_text("data")
+    assert main([*SMALL, "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert str(out) in printed.err
+    assert [path.name for path in tmp_path.rglob("*")] == (["run", "precious"] if existing == "folder" else ["run"])
+
+
+def test_help_shows_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--task", "text", "--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    flags = (
+        "task data embed-dim hidden-size num-heads batch-size context-length max-length probes lr eps steps seed out"
+    )
+    assert all(
+        f"--{flag} " in shown for flag in [*flags.split(), "device", "backend", "cell", "micro-batch-size", "precision"]
+    )
+    assert shown.count("default: ") >= 20
+
+
+def test_bfloat16_products_need_a_processor_that_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _C.set_isa("baseline")
+    assert main([*SMALL, "--eps", "0.03125", "--precision", "bfloat16", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: bfloat16 products need a processor with AVX512_BF16: use precision='float32'\n"
+    assert not (tmp_path / "run").exists()
