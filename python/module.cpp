@@ -104,7 +104,6 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size, num_steps})
     if (size < 1) throw std::invalid_argument("a size is below 1");
   check_seeds(seeds, num_seeds);
-  if (tokens == 0 || nats == 0) throw std::invalid_argument("null address");
   zo::cpu::PopulationArgs args = {};
   args.cell = static_cast<zo::cpu::Cell>(cell);
   args.type = to_dtype(dtype);
@@ -115,6 +114,7 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   const int64_t numels[6] = {V * E, shape.input_rows * H * E, shape.recurrent_rows * H * D, shape.rows * H, V * H, V};
   for (size_t i = 0; i < 6; ++i) {
     if (parameters[i].first == 0) throw std::invalid_argument("null address");
+    if (parameters[i].second != -1) check_range(parameters[i].first, numels[i], parameters[i].second);
     *fields[i] = {reinterpret_cast<const void*>(parameters[i].first), numels[i], parameters[i].second};
   }
   args.vocab_size = V;
@@ -130,6 +130,8 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   args.num_signs = num_signs;
   args.eps = eps;
   args.bfloat16 = bfloat16;
+  if (tokens == 0 || nats == 0 || (h != 0 && c == 0 && shape.has_cell_state))
+    throw std::invalid_argument("null address");
   args.h = reinterpret_cast<float*>(h);
   args.c = reinterpret_cast<float*>(c);
   args.nats = reinterpret_cast<double*>(nats);

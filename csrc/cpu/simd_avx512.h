@@ -127,10 +127,11 @@ ZO_INLINE F32 fraction_of(F32 t) {
   return t - reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEG_INF));
 }
 
-// v * 2^floor(t), where t - floor(t) = f: 0 or infinity where that is out of range.
+// v * 2^floor(t), where t - floor(t) = f: 0 or infinity where that is out of range; 0 for an infinite negative t, though its f,
+// and with it v, is NaN.
 ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 /*f*/) {
   return reinterpret_cast<F32>(_mm512_scalef_ps(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(t)));
 }
 
-// The range of scale_by_power: any finite number.
+// The range of scale_by_power: any.
 ZO_INLINE F32 bounded_power(F32 t) { return t; }

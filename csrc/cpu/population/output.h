@@ -92,7 +92,7 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
   if (!plan.wide) transpose_states(plan, m, chunk, first_block, last_block);
   for (int64_t block = first_block; block < last_block; ++block) {
     for (int lane = 0; lane < plan.tile_lanes; ++lane) {
-      m.maximum[block * plan.tile_lanes + lane] = -3.0e38f;
+      m.maximum[block * plan.tile_lanes + lane] = -1.0e38f;  // minus a logit, and times log2(e), it is still finite
       m.sum[block * plan.tile_lanes + lane] = 0.0f;
     }
   }

@@ -73,7 +73,7 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
   const int64_t unit_floats = cell.recurrent_rows * args->head_dim;
   panel_units = args->head_dim;
   if (unit_floats * padded_dim > kResidentPanelFloats)
-    panel_units = std::min(args->head_dim, std::max<int64_t>(kRecurrentPanelFloats / unit_floats / lanes, 1) * lanes);
+    panel_units = std::max<int64_t>(kRecurrentPanelFloats / unit_floats / lanes, 1) * lanes;
   const int64_t most = std::max<int64_t>(isa.row_tile, kOutputPanelFloats / hidden_size);
   const int64_t panels = (args->vocab_size + most - 1) / most;
   table_units = std::max<int64_t>(kInputPanelFloats / (cell.input_rows * args->embed_dim) / lanes, 1) * lanes;
@@ -110,7 +110,7 @@ void OwnedPlan::number_tokens() {
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     if (chunk == 0) open_span(chunk);
     std::vector<int64_t> found = tokens_new_to_span(chunk);
-    if (chunk > 0 && static_cast<int64_t>(span_tokens_.back().size() + found.size()) > most) {
+    if (chunk > 0 && !found.empty() && static_cast<int64_t>(span_tokens_.back().size() + found.size()) > most) {
       open_span(chunk);
       found = tokens_new_to_span(chunk);
     }
