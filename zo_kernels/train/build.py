@@ -78,5 +78,6 @@ def computing(config: TrainConfig) -> Iterator[str]:
         except (ValueError, RuntimeError) as error:
             raise UsageError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(config.threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         yield chosen.name

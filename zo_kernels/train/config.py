@@ -84,8 +84,8 @@ class TrainConfig:
     """New or empty folder for config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png."""
     device: Annotated[str, shown("{cpu,cuda}")] = "cpu"
     """Where the model runs."""
-    threads: int = 1
-    """CPU threads; more than one pays only for large models, and costs dearly if other programs use the cores."""
+    threads: Annotated[int | None, shown("INT", "(default: one per core)")] = None
+    """CPU threads; the results do not depend on their number."""
     precision: Annotated[str, shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
     """Of the forward passes' products: bfloat16 is faster on a processor that has it, and needs an eps of 2^-k."""
     backend: Annotated[str, shown("NAME")] = "auto"
@@ -156,11 +156,10 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"the task {config.task} needs {flag(name)}")
         if name not in known and getattr(config, name) is not None:
             raise UsageError(f"{flag(name)} does not apply to the task {config.task}")
-    for name in ("steps", "validate_every", "threads"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{flag(name)} must be at least 1, not {getattr(config, name)}")
-    if config.micro_batch_size is not None and config.micro_batch_size < 1:
-        raise UsageError(f"--micro-batch-size must be at least 1, not {config.micro_batch_size}")
+    for name in ("steps", "validate_every", "threads", "micro_batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{flag(name)} must be at least 1, not {value}")
     if config.cell not in MODELS:
         raise UsageError(f"unknown cell {config.cell!r}: choose one of {', '.join(MODELS)}")
     if config.precision == "bfloat16" and math.frexp(config.eps)[0] != 0.5:

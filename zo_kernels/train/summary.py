@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,8 @@ def print_header(console: Console, run: Run, backend: str) -> None:
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     references = ", ".join(f"{name} {loss:.3f}" for name, loss in task.reference_losses.items())
     heads = "1 head" if config.num_heads == 1 else f"{config.num_heads} heads"
-    threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
+    num_threads = torch.get_num_threads()
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
