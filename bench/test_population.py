@@ -150,3 +150,10 @@ def test_time_per_token_over_context_length(benchmark: BenchmarkFixture, threads
             short()
 
     compare(benchmark, long, rival, rounds=3, at_most=1.10, rival_scale=10.0)
+
+
+def test_seconds_of_a_step_of_a_million_tokens(benchmark: BenchmarkFixture, threads: int) -> None:
+    """One sequence, 8 probes. The figure is seconds."""
+    benchmark.pedantic(step_at(1_000_000), rounds=3)
+    assert benchmark.stats is not None, "pedantic has run"
+    record(benchmark, benchmark.stats.stats.median)
