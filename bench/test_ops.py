@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,14 +12,6 @@ import zo_kernels as zo
 from bench import usual
 from bench.compare import compare
 from zo_kernels import _C
-
-
-@pytest.fixture(params=[1, 2], ids=lambda n: f"threads={n}")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:

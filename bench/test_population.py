@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -47,14 +47,6 @@ class Setting(NamedTuple):
 TINY = Setting(240, 12, 1024, 10)
 SMALL = Setting(1600, 32, 1024, 10)
 LONG = Setting(128, 4, 1, 100)
-
-
-@pytest.fixture(params=[1, 2], ids=lambda n: f"threads={n}")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["float32", "bfloat16"])

@@ -105,7 +105,7 @@ ZO_INLINE U16 to_float16(F32 f) {
 // --- for the population forward: floats, where a fused multiply-add and a few ulp are allowed ---
 
 constexpr int kTileVectors = 4;  // vectors of a tile of positions
-constexpr int kSums = 16;         // vectors of sums that a loop keeps in registers
+constexpr int kSums = 16;        // vectors of sums that a loop keeps in registers
 constexpr int kRowTile = 6;      // rows of the output projection at once
 
 ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
@@ -127,8 +127,8 @@ ZO_INLINE F32 fraction_of(F32 t) {
   return t - reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEG_INF));
 }
 
-// v * 2^floor(t), where t - floor(t) = f: 0 or infinity where that is out of range; 0 for an infinite negative t, though its f,
-// and with it v, is NaN.
+// v * 2^floor(t), where t - floor(t) = f: 0 or infinity where that is out of range; 0 for an infinite negative t,
+// though its f, and with it v, is NaN.
 ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 /*f*/) {
   return reinterpret_cast<F32>(_mm512_scalef_ps(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(t)));
 }

@@ -27,8 +27,8 @@ ZO_INLINE void store_words(float* to, F32 hidden) {
   __builtin_memcpy(to, &words, sizeof(words));
 }
 
-// to[row][word] of `rows` rows of `count` floats; the last word of an odd row is filled up with 0. Reads and writes up to
-// two vectors more.
+// to[row][word] of `rows` rows of `count` floats; the last word of an odd row is filled up with 0. Reads and writes up
+// to two vectors more.
 ZO_INLINE void pack_rows(const float* from, int64_t rows, int64_t count, float* to) {
   const int64_t words = (count + 1) / 2;
   if (count % 2 == 0) {
@@ -51,8 +51,8 @@ ZO_INLINE void pack_rows(const float* from, int64_t rows, int64_t count, float* 
 }
 
 // to[row][word] = the perturbed weights p[start + row * count ...], for `rows` rows of `count` elements.
-ZO_INLINE void perturb_words(const Plan& plan, const Parameter& p, int64_t start, int64_t rows, int64_t count, float eps,
-                             SignReader& signs, float* unpacked, float* to) {
+ZO_INLINE void perturb_words(const Plan& plan, const Parameter& p, int64_t start, int64_t rows, int64_t count,
+                             float eps, SignReader& signs, float* unpacked, float* to) {
   perturb<true>(plan, p, start, rows * count, eps, signs, unpacked);
   pack_rows(unpacked, rows, count, to);
 }

@@ -6,7 +6,8 @@
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^power for a power up to 127, to 1.6e-7; 0 or 1e-38 below -126; NaN stays NaN. The minimax polynomial of 2^f on [0, 1] is 1 at 0.
+// 2^power for a power up to 127, to 1.6e-7; 0 or 1e-38 below -126; NaN stays NaN. The minimax polynomial
+// of 2^f on [0, 1] is 1 at 0.
 ZO_INLINE F32 exp2_of(F32 power) {
   const F32 t = bounded_power(power);
   const F32 f = fraction_of(t);
@@ -64,8 +65,8 @@ struct ElmanCell {
   }
 };
 
-// Updates the states of a vector of units: `hidden` is where their hidden state was before the step, as words, `cell` their
-// cell state. Returns the new hidden state. Where words are not floats, a GRU's state is kept as floats in `cell`.
+// Updates the states of a vector of units: `hidden` is where their hidden state was before the step, as words, `cell`
+// their cell state. Returns the new hidden state. Where words are not floats, a GRU's state is kept as floats in `cell`.
 template <class Cell>
 ZO_INLINE F32 update_cell(const F32 (&pre)[Cell::shape.rows], const float* hidden, float* cell) {
   constexpr bool in_cell = kDepth > 1 && !Cell::shape.has_cell_state && Cell::needs_hidden;

@@ -15,7 +15,8 @@ namespace zo::cpu {
 void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
   const int64_t rows = (plan.max_table_rows + plan.tile_lanes - 1) / plan.tile_lanes * plan.tile_lanes;
   // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
-  const int64_t beyond = plan.wide ? 0 : (plan.tile_lanes + 1) * plan.args->num_heads * plan.padded_words() + plan.lanes;
+  const int64_t position = plan.args->num_heads * plan.padded_words();
+  const int64_t beyond = plan.wide ? 0 : (plan.tile_lanes + 1) * position + plan.lanes;
   m.embedded = carver.take<float>(rows * plan.args->embed_dim);
   m.table = carver.take<float>(plan.max_table_rows * plan.table_stride());
   m.hidden = carver.take<float>((plan.chunk_steps + 1) * plan.slot_size() + beyond);
@@ -157,7 +158,8 @@ class Evaluation {
     size_t span = 0;
     for (int64_t chunk = 0; chunk < plan_.num_chunks; ++chunk) {
       if (chunk == plan_.spans[span].first_chunk) make_table(team, plan_.spans[span]);
-      share_out(team, args_.num_heads * plan_.tiles(), [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      const int64_t items = args_.num_heads * plan_.tiles();
+      share_out(team, items, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
         isa_.recurrence(plan_, m, scratch, chunk, first, last);
       });
       score(team, chunk);

@@ -11,7 +11,7 @@ ZO_INLINE F32 pack(const F32 (&hidden)[kDepth]) { return hidden[0]; }
 ZO_INLINE void store_words(float* to, F32 hidden) { store(to, hidden); }
 
 // to[row][word] = the perturbed weights p[start + row * count ...], for `rows` rows of `count` elements.
-ZO_INLINE void perturb_words(const Plan& plan, const Parameter& p, int64_t start, int64_t rows, int64_t count, float eps,
-                             SignReader& signs, float* /*unpacked*/, float* to) {
+ZO_INLINE void perturb_words(const Plan& plan, const Parameter& p, int64_t start, int64_t rows, int64_t count,
+                             float eps, SignReader& signs, float* /*unpacked*/, float* to) {
   perturb<false>(plan, p, start, rows * count, eps, signs, to);
 }

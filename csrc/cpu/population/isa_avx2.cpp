@@ -19,18 +19,7 @@ namespace {
 
 #include "float32.h"
 
-#include "cells.h"
-
-#include "tiles.h"
-
-#include "multiply.h"
-
-#include "narrow.h"
-#include "output.h"
-#include "project.h"
-#include "wide.h"
-
-#include "recurrence.h"
+#include "forward.h"
 
 }  // namespace
 

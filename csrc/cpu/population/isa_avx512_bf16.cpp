@@ -1,4 +1,5 @@
-// The population forward with bfloat16 products for AVX-512 F, BW, DQ, VL and BF16; CMakeLists.txt gives this file its instruction set.
+// The population forward with bfloat16 products for AVX-512 F, BW, DQ, VL and BF16; CMakeLists.txt gives this file its
+// instruction set.
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -19,18 +20,7 @@ namespace {
 
 #include "bfloat16.h"
 
-#include "cells.h"
-
-#include "tiles.h"
-
-#include "multiply.h"
-
-#include "narrow.h"
-#include "output.h"
-#include "project.h"
-#include "wide.h"
-
-#include "recurrence.h"
+#include "forward.h"
 
 }  // namespace
 

@@ -8,7 +8,8 @@
 //   wide    lanes run along sequences. They are cut into tiles of tile_lanes (the last may be narrower); a state is
 //           [tile][unit][lane].
 //   narrow  lanes run along a head's units, for a few sequences; a state is [sequence][head][padded unit].
-// Hidden states, and the weights that multiply them, are words of 32 bits: a float, or two bfloat16 of units 2k and 2k + 1.
+// Hidden states, and the weights that multiply them, are words of 32 bits: a float, or two bfloat16 of units 2k and
+// 2k + 1.
 // The output works on blocks of positions, one per lane, [word][lane]: in the wide layout a block is a tile at one
 // step, in the narrow one the chunk's states are transposed into blocks.
 #pragma once

@@ -1,5 +1,5 @@
-// The product of a panel of perturbed weights with a block of columns, one per lane: what the token table and the output
-// projection have in common.
+// The product of a panel of perturbed weights with a block of columns, one per lane: what the token table and the
+// output projection have in common.
 
 // The sum of a product of words that are floats (depth 1) or those of hidden states (kDepth).
 template <int depth>
@@ -10,8 +10,8 @@ ZO_INLINE F32 add_product(F32 weight, F32 column, F32 sum) {
 
 // to[r][lane] = bias[r] + sum_k weights[r][k] * columns[k][lane], for `rows` x `vectors` sums held in registers.
 template <int depth, int rows, int vectors>
-ZO_INLINE void multiply_tile(const float* weights, int64_t stride, const float* bias, const float* columns, int64_t count,
-                             float* to) {
+ZO_INLINE void multiply_tile(const float* weights, int64_t stride, const float* bias, const float* columns,
+                             int64_t count, float* to) {
   constexpr int width = vectors * kLanes;
   F32 sum[rows][vectors];
 #pragma GCC unroll 8
@@ -45,5 +45,6 @@ __attribute__((noinline)) void multiply_panel(const float* weights, int64_t stri
     multiply_tile<depth, kRowTile, vectors>(weights + r * stride, stride, bias + r, columns, count, to + r * width);
   for (; r + 2 <= rows; r += 2)
     multiply_tile<depth, 2, vectors>(weights + r * stride, stride, bias + r, columns, count, to + r * width);
-  if (r < rows) multiply_tile<depth, 1, vectors>(weights + r * stride, stride, bias + r, columns, count, to + r * width);
+  if (r < rows)
+    multiply_tile<depth, 1, vectors>(weights + r * stride, stride, bias + r, columns, count, to + r * width);
 }

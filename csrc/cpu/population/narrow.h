@@ -1,6 +1,6 @@
 // The recurrence for few sequences: lanes run along the units of a head, so that one sequence fills the vectors. The
-// weights are transposed when they are perturbed, [word][recurrent row][unit], and each is read from the first or second
-// cache once per step.
+// weights are transposed when they are perturbed, [word][recurrent row][unit], and each is read from the first or
+// second cache once per step.
 
 struct NarrowStep {
   const float* weights;  // [word][recurrent row][unit - first_unit], units padded to whole vectors

@@ -49,7 +49,8 @@ class SignReader {
   alignas(64) uint8_t bytes_[2 * kTileBytes + 8] = {};
 };
 
-// Lane l: sign bit clear where p of element i + l of the bit string is +1, set where it is -1; i is a multiple of kLanes.
+// Lane l: sign bit clear where p of element i + l of the bit string is +1, set where it is -1; i is a multiple of
+// kLanes.
 ZO_INLINE U32 flip_at(const SignReader::Bits& bits, int64_t i) {
   const int64_t bit = i + bits.shift;
   uint32_t word;
@@ -86,24 +87,20 @@ void perturb_elements(const Parameter& p, int64_t start, int64_t count, float ep
       const int64_t vectors_end = bits.count / kLanes * kLanes;
       const int64_t end = vectors_end < whole - i ? vectors_end : whole - i;
       int64_t done = 0;
-      for (; done < end; done += kLanes) {
-        store(out + i + done, moved(In::get(x + i + done), flip_at(bits, done)));
-      }
+      for (; done < end; done += kLanes) store(out + i + done, moved(In::get(x + i + done), flip_at(bits, done)));
       i += done;
     }
   }
   if (whole < count) {
     __builtin_memcpy(padded, x + whole, static_cast<uint64_t>(count - whole) * sizeof(padded[0]));
     F32 value = In::get(padded);
-    if (p.offset >= 0 && eps != 0.0f) {
-      value = moved(value, flip_at(signs.bits_at(p.offset + start + whole), 0));
-    }
+    if (p.offset >= 0 && eps != 0.0f) value = moved(value, flip_at(signs.bits_at(p.offset + start + whole), 0));
     store(out + whole, value);
   }
 }
 
-// out[i] = p[start + i] + eps * sign, for `count` elements, the weights first rounded to the bfloat16 grid if asked for;
-// may write up to the end of the last whole vector.
+// out[i] = p[start + i] + eps * sign, for `count` elements, the weights first rounded to the bfloat16 grid if asked
+// for; may write up to the end of the last whole vector.
 template <bool on_grid = false>
 void perturb(const Plan& plan, const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
              float* out) {
@@ -121,7 +118,8 @@ ZO_INLINE F32 splat_word(const float* p) {
   return reinterpret_cast<F32>(splat<U32>(word));
 }
 
-// to[row][lane] = from[lane][row], for kLanes rows of `from` and `count` rows of `to`; strides in floats. Reads whole vectors.
+// to[row][lane] = from[lane][row], for kLanes rows of `from` and `count` rows of `to`; strides in floats. Reads whole
+// vectors.
 ZO_INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t count) {
   I32 rows[kLanes];
   for (int i = 0; i < kLanes; ++i) rows[i] = load<I32>(from + i * from_stride);

@@ -121,7 +121,8 @@ void OwnedPlan::number_tokens() {
   for (size_t s = 0; s < spans.size(); ++s) {
     std::vector<int64_t>& tokens = span_tokens_[s];
     std::sort(tokens.begin(), tokens.end());
-    for (size_t row = 0; row < tokens.size(); ++row) row_of[static_cast<size_t>(tokens[row])] = static_cast<int32_t>(row);
+    for (size_t row = 0; row < tokens.size(); ++row)
+      row_of[static_cast<size_t>(tokens[row])] = static_cast<int32_t>(row);
     for (int64_t t = first_step(spans[s].first_chunk); t < last_step(spans[s].last_chunk - 1); ++t)
       for (int64_t b = 0; b < args->batch_size; ++b)
         table_row_[static_cast<size_t>(t * batch_lanes + b)] = row_of[static_cast<size_t>(token_at(b, t))];

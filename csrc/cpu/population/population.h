@@ -28,8 +28,8 @@ struct PopulationArgs {
   Cell cell;
   DType type;  // of all parameters: float32, bfloat16 or float16; arithmetic is float32, sums over positions float64
   // Products with the hidden state in bfloat16, with float32 sums. eps must be 0 or a power of two that a bfloat16 as
-  // large as the largest recurrent or output weight plus eps still resolves; h is then carried on as bfloat16, except by
-  // a GRU. Weights must be finite.
+  // large as the largest recurrent or output weight plus eps still resolves; h is then carried on as bfloat16, except
+  // by a GRU. Weights must be finite.
   bool bfloat16;
   Parameter embedding, input_weight, recurrent_weight, bias, output_weight, output_bias;
   int64_t vocab_size, embed_dim, num_heads, head_dim;
@@ -67,8 +67,8 @@ constexpr CellShape cell_shape(Cell cell) {
 
 // Results do not depend on the number of threads; instruction sets agree to float32 rounding. Memory beyond the
 // arguments depends on B, not on T, but for 8 bytes a position.
-// Throws std::invalid_argument for a token or target out of range among the steps that are run (all, if there are states
-// or logits; else up to the last that is scored), std::runtime_error if this processor lacks bfloat16.
+// Throws std::invalid_argument for a token or target out of range among the steps that are run (all, if there are
+// states or logits; else up to the last that is scored), std::runtime_error if this processor lacks bfloat16.
 void evaluate_population(const PopulationArgs& args);
 
 bool has_bfloat16();

@@ -2,7 +2,8 @@
 // is one broadcast for a whole tile.
 //
 // Per tile and step, for kLanes columns of the table (a few units with all their rows) at a time:
-//   1. gather the tokens' table rows and transpose them: pre-activations [column][lane], which are also the initial sums;
+//   1. gather the tokens' table rows and transpose them: pre-activations [column][lane], which are also the initial
+//      sums;
 //   2. per group of units, keep their sums in registers and walk the previous hidden state: a load of it serves all
 //      rows, a broadcast of a weight all lanes;
 //   3. update the cells.
