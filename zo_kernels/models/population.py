@@ -12,8 +12,8 @@ from ..ops.checks import IGNORE_INDEX
 if TYPE_CHECKING:
     from .base import RecurrentLM
 
-_CALL_WORK = 2e10
-"""Multiply-adds of one call into the kernel, which a Ctrl-C can't interrupt: about a second of a few cores."""
+_CALL_WORK = 1e11
+"""Multiply-adds of one call into the kernel, which a Ctrl-C can't interrupt: about a second of one core."""
 
 
 class ModelPopulation:
