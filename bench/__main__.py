@@ -66,7 +66,7 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 def shown(figure: float) -> str:
     """Three digits, of what is missing to 1 where that is little."""
-    return f"1 - {1 - figure:.2g}" if 0.99 < figure < 1 else f"{figure:.3g}"
+    return f"1 - {1 - figure:.2g}" if 0.999 < figure < 1 else f"{figure:.3g}"
 
 
 def machine() -> dict[str, Any]:

@@ -93,7 +93,7 @@ uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t 
   return zo::cpu::fold_probes(numel, reinterpret_cast<const uint64_t*>(seeds), num_seeds, offset);
 }
 
-// Every address, then every size; zo_kernels/backends/cpu.py has the names.
+// The fields of PopulationArgs: parameters as (address, offset) in its order, sizes V, E, N, D.
 void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters,
                          const std::array<int64_t, 4>& sizes, uintptr_t tokens, uintptr_t targets, int64_t batch_size,
                          int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, bool bfloat16,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..arena import flat_offsets
 from ..backends.base import CELLS, RecurrentWeights
 from ..ops import recurrent_logits, recurrent_nats
-from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
+from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
 from .population import ModelPopulation
 
 States = tuple[Tensor, ...]
@@ -140,12 +140,16 @@ class RecurrentLM(nn.Module):
 
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
-        check_targets(tokens_BT, targets_BT, self.vocab_size)
+        check_targets_form(tokens_BT, targets_BT)
         hidden_TBH, _ = self._hidden(tokens_BT, None)
         logits_XV, targets_X = self._logits(hidden_TBH).flatten(0, 1), targets_BT.t().flatten()
         if logits_XV.dtype in (torch.bfloat16, torch.float16):
             logits_XV = logits_XV.float()
-        nats_X = F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="none")
+        try:
+            nats_X = F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="none")
+        except IndexError:  # torch looks anyway; looking before it would cost a small model 3% of its time
+            check_targets(tokens_BT, targets_BT, self.vocab_size)
+            raise
         return nats_X.sum(dtype=torch.float64) / (targets_X != IGNORE_INDEX).sum()
 
     def population_loss(
@@ -164,8 +168,9 @@ class RecurrentLM(nn.Module):
         does not grow with T; float64 parameters, and other devices, take the slow reference.
 
         tokens_BT, targets_BT: as for `loss`.
-        seeds: int64 [n]. A parameter's elements are numbered as in the `ParameterArena` it lives in (that of the
-            optimizer), or as one of this model alone would number them; frozen parameters are not perturbed.
+        seeds: int64 [n]. If the parameters live in a `ParameterArena` (that of the optimizer), their elements are
+            numbered as there, and those outside of it are not perturbed; else they are numbered as one of this model
+            alone would, and frozen ones are not perturbed.
         eps: finite; float32 parameters see it rounded to float32.
         states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
         precision: "float32", or "bfloat16" for faster products; `zo_kernels.ops.recurrent_nats` says what it costs.
@@ -285,8 +290,12 @@ class RecurrentLM(nn.Module):
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings of the tokens, time first [T, B, E]; refuses what is not a batch of tokens."""
-        check_tokens(tokens_BT, self.vocab_size)
-        return F.embedding(tokens_BT.t(), self.embedding)
+        check_tokens_form(tokens_BT)
+        try:
+            return F.embedding(tokens_BT.t(), self.embedding)
+        except IndexError:
+            check_tokens(tokens_BT, self.vocab_size)
+            raise
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The output projection of hidden states [..., H]: [..., V]."""

@@ -78,22 +78,30 @@ def check_update(decay: float, grid: float, undo_alpha: float, dtype: torch.dtyp
         raise ValueError(f"grid must be 0 or a power of two between 2^-126 and 2^126, not {grid}")
 
 
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+def check_tokens_form(tokens: Tensor) -> None:
     if tokens.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"tokens must be int64 or int32, not {tokens.dtype}")
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise ValueError(f"tokens must be a non-empty [B, T] tensor, not of shape {list(tokens.shape)}")
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    check_tokens_form(tokens)
     low, high = map(int, tokens.aminmax())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"tokens must lie in [0, {vocab_size}), but range from {low} to {high}")
 
 
-def check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
+def check_targets_form(tokens: Tensor, targets: Tensor) -> None:
     if targets.shape != tokens.shape or targets.dtype != torch.int64:
         raise ValueError(
             f"targets must be int64 of the tokens' shape {list(tokens.shape)}, "
             f"not {targets.dtype} of shape {list(targets.shape)}"
         )
+
+
+def check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
+    check_targets_form(tokens, targets)
     low, high = map(int, targets.aminmax())
     if high >= vocab_size or (low < 0 and bool(((targets < 0) & (targets != IGNORE_INDEX)).any())):
         raise ValueError(f"targets must lie in [0, {vocab_size}) or be {IGNORE_INDEX}, but range from {low} to {high}")

@@ -42,6 +42,7 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
     config, task, model, optimizer = run.config, run.task, run.model, run.optimizer
     validation_batches = task.validation_batches()
     seconds = 0.0
+    micro_batch_size = config.micro_batch_size or config.batch_size
 
     def evaluated(batch: Batch) -> Population | Callable[[], Tensor]:
         """The batch's loss as the optimizer takes it: all probes in one kernel where there is one."""
@@ -56,7 +57,6 @@ def train(run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate) 
 
         return loss
 
-    micro_batch_size = config.micro_batch_size or config.batch_size
     try:
         with gate.open():
             scores = evaluate(model, validation_batches, run.device)

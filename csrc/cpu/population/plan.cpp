@@ -76,12 +76,12 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
     panel_units = std::max<int64_t>(kRecurrentPanelFloats / unit_floats / lanes, 1) * lanes;
   const int64_t most = std::max<int64_t>(isa.row_tile, kOutputPanelFloats / hidden_size);
   const int64_t panels = (args->vocab_size + most - 1) / most;
+  panel_rows = round_up((args->vocab_size + panels - 1) / panels, isa.row_tile);
   table_units = std::max<int64_t>(kInputPanelFloats / (cell.input_rows * args->embed_dim) / lanes, 1) * lanes;
   table_units = std::min(table_units, padded_dim);
   panel_heads = 1;
   if (!wide && panel_units == args->head_dim)
     panel_heads = std::clamp<int64_t>(kFirstCacheFloats / (unit_floats * padded_dim), 1, args->num_heads);
-  panel_rows = round_up((args->vocab_size + panels - 1) / panels, isa.row_tile);
 }
 
 // Spans as long as their distinct tokens fit the table, and each position's row in the table of its span.
