@@ -1,12 +1,10 @@
 // zo_kernels._C: the kernels of csrc for Python. Takes addresses and sizes; checks what a kernel cannot survive,
 // releases the GIL, and does nothing else. zo_kernels/backends/cpu.py turns tensors into these arguments.
+// cuda.cpp has the CUDA kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -14,33 +12,15 @@
 #include "cpu/launch.h"
 #include "cpu/parallel.h"
 #include "cpu/population/population.h"
-#include "cuda/device.h"
+#include "arguments.h"
 #include "philox.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using zo::cpu::DType;
-using zo::cpu::Term;
-
-DType to_dtype(int code) {
-  if (code < 0 || code > 3) throw std::invalid_argument("dtype code " + std::to_string(code) + " is not in 0..3");
-  return static_cast<DType>(code);
-}
-
-void check_range(uintptr_t address, int64_t numel, int64_t offset) {
-  if (numel < 0) throw std::invalid_argument("numel is negative");
-  if (numel > 0 && address == 0) throw std::invalid_argument("null address");
-  if (offset < 0 || offset % zo::kBlockSigns != 0)
-    throw std::invalid_argument("offset " + std::to_string(offset) + " is not a multiple of 128 in [0, 2^63)");
-  if (offset > std::numeric_limits<int64_t>::max() - numel)
-    throw std::invalid_argument("offset + numel passes 2^63");
-}
-
-void check_seeds(uintptr_t seeds, int64_t count) {
-  if (count < 0 || (count > 0 && seeds == 0)) throw std::invalid_argument("no seeds at this address");
-}
+using zo::DType;
+using namespace zo_python;
 
 void probe(uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset) {
   check_range(out, numel, offset);
@@ -62,26 +42,12 @@ void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64
                       {to_alpha, to_seed}, offset);
 }
 
-// By its bits: where the caller's thread flushes subnormals, comparing would call them zero.
-bool is_zero(double value) {
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return (bits & 0x7fffffffffffffffu) == 0;
-}
-
 void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
                        int shift, int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
   check_range(x, numel, offset);
   check_seeds(quantised, num_seeds);
   check_seeds(seeds, num_seeds);
-  int exponent;
-  if (grid != 0.0 && (!std::isfinite(grid) || std::frexp(grid, &exponent) != 0.5))
-    throw std::invalid_argument("grid is not a power of two");
-  zo::cpu::Update update;
-  update.has_undo = !is_zero(undo_alpha);
-  update.undo = {undo_alpha, undo_seed};
-  update.decay = decay;
-  update.grid = grid;
+  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid);
   zo::cpu::accumulate_probes(reinterpret_cast<void*>(x), to_dtype(dtype), numel,
                              reinterpret_cast<const int32_t*>(quantised), reinterpret_cast<const uint64_t*>(seeds),
                              num_seeds, shift, offset, update);
@@ -174,7 +140,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_bfloat16", &zo::cpu::has_bfloat16);
   m.def("max_threads", &zo::cpu::max_threads);
   m.def("has_openmp", &zo::cpu::has_openmp);
-  m.def("cuda_build", &zo::cuda::build_description);
-  m.def("cuda_device", &zo::cuda::device_description);
+  zo_python::bind_cuda(m);
   m.attr("compiler") = ZO_COMPILER;
 }

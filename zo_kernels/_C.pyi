@@ -56,3 +56,74 @@ def max_threads() -> int: ...
 def has_openmp() -> bool: ...
 def cuda_build() -> str: ...
 def cuda_device() -> str: ...
+def cuda_probe(out: int, dtype: int, numel: int, seed: int, offset: int, device: int, stream: int) -> None: ...
+def cuda_apply_probe(
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    numel: int,
+    alpha: float,
+    seed: int,
+    offset: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_apply_probes(
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    numel: int,
+    alpha: int,
+    seeds: int,
+    num_seeds: int,
+    offset: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_swap_probe(
+    x: int,
+    dtype: int,
+    numel: int,
+    alpha: float,
+    seed: int,
+    next_alpha: float,
+    next_seed: int,
+    offset: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_accumulate_probes(
+    x: int,
+    dtype: int,
+    numel: int,
+    rows: int,
+    num_rows: int,
+    shift: int,
+    offset: int,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_population_tiles(sizes: Sequence[int], batch_size: int, device: int) -> int: ...
+def cuda_population(
+    parameters: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    tokens: int,
+    targets: int,
+    batch_size: int,
+    num_steps: int,
+    seeds: int,
+    num_seeds: int,
+    eps: float,
+    h: int,
+    c: int,
+    table: int,
+    nats: int,
+    device: int,
+    stream: int,
+) -> None: ...

@@ -119,8 +119,7 @@ struct Prefetcher {
   int64_t share;
 
   ZO_INLINE explicit Prefetcher(const AccumulateArgs& args) : x(static_cast<const char*>(args.x)) {
-    const int size = args.type == DType::kFloat64 ? 8 : args.type == DType::kFloat32 ? 4 : 2;
-    tile_bytes = kTileElements * size;
+    tile_bytes = kTileElements * size_of(args.type);
     share = (tile_bytes / args.num_groups / 64 + 1) * 64;
   }
 

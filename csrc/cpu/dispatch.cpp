@@ -88,14 +88,6 @@ int64_t grain_of(const Kernels& isa, int64_t elements) {
   return elements < tile ? 1 : elements / tile;
 }
 
-int64_t size_of(DType type) {
-  switch (type) {
-    case DType::kFloat64: return 8;
-    case DType::kFloat32: return 4;
-    default: return 2;
-  }
-}
-
 const void* at(const void* p, DType type, int64_t element) {
   return static_cast<const char*>(p) + element * size_of(type);
 }

@@ -11,24 +11,9 @@
 #include <vector>
 
 #include "../philox.h"
+#include "../types.h"
 
 namespace zo::cpu {
-
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
-
-// One row of a perturbation: alpha * p(seed).
-struct Term {
-  double alpha;
-  uint64_t seed;
-};
-
-// What accumulate does to each element besides adding the sum; see accumulate().
-struct Update {
-  bool has_undo = false;
-  Term undo = {0.0, 0};
-  double decay = 1.0;
-  double grid = 0.0;  // 0: no grid; otherwise a power of two
-};
 
 // out[i] = p_j(seed)
 void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset);

@@ -13,11 +13,12 @@
 #include <string>
 
 #include "cpu/launch.h"
+#include "half_formats.h"
 #include "philox.h"
 
 namespace zo_tests {
 
-using zo::cpu::DType;
+using zo::DType;
 
 inline int g_passed = 0, g_failed = 0;
 
@@ -39,44 +40,9 @@ inline int sign(uint64_t seed, int64_t j) {
   return (words.word[(j / 32) % 4] >> (j % 32)) & 1 ? 1 : -1;
 }
 
-struct Format {  // a 16-bit floating-point format
-  int exponent_bits, mantissa_bits;
-};
-constexpr Format kBrain = {8, 7}, kHalf = {5, 10};
-
-inline double decode(uint16_t bits, Format f) {
-  const int bias = (1 << (f.exponent_bits - 1)) - 1, exponents = (1 << f.exponent_bits) - 1;
-  const int exponent = (bits >> f.mantissa_bits) & exponents, mantissa = bits & ((1 << f.mantissa_bits) - 1);
-  double value;
-  if (exponent == exponents) {
-    value = mantissa ? std::nan("") : std::numeric_limits<double>::infinity();
-  } else {
-    value = std::ldexp(mantissa + (exponent ? 1 << f.mantissa_bits : 0),
-                       (exponent ? exponent : 1) - bias - f.mantissa_bits);
-  }
-  return bits & 0x8000 ? -value : value;
+inline size_t size_in_bytes(DType type, int64_t numel) {
+  return static_cast<size_t>(zo::size_of(type)) * static_cast<size_t>(numel);
 }
-
-// To nearest, ties to even: nearbyint of the value in units of its last place, which is exact in double.
-inline uint16_t encode(double value, Format f) {
-  const int bias = (1 << (f.exponent_bits - 1)) - 1, one = 1 << f.mantissa_bits;
-  const int infinity = ((1 << f.exponent_bits) - 1) << f.mantissa_bits;
-  const int sign = std::signbit(value) ? 0x8000 : 0;
-  if (std::isnan(value)) return static_cast<uint16_t>(infinity | one >> 1);
-  if (std::isinf(value)) return static_cast<uint16_t>(sign | infinity);
-  int exponent;
-  std::frexp(value, &exponent);
-  exponent = std::max(exponent - 1, 1 - bias);
-  int units = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(value), f.mantissa_bits - exponent)));
-  if (units == 2 * one) {
-    units = one;
-    ++exponent;
-  }
-  if (exponent > bias) return static_cast<uint16_t>(sign | infinity);
-  return static_cast<uint16_t>(sign | (units < one ? units : ((exponent + bias) << f.mantissa_bits) + units - one));
-}
-
-inline size_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
 
 inline const char* name_of(DType type) {
   const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
@@ -89,21 +55,21 @@ constexpr DType kTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, 
 class Buffer {
  public:
   Buffer(DType type, int64_t numel, int lead = 0)
-      : type_(type), numel_(numel), lead_(lead), bytes_(new char[size_of(type) * static_cast<size_t>(numel + lead)]) {
-    std::memset(bytes_.get(), 0xff, size_of(type) * static_cast<size_t>(numel + lead));  // NaN in every format
+      : type_(type), numel_(numel), lead_(lead), bytes_(new char[size_in_bytes(type, numel + lead)]) {
+    std::memset(bytes_.get(), 0xff, size_in_bytes(type, numel + lead));  // NaN in every format
   }
   Buffer(const Buffer& other) : Buffer(other, other.lead_) {}
   Buffer(const Buffer& other, int lead) : Buffer(other.type_, other.numel_, lead) {
-    std::memcpy(data(), other.data(), size_of(type_) * static_cast<size_t>(numel_));
+    std::memcpy(data(), other.data(), size_in_bytes(type_, numel_));
   }
 
   DType type() const { return type_; }
   int64_t numel() const { return numel_; }
-  char* data() { return bytes_.get() + static_cast<size_t>(lead_) * size_of(type_); }
-  const char* data() const { return bytes_.get() + static_cast<size_t>(lead_) * size_of(type_); }
+  char* data() { return bytes_.get() + size_in_bytes(type_, lead_); }
+  const char* data() const { return bytes_.get() + size_in_bytes(type_, lead_); }
 
   double get(int64_t i) const {
-    const char* at = data() + static_cast<size_t>(i) * size_of(type_);
+    const char* at = data() + size_in_bytes(type_, i);
     double d;
     float s;
     uint16_t h;
@@ -114,7 +80,7 @@ class Buffer {
     }
   }
   void put(int64_t i, double value) {
-    char* at = data() + static_cast<size_t>(i) * size_of(type_);
+    char* at = data() + size_in_bytes(type_, i);
     const float s = static_cast<float>(value);  // 16-bit formats by way of float, as the contract has it
     const uint16_t h = encode(s, type_ == DType::kFloat16 ? kHalf : kBrain);
     switch (type_) {
@@ -124,7 +90,7 @@ class Buffer {
     }
   }
   bool lead_untouched() const {
-    for (size_t i = 0; i < static_cast<size_t>(lead_) * size_of(type_); ++i)
+    for (size_t i = 0; i < size_in_bytes(type_, lead_); ++i)
       if (bytes_[i] != '\xff') return false;
     return true;
   }
@@ -138,10 +104,9 @@ class Buffer {
 
 inline void check_same(const Buffer& actual, const Buffer& expected, const char* file, int line,
                        const std::string& what) {
-  const size_t size = size_of(expected.type());
   for (int64_t i = 0; i < expected.numel(); ++i) {
-    const size_t at = static_cast<size_t>(i) * size;
-    if (std::memcmp(actual.data() + at, expected.data() + at, size) == 0) continue;
+    const size_t at = size_in_bytes(expected.type(), i);
+    if (std::memcmp(actual.data() + at, expected.data() + at, size_in_bytes(expected.type(), 1)) == 0) continue;
     if (std::isnan(actual.get(i)) && std::isnan(expected.get(i))) continue;
     return check(false, file, line, what + ": element " + std::to_string(i) + " is " + std::to_string(actual.get(i)) +
                                         ", not " + std::to_string(expected.get(i)));

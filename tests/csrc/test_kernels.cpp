@@ -118,7 +118,7 @@ void test_apply(Range range, double alpha) {
   }
 }
 
-void test_swap(Range range, zo::cpu::Term from, zo::cpu::Term to) {
+void test_swap(Range range, zo::Term from, zo::Term to) {
   for (DType type : kTypes) {
     const Buffer x = make_values(type, range.numel);
     Buffer expected(x);
@@ -150,7 +150,7 @@ struct Rows {
   }
 };
 
-void test_accumulate(Range range, int64_t num_seeds, int shift, const zo::cpu::Update& update) {
+void test_accumulate(Range range, int64_t num_seeds, int shift, const zo::Update& update) {
   const Rows rows(num_seeds);
   std::vector<int64_t> sums(static_cast<size_t>(range.numel));
   for (size_t k = 0; k < rows.seeds.size(); ++k)
@@ -283,7 +283,7 @@ void test_threads() {
     std::printf("no OpenMP runtime in this process: one thread only\n");
     return test_parallel_for(1);
   }
-  zo::cpu::Update update;
+  zo::Update update;
   update.has_undo = true;
   update.undo = {-0.25, 9};
   update.decay = 0.75;
@@ -313,7 +313,7 @@ int main() {
   const int64_t seed_counts[] = {0, 1, 2, 3, 4, 5, 12, 71, 72, 73, 95, 96, 97, 200};
   const double alphas[] = {0.5, -0.3, 1e-42, 0.0, 3e38, -6e-8};
   for (Range range : ranges()) {
-    zo::cpu::Update update;  // none, then each option, then all
+    zo::Update update;  // none, then each option, then all
     update.has_undo = turn % 4 == 1 || turn % 4 == 3;
     update.undo = {-alphas[turn % 6], 17};
     update.decay = turn % 4 >= 2 ? 0.99 : 1.0;

@@ -27,6 +27,7 @@ def arguments(case):
         "apply_probe_": ((x, 0.5, 7), at),
         "apply_probe": ((x, 0.5, -7), {"dtype": torch.float16, **at}),
         "apply_probe_out": ((x, out, 0.5, 7), at),
+        "apply_probes": ((x, out.new_zeros(2, 2, case.numel), rows[0][:1], rows[1]), at),
         "swap_probe_": ((x, -0.5, 7, 0.5, -8), at),
         "accumulate_probes_": (
             (x, *rows),

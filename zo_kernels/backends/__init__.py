@@ -9,11 +9,14 @@ from contextvars import ContextVar
 
 from .base import Backend
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .reference import ReferenceBackend
 
 _logger = logging.getLogger("zo_kernels")
 
-BACKENDS: dict[str, Backend] = {CpuBackend.name: CpuBackend(), ReferenceBackend.name: ReferenceBackend()}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CpuBackend(), CudaBackend(), ReferenceBackend())
+}
 """Every backend by name, in order of preference: the first available one that knows a tensor's device computes."""
 
 _default: Backend | None = None

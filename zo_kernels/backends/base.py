@@ -105,6 +105,16 @@ class Backend(ABC):
     def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
         """out = cast(x + alpha * p(seed)); out may be x."""
 
+    def apply_probes(self, x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, offset: int) -> None:
+        """out[i, 0] = cast(x + alpha * p(seeds[i])), out[i, 1] = cast(x - alpha * p(seeds[i])); out is not x.
+
+        alpha float64, one element, and seeds int64 [n] lie on the CPU or beside x.
+        """
+        step = float(alpha)
+        for seed, (plus, minus) in zip(seeds.tolist(), out.unbind(), strict=True):
+            self.apply_probe(x, plus, step, seed, offset)
+            self.apply_probe(x, minus, -step, seed, offset)
+
     @abstractmethod
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
         """x = cast((x + alpha * p(seed)) + next_alpha * p(next_seed))."""
@@ -123,6 +133,9 @@ class Backend(ABC):
 
     fused_forward: ClassVar[bool] = False
     """Whether recurrent_nats is a kernel, and so faster than probe by probe through torch."""
+
+    bfloat16_needs: ClassVar[str] = ""
+    """What is missing where `precisions` leaves bfloat16 out."""
 
     def precisions(self) -> tuple[str, ...]:
         """The precisions that recurrent_nats takes on this machine."""

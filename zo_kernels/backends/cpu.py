@@ -23,14 +23,20 @@ _CELL_CODE = {cell: code for code, cell in enumerate(CELLS)}
 _MASK = 2**64 - 1
 
 
+def missing_module() -> str:
+    """Why there is no compiled module, where there is none."""
+    return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
+
+
 class CpuBackend(Backend):
     name = "cpu"
     device_types = ("cpu",)
     fused_forward = True
+    bfloat16_needs = "a processor with AVX512_BF16"
 
     def unavailable(self) -> str | None:
         if _C is None:
-            return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
+            return missing_module()
         _C.active_isa()  # raises if ZO_KERNELS_ISA can't be had
         return None
 

@@ -28,6 +28,7 @@ __all__ = [
     "accumulate_probes_",
     "apply_probe",
     "apply_probe_",
+    "apply_probes",
     "probe",
     "recurrent_logits",
     "recurrent_nats",
@@ -109,6 +110,39 @@ def apply_probe(
         raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
     _refuse_grad(out, "out")
     _ops.apply_probe_out(x, out, alpha, _int64(seed), offset=offset)
+    return out
+
+
+def apply_probes(
+    x: Tensor,
+    alpha: float | Tensor,
+    seeds: Tensor | Sequence[int] | npt.NDArray[np.int64],
+    *,
+    offset: int = 0,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x + alpha * p and x - alpha * p for n probes at once: Tensor [n, 2, *x.shape], each element rounded once.
+
+    Result [i, 0] is `apply_probe(x, alpha, seeds[i])` and [i, 1] is `apply_probe(x, -alpha, seeds[i])`, written into
+    `out` (device of x, apart from it in memory), or a new tensor of `dtype` (x's).
+
+    alpha (a float, or a float64 tensor of one element) and seeds [n] may lie on the CPU or beside x. On x's CUDA device
+    the kernel reads them, so that a CUDA graph which captured the call can be replayed with others in their place;
+    whether such an alpha is finite is then not checked.
+    """
+    _refuse_grad(x)
+    _refuse_offset(offset)
+    if not isinstance(seeds, Tensor):
+        seeds = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64)
+    if not isinstance(alpha, Tensor):
+        alpha = torch.tensor(alpha, dtype=torch.float64)
+    if out is None:
+        out = x.new_empty((seeds.numel(), 2, *x.shape), dtype=dtype or x.dtype)
+    elif dtype is not None and dtype != out.dtype:
+        raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
+    _refuse_grad(out, "out")
+    _ops.apply_probes(x, out, alpha, seeds, offset=offset)
     return out
 
 

@@ -50,13 +50,36 @@ def check_out(x: Tensor, out: Tensor) -> None:
         raise ValueError(f"out is on {out.device}, but x is on {x.device}")
 
 
+def _overlap(x: Tensor, out: Tensor) -> bool:
+    a, b = x.data_ptr(), out.data_ptr()
+    return a < b + out.numel() * out.element_size() and b < a + x.numel() * x.element_size()
+
+
 def check_overlap(x: Tensor, out: Tensor) -> None:
     """`out` may be x itself, but must not share a part of its memory."""
-    a, b = x.data_ptr(), out.data_ptr()
-    if a == b and x.dtype == out.dtype:
-        return
-    if a < b + out.numel() * out.element_size() and b < a + x.numel() * x.element_size():
+    if not (x.data_ptr() == out.data_ptr() and x.dtype == out.dtype) and _overlap(x, out):
         raise ValueError("out overlaps x in memory: pass x itself or separate memory")
+
+
+def check_apart(x: Tensor, out: Tensor) -> None:
+    if _overlap(x, out):
+        raise ValueError("out overlaps x in memory: pass separate memory")
+
+
+def check_members(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor) -> None:
+    """The arguments of apply_probes, whose out is [n, 2, *x.shape]."""
+    check_tensor(out, "out")
+    if alpha.dtype != torch.float64 or alpha.numel() != 1:
+        raise TypeError(f"alpha must be one float64, not {alpha.dtype} {list(alpha.shape)}")
+    if seeds.dtype != torch.int64 or seeds.dim() != 1:
+        raise TypeError(f"seeds must be an int64 tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
+    if out.shape != (len(seeds), 2, *x.shape):
+        raise ValueError(f"out must have shape {[len(seeds), 2, *x.shape]}, not {list(out.shape)}")
+    if out.device != x.device:
+        raise ValueError(f"out is on {out.device}, but x is on {x.device}")
+    for name, tensor in (("alpha", alpha), ("seeds", seeds)):
+        if tensor.device != x.device and (tensor.device.type != "cpu" or x.is_meta):
+            raise ValueError(f"{name} is on {tensor.device}, but must be on the CPU or on {x.device} as x is")
 
 
 def check_rows(x: Tensor, coeffs: Tensor, seeds: Tensor) -> None:

@@ -138,7 +138,7 @@ def check_precision(backend: Backend, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision not in backend.precisions():
-        raise RuntimeError(f"{precision} products need a processor with AVX512_BF16: use precision='float32'")
+        raise RuntimeError(f"{precision} products need {backend.bfloat16_needs}: use precision='float32'")
 
 
 def _check_bfloat16(weights: RecurrentWeights, eps: float) -> None:

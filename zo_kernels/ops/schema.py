@@ -12,7 +12,9 @@ from torch import Tensor
 from ..backends import backend_for
 from ..backends.base import Update
 from .checks import (
+    check_apart,
     check_dtype,
+    check_members,
     check_offset,
     check_out,
     check_overlap,
@@ -30,6 +32,7 @@ library.define("probe(SymInt numel, SymInt seed, *, SymInt offset, ScalarType dt
 library.define("apply_probe_(Tensor(a!) x, float alpha, SymInt seed, *, SymInt offset) -> ()")
 library.define("apply_probe(Tensor x, float alpha, SymInt seed, *, SymInt offset, ScalarType dtype) -> Tensor")
 library.define("apply_probe_out(Tensor x, Tensor(a!) out, float alpha, SymInt seed, *, SymInt offset) -> ()")
+library.define("apply_probes(Tensor x, Tensor(a!) out, Tensor alpha, Tensor seeds, *, SymInt offset) -> ()")
 library.define(
     "swap_probe_(Tensor(a!) x, float alpha, SymInt seed, float next_alpha, SymInt next_seed, *, SymInt offset) -> ()"
 )
@@ -100,6 +103,21 @@ def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset:
     written(out)
 
 
+def _apply_probes_fake(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, *, offset: int) -> None:
+    check_tensor(x)
+    check_members(x, out, alpha, seeds)
+    check_offset(offset, x.numel())
+
+
+def _apply_probes(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, *, offset: int) -> None:
+    _apply_probes_fake(x, out, alpha, seeds, offset=offset)
+    check_apart(x, out)
+    if alpha.device.type == "cpu":  # elsewhere, reading it would wait for the device
+        check_scalar(float(alpha), "alpha", x.dtype)
+    backend_for(x.device.type).apply_probes(x, out, alpha, seeds.contiguous(), offset)
+    written(out)
+
+
 def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int) -> None:
     check_tensor(x)
     check_offset(offset, x.numel())
@@ -157,6 +175,7 @@ for _name, _implementation, _fake in (
     ("apply_probe_", _apply_probe_inplace, _apply_probe_inplace_fake),
     ("apply_probe", _apply_probe, _apply_probe_fake),
     ("apply_probe_out", _apply_probe_out, _apply_probe_out_fake),
+    ("apply_probes", _apply_probes, _apply_probes_fake),
     ("swap_probe_", _swap_probe, _swap_probe_fake),
     ("accumulate_probes_", _accumulate_probes, _accumulate_probes_fake),
 ):

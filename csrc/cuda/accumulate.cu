@@ -1,0 +1,179 @@
+// accumulate_probes: x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds.
+//
+// The coefficients arrive as integers q with sum |q| < 2^31, so the sum of an element is an int32 that no order of
+// summation changes. With bits b in {0, 1} it is 2 * sum(b q) - sum(q), modulo 2^32.
+//
+// Plan: a lane owns one Philox block and keeps its 128 sums in registers over all seeds. Per seed it makes the block's
+// four words and, per element, spreads the bit over a mask of 0 or -1 (PRMT copies the top bit of a byte; seven shifts
+// bring every bit of a word to the top of its byte) and multiplies and adds (IMAD): two instructions on two pipes.
+// Then the warp turns its sums from one block per lane to element order through shared memory, a word of every block at a time,
+// and walks x with 16-byte accesses.
+#include <cmath>
+
+#include "../philox.h"
+#include "elements.h"
+#include "launch.h"
+#include "runtime.h"
+
+namespace zo::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMinThreadBlocks = 3;  // on a multiprocessor: 168 registers a thread
+constexpr int kTileElements = 32 * static_cast<int>(kBlockSigns);
+constexpr int kRowWords = 36;  // 32 sums, the word of the undone probe, padding that keeps 16-byte accesses free of bank conflicts
+
+struct AccumulateArgs {
+  void* x;
+  int64_t numel;
+  uint64_t first_block;
+  const Row* rows;
+  int64_t num_rows;
+  double scale;  // 2^-shift
+  bool has_undo, has_grid;
+  double undo_alpha, decay, grid, per_grid;
+  uint64_t undo_seed;
+  bool aligned;
+};
+
+template <class Compute>
+struct Scalars {
+  Compute scale, undo, decay, grid, per_grid;
+};
+
+template <int count>
+struct alignas(count < 4 ? 4 * count : 16) SomeSums {
+  int32_t at[count];
+};
+
+__device__ inline float round_even(float v) { return rintf(v); }
+__device__ inline double round_even(double v) { return rint(v); }
+__device__ inline void convert(int32_t sum, float& part) { part = __int2float_rn(sum); }
+__device__ inline void convert(int32_t sum, double& part) { part = __int2double_rn(sum); }
+
+// sum[i] -= q where bit i of word is set.
+__device__ inline void subtract_where(int32_t* sum, uint32_t word, int32_t q) {
+#pragma unroll
+  for (int shift = 0; shift < 8; ++shift) {
+    const uint32_t tops = word << (7 - shift);
+#pragma unroll
+    for (int byte = 0; byte < 4; ++byte)
+      sum[8 * byte + shift] += static_cast<int32_t>(__byte_perm(tops, 0, 0x8888u + 0x1111u * byte)) * q;
+  }
+}
+
+template <class Compute>
+__device__ inline Compute updated(Compute v, int32_t sum, uint32_t undo_word, int bit, const Scalars<Compute>& s,
+                                  const AccumulateArgs& args) {
+  Compute part;
+  convert(sum, part);
+  if (args.has_undo) v = add(v, times_sign(s.undo, undo_word, bit));
+  v = multiply(v, s.decay);
+  v = add(v, multiply(part, s.scale));
+  if (args.has_grid) v = multiply(round_even(multiply(v, s.per_grid)), s.grid);
+  return v;
+}
+
+// Updates the elements whose sums are in `sums`: word k of each of the tile's 32 blocks.
+template <DType type>
+__device__ inline void update_words(const AccumulateArgs& args, const int32_t (&sums)[32][kRowWords], int64_t first,
+                                    int k, int lane) {
+  using E = Element<type>;
+  using Stored = typename E::Stored;
+  using Compute = typename E::Compute;
+  const Scalars<Compute> s = {static_cast<Compute>(args.scale), static_cast<Compute>(args.undo_alpha),
+                              static_cast<Compute>(args.decay), static_cast<Compute>(args.grid),
+                              static_cast<Compute>(args.per_grid)};
+  Stored* x = static_cast<Stored*>(args.x) + first + 32 * k;  // of the tile's first block
+  if (!args.aligned || args.numel - first < kTileElements) {
+    for (int block = 0; block < 32; ++block) {
+      const int at = 128 * block + lane;
+      if (first + 32 * k + at >= args.numel) return;
+      const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
+      x[at] = E::put(updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args));
+    }
+    return;
+  }
+  constexpr int kWidth = 16 / static_cast<int>(sizeof(Stored));
+  constexpr int kLanes = 32 / kWidth;  // that share a word
+  constexpr int kBatch = 4;            // accesses in flight
+  using Elements = Chunk<Stored, kWidth>;
+  const int bit = lane % kLanes * kWidth;
+  for (int start = lane / kLanes; start < 32; start += kBatch * kWidth) {
+    Elements v[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) v[b].load(x + 128 * (start + b * kWidth) + bit);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int block = start + b * kWidth;
+      const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
+      const SomeSums<kWidth> sum = *reinterpret_cast<const SomeSums<kWidth>*>(&sums[block][bit]);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        v[b].at[e] = E::put(updated(E::get(v[b].at[e]), sum.at[e], undo_word, bit + e, s, args));
+      v[b].store(x + 128 * block + bit);
+    }
+  }
+}
+
+template <DType type>
+__global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kernel(const AccumulateArgs args) {
+  __shared__ __align__(16) int32_t turned[kWarps][32][kRowWords];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t tile = int64_t{blockIdx.x} * kWarps + warp;
+  const int64_t first = tile * kTileElements;
+  if (first >= args.numel) return;  // the warp together
+  const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * 32 + static_cast<uint64_t>(lane);
+
+  int32_t sum[128] = {};
+  uint32_t total = 0;
+#pragma unroll 1
+  for (int64_t i = 0; i < args.num_rows; ++i) {
+    const Row row = args.rows[i];
+    const int32_t q = static_cast<int32_t>(row.quantised);
+    const Philox4 made = philox_block(row.seed, block, kStreamRademacher);
+    total += static_cast<uint32_t>(q);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) subtract_where(sum + 32 * k, made.word[k], q);
+  }
+
+  const Philox4 undo = philox_block(args.undo_seed, block, kStreamRademacher);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    for (int bit = 0; bit < 32; ++bit)
+      turned[warp][lane][bit] = static_cast<int32_t>(0u - 2u * static_cast<uint32_t>(sum[32 * k + bit]) - total);
+    turned[warp][lane][32] = static_cast<int32_t>(undo.word[k]);
+    __syncwarp();
+    update_words<type>(args, turned[warp], first, k, lane);
+    __syncwarp();
+  }
+}
+
+}  // namespace
+
+void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int64_t num_rows, int shift, int64_t offset,
+                       const Update& update, Queue queue) {
+  if (numel == 0) return;
+  AccumulateArgs args = {};
+  args.x = x;
+  args.numel = numel;
+  args.first_block = static_cast<uint64_t>(offset / kBlockSigns);
+  args.rows = rows;
+  args.num_rows = num_rows;
+  args.scale = std::ldexp(1.0, -shift);
+  args.has_undo = update.has_undo;
+  args.undo_alpha = update.undo.alpha;
+  args.undo_seed = update.undo.seed;
+  args.decay = update.decay;
+  args.has_grid = update.grid != 0.0;
+  args.grid = update.grid;
+  args.per_grid = args.has_grid ? 1.0 / update.grid : 0.0;
+  args.aligned = aligned(x);
+  const int64_t tiles = (numel + kTileElements - 1) / kTileElements;
+  const dim3 grid(static_cast<unsigned>((tiles + kWarps - 1) / kWarps));
+  with_dtype(type, [&](auto t) {
+    launch("accumulate_probes", &accumulate_kernel<t.value>, grid, 32 * kWarps, 0, queue, args);
+  });
+}
+
+}  // namespace zo::cuda

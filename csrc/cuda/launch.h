@@ -1,0 +1,47 @@
+// The CUDA kernels as their callers see them: raw device pointers, sizes, a stream, no torch, no Python.
+//
+// As for the CPU (cpu/launch.h): every function walks `numel` consecutive elements, element i being element
+// j = offset + i of the flat parameter space; `offset` is a multiple of 128 and offset + numel does not pass 2^63; results are
+// those of the CPU kernels to the last bit. Calls only enqueue work; they throw std::runtime_error where the launch
+// fails, or where this build or machine has no CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "../types.h"
+
+namespace zo::cuda {
+
+// Where work is enqueued: a cudaStream_t of the device of that number.
+struct Queue {
+  int device;
+  void* stream;
+};
+
+// One seed of accumulate_probes in device memory, with its coefficient.
+struct Row {
+  uint64_t seed;
+  int64_t quantised;  // an int32; widened so that a row is two words of an int64 tensor
+};
+
+// out[i] = p_j(seed)
+void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset, Queue queue);
+
+// out[i] = cast(x[i] + alpha * p_j(seed)); out may be x.
+void apply_probe(const void* x, DType x_type, void* out, DType out_type, int64_t numel, Term term, int64_t offset,
+                 Queue queue);
+
+// x[i] = cast((x[i] + from.alpha * p_j(from.seed)) + to.alpha * p_j(to.seed))
+void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t offset, Queue queue);
+
+// out[k][0][i] = cast(x[i] + *alpha * p_j(seeds[k])), out[k][1][i] = cast(x[i] - *alpha * p_j(seeds[k])). alpha and
+// seeds [num_seeds] are device memory and read when the kernel runs, not when it is launched: a captured graph may be
+// replayed with others.
+void apply_probes(const void* x, DType x_type, void* out, DType out_type, int64_t numel, const double* alpha,
+                  const uint64_t* seeds, int64_t num_seeds, int64_t offset, Queue queue);
+
+// As zo::cpu::accumulate_probes, with rows [num_rows] in device memory.
+void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int64_t num_rows, int shift, int64_t offset,
+                       const Update& update, Queue queue);
+
+}  // namespace zo::cuda

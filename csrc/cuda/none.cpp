@@ -1,0 +1,34 @@
+// Where the build had no CUDA compiler: every call says so.
+#include <stdexcept>
+
+#include "device.h"
+#include "launch.h"
+#include "population.h"
+
+namespace zo::cuda {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw std::runtime_error("built without CUDA: no nvcc was found when zo_kernels was installed");
+}
+
+}  // namespace
+
+std::string build_description() { return ""; }
+std::string device_description() { refuse(); }
+
+void probe(void*, DType, int64_t, uint64_t, int64_t, Queue) { refuse(); }
+void apply_probe(const void*, DType, void*, DType, int64_t, Term, int64_t, Queue) { refuse(); }
+void swap_probe(void*, DType, int64_t, Term, Term, int64_t, Queue) { refuse(); }
+void apply_probes(const void*, DType, void*, DType, int64_t, const double*, const uint64_t*, int64_t, int64_t, Queue) {
+  refuse();
+}
+void accumulate_probes(void*, DType, int64_t, const Row*, int64_t, int, int64_t, const Update&, Queue) { refuse(); }
+
+
+int64_t tile_sequences(const PopulationArgs&, int) { refuse(); }
+int64_t batch_tiles(const PopulationArgs&, int) { refuse(); }
+int64_t table_floats(const PopulationArgs&) { refuse(); }
+void evaluate_population(const PopulationArgs&, Queue) { refuse(); }
+
+}  // namespace zo::cuda

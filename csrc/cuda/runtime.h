@@ -1,0 +1,55 @@
+// What every launcher does: stand on the queue's device, launch, look for errors.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+
+namespace zo::cuda {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // clear it: an error reported must not make the next launch fail
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// Makes a device current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "no CUDA device");
+    if (device == before_) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    moved_ = true;
+  }
+  ~DeviceGuard() {
+    if (moved_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool moved_ = false;
+};
+
+// The tests build these files with the host compiler, whose cuda_runtime.h has run_kernel instead of <<<>>>.
+template <class... Parameters, class... Args>
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, Queue queue,
+            Args&&... args) {
+  const DeviceGuard guard(queue.device);
+#if defined(__CUDACC__)
+  constexpr int kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
+  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(queue.stream)>>>(args...);
+#else
+  run_kernel(kernel, grid, threads, shared_bytes, args...);
+#endif
+  check(cudaGetLastError(), what);
+}
+
+}  // namespace zo::cuda

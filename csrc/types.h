@@ -1,0 +1,27 @@
+// What the kernels' interfaces have in common: element types and the rows of a perturbation.
+#pragma once
+
+#include <cstdint>
+
+namespace zo {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// static: files compiled for one instruction set must not share code with others.
+static constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+// One row of a perturbation: alpha * p(seed).
+struct Term {
+  double alpha;
+  uint64_t seed;
+};
+
+// What accumulate does to each element besides adding the sum; see accumulate_probes().
+struct Update {
+  bool has_undo = false;
+  Term undo = {0.0, 0};
+  double decay = 1.0;
+  double grid = 0.0;  // 0: no grid; otherwise a power of two
+};
+
+}  // namespace zo

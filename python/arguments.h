@@ -1,0 +1,57 @@
+// What the bindings check, because a kernel cannot survive it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "philox.h"
+#include "types.h"
+
+namespace zo_python {
+
+void bind_cuda(pybind11::module_& m);  // cuda.cpp
+
+inline zo::DType to_dtype(int code) {
+  if (code < 0 || code > 3) throw std::invalid_argument("dtype code " + std::to_string(code) + " is not in 0..3");
+  return static_cast<zo::DType>(code);
+}
+
+inline void check_range(uintptr_t address, int64_t numel, int64_t offset) {
+  if (numel < 0) throw std::invalid_argument("numel is negative");
+  if (numel > 0 && address == 0) throw std::invalid_argument("null address");
+  if (offset < 0 || offset % zo::kBlockSigns != 0)
+    throw std::invalid_argument("offset " + std::to_string(offset) + " is not a multiple of 128 in [0, 2^63)");
+  if (offset > std::numeric_limits<int64_t>::max() - numel)
+    throw std::invalid_argument("offset + numel passes 2^63");
+}
+
+inline void check_seeds(uintptr_t seeds, int64_t count) {
+  if (count < 0 || (count > 0 && seeds == 0)) throw std::invalid_argument("no seeds at this address");
+}
+
+// By its bits: where the caller's thread flushes subnormals, comparing would call them zero.
+inline bool is_zero(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return (bits & 0x7fffffffffffffffu) == 0;
+}
+
+inline zo::Update make_update(double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+  int exponent;
+  if (grid != 0.0 && (!std::isfinite(grid) || std::frexp(grid, &exponent) != 0.5))
+    throw std::invalid_argument("grid is not a power of two");
+  zo::Update update;
+  update.has_undo = !is_zero(undo_alpha);
+  update.undo = {undo_alpha, undo_seed};
+  update.decay = decay;
+  update.grid = grid;
+  return update;
+}
+
+}  // namespace zo_python

@@ -1,0 +1,132 @@
+// The CUDA kernels in zo_kernels._C, as cuda_*. zo_kernels/backends/cuda.py turns tensors into these arguments: device
+// addresses, and the device and cudaStream_t that a call is enqueued on.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "arguments.h"
+#include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/population.h"
+
+namespace py = pybind11;
+
+namespace zo_python {
+namespace {
+
+zo::cuda::Queue queue_of(int device, uintptr_t stream) {
+  if (device < 0) throw std::invalid_argument("device is negative");
+  return {device, reinterpret_cast<void*>(stream)};
+}
+
+void probe(uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset, int device, uintptr_t stream) {
+  check_range(out, numel, offset);
+  zo::cuda::probe(reinterpret_cast<void*>(out), to_dtype(dtype), numel, seed, offset, queue_of(device, stream));
+}
+
+void apply_probe(uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t numel, double alpha, uint64_t seed,
+                 int64_t offset, int device, uintptr_t stream) {
+  check_range(x, numel, offset);
+  check_range(out, numel, offset);
+  zo::cuda::apply_probe(reinterpret_cast<const void*>(x), to_dtype(x_dtype), reinterpret_cast<void*>(out),
+                        to_dtype(out_dtype), numel, {alpha, seed}, offset, queue_of(device, stream));
+}
+
+void apply_probes(uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t numel, uintptr_t alpha,
+                  uintptr_t seeds, int64_t num_seeds, int64_t offset, int device, uintptr_t stream) {
+  check_range(x, numel, offset);
+  check_seeds(seeds, num_seeds);
+  if (num_seeds > 0) check_range(out, numel, offset);
+  if (alpha == 0) throw std::invalid_argument("null address");
+  zo::cuda::apply_probes(reinterpret_cast<const void*>(x), to_dtype(x_dtype), reinterpret_cast<void*>(out),
+                         to_dtype(out_dtype), numel, reinterpret_cast<const double*>(alpha),
+                         reinterpret_cast<const uint64_t*>(seeds), num_seeds, offset, queue_of(device, stream));
+}
+
+void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64_t from_seed, double to_alpha,
+                uint64_t to_seed, int64_t offset, int device, uintptr_t stream) {
+  check_range(x, numel, offset);
+  zo::cuda::swap_probe(reinterpret_cast<void*>(x), to_dtype(dtype), numel, {from_alpha, from_seed}, {to_alpha, to_seed},
+                       offset, queue_of(device, stream));
+}
+
+// rows: int64 [num_rows, 2] on the device, seed and quantised coefficient.
+void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t rows, int64_t num_rows, int shift,
+                       int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid, int device,
+                       uintptr_t stream) {
+  check_range(x, numel, offset);
+  check_seeds(rows, num_rows);
+  zo::cuda::accumulate_probes(reinterpret_cast<void*>(x), to_dtype(dtype), numel,
+                              reinterpret_cast<const zo::cuda::Row*>(rows), num_rows, shift, offset,
+                              make_update(undo_alpha, undo_seed, decay, grid), queue_of(device, stream));
+}
+
+zo::cuda::PopulationArgs population_args(const std::array<int64_t, 4>& sizes, int64_t batch_size) {
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size})
+    if (size < 1 || size > std::numeric_limits<int32_t>::max()) throw std::invalid_argument("a size is not in [1, 2^31)");
+  zo::cuda::PopulationArgs args = {};
+  args.vocab_size = sizes[0];
+  args.embed_dim = sizes[1];
+  args.num_heads = sizes[2];
+  args.head_dim = sizes[3];
+  args.batch_size = batch_size;
+  return args;
+}
+
+int64_t population_tiles(const std::array<int64_t, 4>& sizes, int64_t batch_size, int device) {
+  const int64_t tiles = zo::cuda::batch_tiles(population_args(sizes, batch_size), device);
+  if (tiles == 0) throw std::invalid_argument(zo::cuda::kPopulationLimits);
+  return tiles;
+}
+
+// The fields of PopulationArgs: float32 parameters as (address, offset) in its order, sizes V, E, N, D.
+void population(const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters, const std::array<int64_t, 4>& sizes,
+                uintptr_t tokens, uintptr_t targets, int64_t batch_size, int64_t num_steps, uintptr_t seeds,
+                int64_t num_seeds, double eps, uintptr_t h, uintptr_t c, uintptr_t table, uintptr_t nats, int device,
+                uintptr_t stream) {
+  zo::cuda::PopulationArgs args = population_args(sizes, batch_size);
+  const int64_t V = sizes[0], E = sizes[1], D = sizes[3], H = sizes[2] * D;
+  const int64_t numels[6] = {V * E, 4 * H * E, 4 * H * D, 4 * H, V * H, V};
+  zo::cuda::Parameter* const fields[6] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
+                                          &args.bias,      &args.output_weight, &args.output_bias};
+  for (size_t i = 0; i < 6; ++i) {
+    const auto& [address, offset] = parameters[i];
+    check_range(address, numels[i], offset == -1 ? 0 : offset);
+    *fields[i] = {reinterpret_cast<const float*>(address), offset};
+  }
+  check_seeds(seeds, num_seeds);
+  if (num_steps < 1 || tokens == 0 || targets == 0 || nats == 0 || table == 0 || (h == 0) != (c == 0))
+    throw std::invalid_argument("null address");
+  args.tokens = reinterpret_cast<const int64_t*>(tokens);
+  args.targets = reinterpret_cast<const int64_t*>(targets);
+  args.num_steps = num_steps;
+  args.seeds = reinterpret_cast<const uint64_t*>(seeds);
+  args.num_seeds = num_seeds;
+  args.eps = static_cast<float>(eps);
+  args.h = reinterpret_cast<float*>(h);
+  args.c = reinterpret_cast<float*>(c);
+  args.table = reinterpret_cast<float*>(table);
+  args.nats = reinterpret_cast<double*>(nats);
+  zo::cuda::evaluate_population(args, queue_of(device, stream));
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("cuda_build", &zo::cuda::build_description);
+  m.def("cuda_device", &zo::cuda::device_description);
+  m.def("cuda_probe", &probe, no_gil);
+  m.def("cuda_apply_probe", &apply_probe, no_gil);
+  m.def("cuda_apply_probes", &apply_probes, no_gil);
+  m.def("cuda_swap_probe", &swap_probe, no_gil);
+  m.def("cuda_accumulate_probes", &accumulate_probes, no_gil);
+  m.def("cuda_population_tiles", &population_tiles);
+  m.def("cuda_population", &population, no_gil);
+}
+
+}  // namespace zo_python

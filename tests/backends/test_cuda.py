@@ -1,0 +1,271 @@
+"""The cuda backend as far as a machine without a GPU can tell: what it says, and what it hands to the kernels.
+
+The kernels themselves are tested in tests/csrc/test_cuda.cpp.
+"""
+
+import ctypes
+
+import pytest
+import torch
+
+import zo_kernels as zo
+from tests.cases import FEW_CASES, SEEDS, assert_same_bits, make_values
+from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
+from zo_kernels import _C
+from zo_kernels.backends import BACKENDS, cpu, cuda, cuda_population
+
+CALLS = {
+    "cuda_probe": (256, 0, 10, 3, 0, 0, 0),
+    "cuda_apply_probe": (256, 0, 256, 0, 10, 1.0, 3, 0, 0, 0),
+    "cuda_apply_probes": (256, 0, 512, 0, 10, 1024, 2048, 1, 0, 0, 0),
+    "cuda_swap_probe": (256, 0, 10, 1.0, 3, 1.0, 4, 0, 0, 0),
+    "cuda_accumulate_probes": (256, 0, 10, 1024, 1, 0, 0, 0.0, 0, 1.0, 0.0, 0, 0),
+}
+
+POPULATION = ([(256, -1)] * 6, (5, 3, 1, 2), 256, 256, 2, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)
+
+
+class KernelsOnTheCpu:
+    """Stands in for _C: a CUDA call does with CPU memory what the kernel does with the device's."""
+
+    def __init__(self):
+        self.queues = []
+
+    def cuda_build(self):
+        return "CUDA"
+
+    def cuda_probe(self, *args):
+        self._at(args)
+        _C.probe(*args[:-2])
+
+    def cuda_apply_probe(self, *args):
+        self._at(args)
+        _C.apply_probe(*args[:-2])
+
+    def cuda_swap_probe(self, *args):
+        self._at(args)
+        _C.swap_probe(*args[:-2])
+
+    def cuda_apply_probes(self, x, x_dtype, out, out_dtype, numel, alpha, seeds, count, offset, *queue):
+        self._at(queue)
+        step = _read(alpha, 1, torch.float64)[0].item()
+        size = [4, 8, 2, 2][out_dtype] * numel
+        for i, seed in enumerate(_read(seeds, count, torch.int64).tolist()):
+            for s, sign in enumerate((1, -1)):
+                member = out + (2 * i + s) * size
+                _C.apply_probe(x, x_dtype, member, out_dtype, numel, sign * step, seed % 2**64, offset)
+
+    def cuda_accumulate_probes(self, x, dtype, numel, rows, count, *rest):
+        self._at(rest)
+        seeds, quantised = _read(rows, 2 * count, torch.int64).view(count, 2).t().contiguous()
+        q = quantised.to(torch.int32).contiguous()
+        _C.accumulate_probes(x, dtype, numel, q.data_ptr(), seeds.data_ptr(), count, *rest[:-2])
+
+    def cuda_population_tiles(self, sizes, batch_size, device):
+        assert device == 1
+        return 1
+
+    def cuda_population(
+        self, parameters, sizes, tokens, targets, batch, steps, seeds, n, eps, h, c, table, nats, *queue
+    ):
+        self._at(queue)
+        assert table
+        _C.evaluate_population(
+            0, 0, parameters, sizes, tokens, targets, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0
+        )
+
+    def _at(self, args):
+        self.queues.append(tuple(args[-2:]))
+
+
+def _read(address, count, dtype):
+    """A copy of `count` numbers of eight bytes."""
+    return torch.frombuffer(bytearray(ctypes.string_at(address, 8 * count) or b" " * 8), dtype=dtype)[:count]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The cuda backend over these, at home on CPU tensors."""
+    stand_in = KernelsOnTheCpu()
+    monkeypatch.setattr(cpu, "_C", stand_in)
+    monkeypatch.setattr(cuda, "_queue", lambda x: (1, 77))
+    monkeypatch.setattr(cuda.CudaBackend, "device_types", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return stand_in
+
+
+def all_ops(x, offset):
+    rows = [0.5, -0.25, 1e-3], [seed % 2**64 for seed in SEEDS[:3]]
+    options = {"decay": 0.9, "grid": 2.0**-12, "undo_alpha": -0.25, "undo_seed": SEEDS[3]}
+    yield zo.ops.apply_probe_(x.clone(), 0.3, SEEDS[1], offset=offset)
+    yield zo.ops.apply_probe(x, -0.3, SEEDS[2], offset=offset, dtype=torch.bfloat16)
+    yield zo.ops.apply_probes(x, 0.3, SEEDS, offset=offset, dtype=torch.float16)
+    yield zo.ops.swap_probe_(x.clone(), 0.3, SEEDS[1], 0.5, SEEDS[2], offset=offset)
+    yield zo.ops.accumulate_probes_(x.clone(), *rows, offset=offset, **options)
+    yield zo.ops.accumulate_probes_(x.clone(), [], [], offset=offset)
+    yield zo.ops.probe(x.numel(), SEEDS[4], offset=offset, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("case", FEW_CASES, ids=str)
+def test_hands_over_what_the_kernels_need(case, kernels):
+    x = make_values(case.numel, case.dtype)
+    before = x.clone()
+    with zo.backend("reference"):
+        expected = list(all_ops(x, case.offset))
+    with zo.backend("cuda"):
+        for actual, wanted in zip(all_ops(x, case.offset), expected, strict=True):
+            assert_same_bits(actual, wanted)
+    assert set(kernels.queues) == {(1, 77)}
+    assert len(kernels.queues) == len(expected)
+    assert_same_bits(x, before)
+
+
+class TestPopulationKernel:
+    """bfloat16 on the GPU: off unless asked for, and then what the kernel makes of it (here, that of the CPU)."""
+
+    @pytest.fixture(autouse=True)
+    def fresh_warning(self):
+        cuda_population._warn_once.cache_clear()
+
+    def nats(self, cell="lstm", precision="bfloat16", dtype=torch.float32, states=()):
+        model, (tokens, targets) = make_model(cell, dtype=dtype), make_batch()
+        with zo.backend("cuda"), torch.no_grad():
+            for weight in (model.recurrent_weight, model.output_weight):
+                weight.clamp_(-1, 1)
+            return model.population_nats(tokens, targets, make_seeds(5), 2**-6, states=states, precision=precision)
+
+    def test_is_off(self, kernels, monkeypatch):
+        monkeypatch.delenv(cuda_population.VARIABLE, raising=False)
+        with pytest.raises(
+            RuntimeError, match=r"not yet verified on a GPU \(ZO_KERNELS_POPULATION_KERNEL=1 turns it on\)"
+        ):
+            self.nats()
+        assert self.nats(precision="float32").shape == (5, 2)
+
+    @pytest.mark.parametrize("chunk", [None, 2])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_turned_on(self, kernels, monkeypatch, caplog, chunk, dtype):
+        monkeypatch.setenv(cuda_population.VARIABLE, "1")
+        if chunk:
+            per_probe = 4 * 2 * SMALL.vocab * SMALL.heads * SMALL.head_dim * 4
+            monkeypatch.setattr(cuda_population, "_TABLE_BUDGET", chunk * per_probe)
+        model = make_model("lstm")
+        states, expected_states = (make_states(model, 5, SMALL.batch) for _ in range(2))
+        nats = self.nats(dtype=dtype, states=states)
+        expected = self.nats(precision="float32", dtype=dtype, states=expected_states)
+        assert (nats - expected).abs().max() < TOLERANCE * SMALL.batch * SMALL.time
+        for state, wanted in zip(states, expected_states, strict=True):
+            assert (state - wanted).abs().max() < TOLERANCE
+        assert kernels.queues.count((1, 77)) >= (3 if chunk else 1)
+        assert [r.message for r in caplog.records if "verified" in r.message] == [
+            "ZO_KERNELS_POPULATION_KERNEL=1: the population kernel is not yet verified on a GPU"
+        ]
+
+    def test_lstms_alone(self, kernels, monkeypatch):
+        monkeypatch.setenv(cuda_population.VARIABLE, "1")
+        with pytest.raises(RuntimeError, match=r"^the population kernel computes LSTMs of up to 32 bits, not gru"):
+            self.nats(cell="gru")
+        with pytest.raises(RuntimeError, match=r"not lstm of torch.float64: use precision='float32'$"):
+            self.nats(dtype=torch.float64)
+
+
+def test_the_queue_is_torchs_current_stream(monkeypatch):
+    class Stream:
+        cuda_stream = 1234
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream() if device.index == 3 else None)
+
+    class X:
+        device = torch.device("cuda", 3)
+
+    assert cuda._queue(X()) == (3, 1234)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_says_what_is_missing():
+    with pytest.raises(RuntimeError, match=r"^backend 'cuda' can't be used: ") as info:
+        zo.set_backend("cuda")
+    expected = "no nvcc was found" if not _C.cuda_build() else "this torch was built without CUDA|finds no CUDA device"
+    assert info.match(expected)
+    assert zo.ops.probe(5, 3).shape == (5,)
+
+
+@pytest.mark.parametrize("missing", ["the module", "nvcc", "torch's CUDA", "a device"])
+def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
+    backend = BACKENDS["cuda"]
+    assert backend.unavailable() is None
+    if missing == "the module":
+        monkeypatch.setattr(cpu, "_C", None)
+        monkeypatch.setattr(cpu, "_import_error", "gone", raising=False)
+    elif missing == "nvcc":
+        monkeypatch.setattr(kernels, "cuda_build", lambda: "")
+    elif missing == "torch's CUDA":
+        monkeypatch.setattr(torch.version, "cuda", None)
+    else:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reasons = {
+        "the module": r"its compiled module is missing \(gone\); install the package with `pip install .`",
+        "nvcc": "it was not built, for no nvcc was found when zo_kernels was installed",
+        "torch's CUDA": "this torch was built without CUDA; install a CUDA build of torch",
+        "a device": "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES",
+    }
+    with pytest.raises(RuntimeError, match=f"^backend 'cuda' can't be used: {reasons[missing]}$"):
+        zo.set_backend("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_kernel_without_a_device_raises_and_nothing_crashes(name):
+    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc was found"
+    with pytest.raises(RuntimeError, match=expected):
+        getattr(_C, name)(*CALLS[name])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_that_no_kernel_survives(name):
+    call, arguments = getattr(_C, name), list(CALLS[name])
+    for at, wrong, message in (
+        (0, 0, "null address"),
+        (1, 9, "dtype code 9"),
+        (-2, -1, "device is negative"),
+    ):
+        changed = list(arguments)
+        changed[at] = wrong
+        with pytest.raises(ValueError, match=message):
+            call(*changed)
+    changed = [-1 if value == 10 else value for value in arguments]
+    with pytest.raises(ValueError, match="numel is negative"):
+        call(*changed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_population_without_a_device():
+    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc was found"
+    with pytest.raises(RuntimeError, match=expected):
+        _C.cuda_population(*POPULATION)
+    with pytest.raises(RuntimeError, match=expected):
+        _C.cuda_population_tiles((5, 3, 1, 2), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "message"),
+    [
+        (0, [(0, -1)] * 6, "null address"),
+        (0, [(256, 64)] * 6, "offset 64 is not a multiple of 128"),
+        (1, (5, 3, 0, 2), r"a size is not in \[1, 2\^31\)"),
+        (2, 0, "null address"),
+        (4, 0, "a size is not in"),
+        (5, 0, "null address"),
+        (6, 0, "no seeds at this address"),
+        (9, 256, "null address"),
+        (11, 0, "null address"),
+        (12, 0, "null address"),
+        (13, -1, "device is negative"),
+    ],
+)
+def test_population_arguments_that_no_kernel_survives(at, wrong, message):
+    arguments = list(POPULATION)
+    arguments[at] = wrong
+    with pytest.raises(ValueError, match=message):
+        _C.cuda_population(*arguments)

@@ -1,0 +1,133 @@
+"""The compiled CUDA kernels (csrc/cuda), on the tensor's device and torch's current stream.
+
+Not yet verified on a GPU: the kernels were run on the CPU (tests/csrc/shim) and compiled for sm_80 and sm_90.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import cpu, cuda_population, recurrent_batched, recurrent_reference
+from .base import DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
+
+_CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+_MASK = 2**64 - 1
+
+
+def _queue(x: Tensor) -> tuple[int, int]:
+    """The tensor's device, which the launchers make current, and the cudaStream_t that torch uses on it now."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    device_types = ("cuda",)
+    fused_forward = True
+    bfloat16_needs = (
+        f"the GPU's population kernel, not yet verified on a GPU ({cuda_population.VARIABLE}=1 turns it on)"
+    )
+
+    def unavailable(self) -> str | None:
+        if cpu._C is None:
+            return cpu.missing_module()
+        if not cpu._C.cuda_build():
+            return "it was not built, for no nvcc was found when zo_kernels was installed"
+        if torch.version.cuda is None:
+            return "this torch was built without CUDA; install a CUDA build of torch"
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return None
+
+    def precisions(self) -> tuple[str, ...]:
+        return PRECISIONS if cuda_population.turned_on() else ("float32",)
+
+    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+        cpu._C.cuda_probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out))
+
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+        cpu._C.cuda_apply_probe(
+            x.data_ptr(),
+            _CODE[x.dtype],
+            out.data_ptr(),
+            _CODE[out.dtype],
+            x.numel(),
+            alpha,
+            seed & _MASK,
+            offset,
+            *_queue(x),
+        )
+
+    def apply_probes(self, x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, offset: int) -> None:
+        alpha, seeds = alpha.to(x.device), seeds.to(x.device)
+        cpu._C.cuda_apply_probes(
+            x.data_ptr(),
+            _CODE[x.dtype],
+            out.data_ptr(),
+            _CODE[out.dtype],
+            x.numel(),
+            alpha.data_ptr(),
+            seeds.data_ptr(),
+            len(seeds),
+            offset,
+            *_queue(x),
+        )
+
+    def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
+        cpu._C.cuda_swap_probe(
+            x.data_ptr(),
+            _CODE[x.dtype],
+            x.numel(),
+            alpha,
+            seed & _MASK,
+            next_alpha,
+            next_seed & _MASK,
+            offset,
+            *_queue(x),
+        )
+
+    def accumulate_probes(
+        self,
+        x: Tensor,
+        quantised: npt.NDArray[np.int32],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        offset: int,
+        update: Update,
+    ) -> None:
+        rows = torch.from_numpy(np.stack((seeds, quantised.astype(np.int64)), axis=1)).to(x.device)
+        cpu._C.cuda_accumulate_probes(
+            x.data_ptr(),
+            _CODE[x.dtype],
+            x.numel(),
+            rows.data_ptr(),
+            len(rows),
+            shift,
+            offset,
+            update.undo_alpha,
+            update.undo_seed & _MASK,
+            update.decay,
+            update.grid,
+            *_queue(x),
+        )
+
+    def recurrent_nats(
+        self,
+        weights: RecurrentWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+        precision: str,
+    ) -> Tensor:
+        if precision == "bfloat16":
+            return cuda_population.recurrent_nats(weights, tokens, targets, seeds, eps, states, _queue(tokens))
+        return recurrent_batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
+
+    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+        return recurrent_reference.recurrent_logits(weights, tokens, states)
