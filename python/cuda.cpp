@@ -67,7 +67,8 @@ void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t rows, in
 
 zo::cuda::PopulationArgs population_args(const std::array<int64_t, 4>& sizes, int64_t batch_size) {
   for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size})
-    if (size < 1 || size > std::numeric_limits<int32_t>::max()) throw std::invalid_argument("a size is not in [1, 2^31)");
+    if (size < 1 || size > std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("a size is not in [1, 2^31)");
   zo::cuda::PopulationArgs args = {};
   args.vocab_size = sizes[0];
   args.embed_dim = sizes[1];

@@ -6,8 +6,8 @@
 // Plan: a lane owns one Philox block and keeps its 128 sums in registers over all seeds. Per seed it makes the block's
 // four words and, per element, spreads the bit over a mask of 0 or -1 (PRMT copies the top bit of a byte; seven shifts
 // bring every bit of a word to the top of its byte) and multiplies and adds (IMAD): two instructions on two pipes.
-// Then the warp turns its sums from one block per lane to element order through shared memory, a word of every block at a time,
-// and walks x with 16-byte accesses.
+// Then the warp turns its sums from one block per lane to element order through shared memory, a word of every block at
+// a time, and walks x with 16-byte accesses.
 #include <cmath>
 
 #include "../philox.h"
@@ -21,7 +21,8 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMinThreadBlocks = 3;  // on a multiprocessor: 168 registers a thread
 constexpr int kTileElements = 32 * static_cast<int>(kBlockSigns);
-constexpr int kRowWords = 36;  // 32 sums, the word of the undone probe, padding that keeps 16-byte accesses free of bank conflicts
+// 32 sums, the word of the undone probe, and padding that keeps 16-byte accesses free of bank conflicts.
+constexpr int kRowWords = 36;
 
 struct AccumulateArgs {
   void* x;

@@ -2,8 +2,8 @@
 //
 // Plan: a warp owns a tile of 32 Philox blocks, 4096 elements. Each lane makes the 128 signs of one block and puts
 // their four words into shared memory; then the warp walks the tile with 16-byte accesses, side by side, each lane
-// picking the word its elements' signs are in. An element costs a shift, a mask, an XOR and an addition; the memory sets
-// the pace. Loads are issued in batches ahead of the stores, which the compiler can't do by itself where out is x.
+// picking the word its elements' signs are in. An element costs a shift, a mask, an XOR and an addition; the memory
+// sets the pace. Loads are issued in batches ahead of the stores, which the compiler can't do where out is x.
 #include "../philox.h"
 #include "elements.h"
 #include "launch.h"
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(32 * kWarps) apply_both_kernel(const ApplyArgs
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t tile = int64_t{blockIdx.x} * kWarps + warp;
   if (tile * kTileElements >= args.numel) return;
-  make_signs(signs[warp], lane, args.first_block + static_cast<uint64_t>(tile) * kTileBlocks, args.seeds_at[blockIdx.y]);
+  const uint64_t tile_block = args.first_block + static_cast<uint64_t>(tile) * kTileBlocks;
+  make_signs(signs[warp], lane, tile_block, args.seeds_at[blockIdx.y]);
   __syncwarp();
   const Compute alpha = static_cast<Compute>(*args.alpha_at);
   const uint32_t(&words)[kTileWords] = signs[warp];

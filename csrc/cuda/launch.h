@@ -1,9 +1,9 @@
 // The CUDA kernels as their callers see them: raw device pointers, sizes, a stream, no torch, no Python.
 //
 // As for the CPU (cpu/launch.h): every function walks `numel` consecutive elements, element i being element
-// j = offset + i of the flat parameter space; `offset` is a multiple of 128 and offset + numel does not pass 2^63; results are
-// those of the CPU kernels to the last bit. Calls only enqueue work; they throw std::runtime_error where the launch
-// fails, or where this build or machine has no CUDA.
+// j = offset + i of the flat parameter space; `offset` is a multiple of 128 and offset + numel does not pass 2^63;
+// results are those of the CPU kernels to the last bit. Calls only enqueue work; they throw std::runtime_error where
+// the launch fails, or where this build or machine has no CUDA.
 #pragma once
 
 #include <cstdint>

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "layout.h"
 #include "mma.h"
 #include "project.h"
 #include "runtime.h"
@@ -21,66 +22,6 @@
 
 namespace zo::cuda {
 namespace {
-
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-
-// A row length in bfloat16 such that eight rows start on banks 4, 12, 20 or 28 apart: fragments load without conflicts.
-__host__ __device__ constexpr int padded(int64_t length) {
-  const int words = static_cast<int>((length + 1) / 2);
-  return 2 * (words + (12 - words % 8) % 8);
-}
-
-// Where things lie in shared memory, in bytes, for tiles of `sequences`.
-struct Layout {
-  int weight_stride, output_stride, h_stride;
-  int64_t weight, output, weight_signs, output_signs, output_bias, h, c, partial, picked, nats, tokens, targets, size;
-
-  __host__ __device__ Layout(const PopulationArgs& args, int sequences) {
-    const int64_t D = args.head_dim, H = args.num_heads * D, V = args.vocab_size, members = 2 * sequences;
-    weight_stride = static_cast<int>(D % 16 == 0 ? padded(D) : D);  // others collide in pairs at most
-    output_stride = padded(H);
-    h_stride = padded((H + 15) / 16 * 16 + 16);  // what products with the last head's last columns read
-    int64_t at = 0;
-    const auto take = [&at](int64_t bytes) {
-      const int64_t here = at;
-      at += (bytes + 15) / 16 * 16;
-      return here;
-    };
-    nats = take(8 * members);
-    weight = take(2 * 4 * H * weight_stride);
-    output = take(2 * V * output_stride);
-    weight_signs = take(4 * sign_words(4 * H * D));
-    output_signs = take(4 * sign_words(V * H));
-    output_bias = take(4 * 2 * V);
-    h = take(2 * 2 * members * h_stride);  // two buffers
-    c = take(4 * members * H);
-    partial = take(4 * 2 * kWarps * members);
-    picked = take(4 * members);
-    tokens = take(4 * 2 * sequences);  // of two steps
-    targets = take(4 * 2 * sequences);
-    size = at;
-  }
-};
-
-__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-__device__ inline float hyperbolic_tangent(float x) { return 1.0f - __fdividef(2.0f, __expf(2.0f * x) + 1.0f); }
-
-struct RunningSum {  // of exponentials, over the largest so far
-  float largest = -INFINITY, sum = 0.0f;
-
-  __device__ void add(float logit) {
-    const float before = largest;
-    largest = fmaxf(before, logit);
-    sum = sum * __expf(before - largest) + __expf(logit - largest);
-  }
-  __device__ void merge(float other_largest, float other_sum) {
-    if (other_sum == 0.0f) return;
-    const float before = largest;
-    largest = fmaxf(before, other_largest);
-    sum = sum * __expf(before - largest) + other_sum * __expf(other_largest - largest);
-  }
-};
 
 template <int kRowTiles>
 class Item {
@@ -123,7 +64,8 @@ class Item {
         const bool here = thread_ < count_;
         // Two buffers: others may still be at the last step's targets.
         ints(at_.tokens)[now * kSequences + thread_] = here ? static_cast<int>(args_.tokens[at]) : 0;
-        ints(at_.targets)[now * kSequences + thread_] = here ? static_cast<int>(max(args_.targets[at], int64_t{-1})) : -1;
+        const int64_t target = here ? args_.targets[at] : -1;
+        ints(at_.targets)[now * kSequences + thread_] = target < 0 ? -1 : static_cast<int>(target);
       }
       __syncthreads();
       bool scored = false;
@@ -228,6 +170,7 @@ class Item {
   __device__ void advance(int now) {
     const int unit_tiles = (D_ + 7) / 8;
     for (int item = warp_; item < static_cast<int>(args_.num_heads) * unit_tiles; item += kWarps) {
+      __syncwarp();  // the products need all lanes at once
       const int head = item / unit_tiles, first = item % unit_tiles * 8;
       float sums[4][kRowTiles][2][4] = {};
       const bool here = first + group_ < D_;
@@ -266,11 +209,12 @@ class Item {
     hidden(1 - now, member)[unit] = to_bfloat16(sigmoid(o + input.w) * hyperbolic_tangent(c));
   }
 
-  // Logits of all sequences after the step that began with buffer `now`, as this warp's part of their sums of exponentials
-  // and the logit of the target.
+  // Logits of all sequences after the step that began with buffer `now`, as this warp's part of their sums of
+  // exponentials and the logit of the target.
   __device__ void project(int now) {
     RunningSum running[kRowTiles][2][2];
     for (int first = 8 * warp_; first < V_; first += 8 * kWarps) {
+      __syncwarp();
       float sums[kRowTiles][2][4] = {};
       const bool here = first + group_ < V_;
       const int row = here ? first + group_ : 0;
@@ -291,7 +235,8 @@ class Item {
             if (v >= V_) continue;
             const float logit = sums[r][s][i] + floats(at_.output_bias)[s * V_ + v];
             running[r][s][i / 2].add(logit);
-            if (v == ints(at_.targets)[now * kSequences + sequence]) floats(at_.picked)[s * kSequences + sequence] = logit;
+            const bool is_target = v == ints(at_.targets)[now * kSequences + sequence];
+            if (is_target) floats(at_.picked)[s * kSequences + sequence] = logit;
           }
     }
 #pragma unroll
@@ -317,8 +262,10 @@ class Item {
   __device__ double position_nats(int now) const {
     if (ints(at_.targets)[now * kSequences + thread_ % kSequences] < 0) return 0.0;
     RunningSum sum;
-    for (int warp = 0; warp < kWarps; ++warp)
-      sum.merge(floats(at_.partial)[2 * warp * kMembers + thread_], floats(at_.partial)[(2 * warp + 1) * kMembers + thread_]);
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float* part = floats(at_.partial) + 2 * warp * kMembers + thread_;
+      sum.merge(part[0], part[kMembers]);
+    }
     return static_cast<double>(__logf(sum.sum) + (sum.largest - floats(at_.picked)[thread_]));
   }
 
@@ -374,8 +321,10 @@ void evaluate_population(const PopulationArgs& args, Queue queue) {
   const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows),
                   static_cast<unsigned>((args.vocab_size + kTokens - 1) / kTokens),
                   static_cast<unsigned>(args.num_seeds));
-  launch("token table", &project_kernel, grid, kProjectThreads, static_cast<int>(project_shared_bytes(args)), queue, args);
-  const int64_t blocks = std::min<int64_t>(args.num_seeds * tiles, attribute(cudaDevAttrMultiProcessorCount, queue.device));
+  const int project_bytes = static_cast<int>(project_shared_bytes(args));
+  launch("token table", &project_kernel, grid, kProjectThreads, project_bytes, queue, args);
+  const int64_t most = attribute(cudaDevAttrMultiProcessorCount, queue.device);
+  const int64_t blocks = std::min(args.num_seeds * tiles, most);
   const int bytes = static_cast<int>(Layout(args, static_cast<int>(sequences)).size);
   launch("population", sequences == 32 ? &population_kernel<2> : &population_kernel<1>,
          dim3(static_cast<unsigned>(blocks)), kThreads, bytes, queue, args, tiles);

@@ -4,8 +4,9 @@
 //
 // with all three perturbed, in float32. Paid once for each token of the vocabulary instead of each position.
 //
-// Plan: a thread block makes kRows rows (gate, unit) for kTokens tokens of one probe, both signs. Signs of its two slabs of
-// consecutive elements come from Philox once, into shared memory as bits; slices of kSlice columns of both, perturbed, follow.
+// Plan: a thread block makes kRows rows (gate, unit) for kTokens tokens of one probe, both signs. Signs of its two
+// slabs of consecutive elements come from Philox once, into shared memory as bits; slices of kSlice columns of both,
+// perturbed, follow.
 #pragma once
 
 #include "signs.h"
@@ -33,7 +34,8 @@ __global__ void __launch_bounds__(kProjectThreads) project_kernel(const Populati
 
   uint32_t* weight_signs = reinterpret_cast<uint32_t*>(shared);
   uint32_t* embedding_signs = weight_signs + sign_words(kRows * args.embed_dim);
-  const SignBits w_bits(args.input_weight, int64_t{first_row} * E, rows * E, seed, weight_signs, thread, kProjectThreads);
+  const SignBits w_bits(args.input_weight, int64_t{first_row} * E, rows * E, seed, weight_signs, thread,
+                        kProjectThreads);
   const SignBits e_bits(args.embedding, int64_t{first_token} * E, tokens * E, seed, embedding_signs, thread,
                         kProjectThreads);
   __syncthreads();
@@ -73,7 +75,8 @@ __global__ void __launch_bounds__(kProjectThreads) project_kernel(const Populati
   for (int s = 0; s < 2; ++s)
     for (int i = 0; i < kTokensPerThread && group + i < tokens; ++i) {
       const int64_t member = int64_t{blockIdx.z} * 2 + s, token = first_token + group + i;
-      args.table[((member * V + token) * H + unit) * 4 + gate] = sum[s][i] + (s == 0 ? bias + bias_step : bias - bias_step);
+      const float moved_bias = s == 0 ? bias + bias_step : bias - bias_step;
+      args.table[((member * V + token) * H + unit) * 4 + gate] = sum[s][i] + moved_bias;
     }
 }
 

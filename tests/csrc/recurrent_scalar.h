@@ -1,6 +1,7 @@
-// Recurrent language models one number at a time, for the tests to compare the kernels with: written from the definitions in
-// csrc/cpu/population/population.h, cells.h and bfloat16.h, and in csrc/cuda/population.h. Perturbed weights are rounded to float32 as
-// the kernels' are, and what the kernels round to bfloat16 is; everything else is double.
+// Recurrent language models one number at a time, for the tests to compare the kernels with: written from the
+// definitions in csrc/cpu/population/population.h, cells.h and bfloat16.h, and in csrc/cuda/population.h. Perturbed
+// weights are rounded to float32 as the kernels' are, and what the kernels round to bfloat16 is; everything else is
+// double.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +45,7 @@ struct Case {
   std::vector<float> h = {}, c = {};  // before the first token; h may be empty: zeros, and none come out
   bool logits = false;
   bool bfloat16 = false;
-  bool signs_apart = false;  // of bfloat16: weights are rounded before they are perturbed, as csrc/cuda/population.h says
+  bool signs_apart = false;  // of bfloat16: weights are rounded, then perturbed, as csrc/cuda/population.h says
 
   int64_t members() const { return static_cast<int64_t>(seeds.size()) * num_signs; }
   int64_t scored() const { return std::count_if(targets.begin(), targets.end(), [](int64_t t) { return t >= 0; }); }

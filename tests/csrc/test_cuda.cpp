@@ -1,5 +1,6 @@
-// Tests of the CUDA kernels without a GPU: the .cu files, compiled by the host compiler over shim/cuda_runtime.h, against
-// the CPU kernels bit for bit. Threads of a block run forwards and backwards: where a barrier is missing the two differ.
+// Tests of the CUDA kernels without a GPU: the .cu files, compiled by the host compiler over shim/cuda_runtime.h,
+// against the CPU kernels bit for bit. Threads of a block run forwards and backwards: where a barrier is missing the two
+// differ.
 #include <cuda_runtime.h>
 
 #include <cstdio>

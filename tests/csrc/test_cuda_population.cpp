@@ -31,8 +31,8 @@ std::vector<float> as_floats(const Buffer& x) {
   return values;
 }
 
-// Half of the results are right to float32's rounding; where a state falls on the other side of the middle between two
-// bfloat16 numbers, what follows is off by part of 2^-8.
+// Nearly all results are right to float32's rounding; where a state falls on the other side of the middle between two
+// bfloat16 numbers, what follows is off by part of 2^-8. One wrong sign shows in most of what follows.
 constexpr double kTolerance = 0x1p-6, kNear = 1e-5;
 int64_t g_results = 0, g_near = 0;
 
@@ -165,7 +165,7 @@ int main() {
   Random random(1);
   const Shape shapes[] = {
       {Cell::kLstm, 2, 1, 1, 2, 1, 1},     {Cell::kLstm, 9, 5, 2, 6, 3, 3},     {Cell::kLstm, 17, 16, 1, 16, 16, 2},
-      {Cell::kLstm, 33, 17, 3, 20, 17, 2}, {Cell::kLstm, 7, 40, 2, 10, 35, 2},  {Cell::kLstm, 70, 3, 1, 34, 5, 2},
+      {Cell::kLstm, 33, 17, 3, 20, 17, 2}, {Cell::kLstm, 7, 40, 2, 10, 35, 2},  {Cell::kLstm, 70, 7, 1, 34, 5, 2},
       {Cell::kLstm, 8, 2, 5, 8, 33, 1},    {Cell::kLstm, 130, 20, 2, 18, 2, 2}, {Cell::kLstm, 11, 7, 1, 24, 40, 3},
   };
   for (const Shape& shape : shapes)
@@ -173,8 +173,8 @@ int main() {
   Case x = make_case({Cell::kLstm, 13, 6, 2, 10, 18, 5}, random, true);
   test_segments(x, 2);
   test_limits(random);
-  CHECK(g_near >= 0.5 * static_cast<double>(g_results));
-  std::printf("%d checks passed, %d failed; %.0f %% of the results as near as float32\n", g_passed, g_failed,
+  CHECK(g_near >= 0.98 * static_cast<double>(g_results));
+  std::printf("%d checks passed, %d failed; %.1f %% of the results as near as float32\n", g_passed, g_failed,
               100.0 * static_cast<double>(g_near) / static_cast<double>(g_results));
   return g_failed != 0;
 }

@@ -23,6 +23,9 @@ VARIABLE = "ZO_KERNELS_POPULATION_KERNEL"
 _TABLE_BUDGET = 1 << 30
 """Bytes of the token tables of the probes of one call."""
 
+_MOST_PROBES = 65535
+"""Of one call: what gridDim.z holds."""
+
 _logger = logging.getLogger("zo_kernels")
 
 
@@ -63,7 +66,7 @@ def recurrent_nats(
     batch_size, num_steps = tokens.shape
     tiles = cpu._C.cuda_population_tiles(sizes, batch_size, queue[0])
     per_probe = 2 * vocab_size * num_heads * head_dim * 4
-    chunk = max(1, min(len(seeds), _TABLE_BUDGET // (4 * per_probe)))
+    chunk = max(1, min(len(seeds), _TABLE_BUDGET // (4 * per_probe), _MOST_PROBES))
     table = torch.empty(chunk * per_probe, dtype=torch.float32, device=device)
     all_seeds = torch.from_numpy(seeds).to(device)
     parts = torch.empty(len(seeds), 2, tiles, dtype=torch.float64, device=device)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .base import RecurrentLM
 
 _CALL_WORK = 1e11
-"""Multiply-adds of one call into the kernel, which a Ctrl-C can't interrupt: about a second of one core."""
+"""Multiply-adds of one call into the CPU kernel, which a Ctrl-C can't interrupt: about a second of one core."""
 
 
 class ModelPopulation:
@@ -50,8 +50,10 @@ class ModelPopulation:
 
         Raises as `RecurrentLM.population_loss` does.
         """
-        work = self.model.num_products * sum(tokens.numel() for tokens, _ in self._batches) * 2
-        block = max(int(_CALL_WORK / work), torch.get_num_threads())
+        block = len(seeds) or 1
+        if self._batches[0][0].device.type == "cpu":
+            work = self.model.num_products * sum(tokens.numel() for tokens, _ in self._batches) * 2
+            block = max(int(_CALL_WORK / work), torch.get_num_threads())
         return torch.cat([self._nats(part, eps) for part in seeds.split(block)]) / self.scored
 
     def _nats(self, seeds: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,6 @@
-// As much of CUDA as csrc/cuda uses, for the host compiler: kernels run on the CPU, one thread block after the other, each
-// thread a fiber that runs until it meets a barrier. Under the sanitizers this finds stray accesses; running a block's
-// threads forwards and backwards finds a missing barrier, and a barrier that not all threads reach aborts.
+// As much of CUDA as csrc/cuda uses, for the host compiler: kernels run on the CPU, one thread block after the other,
+// each thread a fiber that runs until it meets a barrier. Under the sanitizers this finds stray accesses; running a
+// block's threads forwards and backwards finds a missing barrier, and a barrier that not all threads reach aborts.
 //
 // It cannot show what only the device does: its compiler's rounding (those files are compiled without contraction), its
 // memory model beyond barriers, speed.
@@ -27,10 +27,11 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 
-struct uint4 {
+// As aligned as on the device: the sanitizer reports an access that is not.
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-struct float4 {
+struct alignas(16) float4 {
   float x, y, z, w;
 };
 struct dim3 {
@@ -233,7 +234,7 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
-inline void __stwb(uint4* to, uint4 value) { std::memcpy(to, &value, sizeof(value)); }
+inline void __stwb(uint4* to, uint4 value) { *to = value; }
 inline uint32_t __shfl_xor_sync(uint32_t, uint32_t value, int mask) {
   const int lane = shim::machine().current % 32;
   return shim::exchange(&value, 1)[lane ^ mask][0];

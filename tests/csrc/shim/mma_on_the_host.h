@@ -1,4 +1,4 @@
-// mma.m16n8k16 for the fibers of shim/cuda_runtime.h: lanes show each other their fragments, each computes its four sums.
+// mma.m16n8k16 for the fibers of shim/cuda_runtime.h: lanes show each other their fragments and compute four sums each.
 #pragma once
 
 #include <cuda_bf16.h>
