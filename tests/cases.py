@@ -34,8 +34,8 @@ class Case(NamedTuple):
 
 
 # Around vectors (2 to 16 lanes), blocks (128) and tiles (512, 1024 or 2048 elements, by instruction set).
-_SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 300, 511, 512, 513, 1023, 1024, 1025)
-_SIZES += (2047, 2048, 2049, 4095, 4097, 6150)
+_SIZES: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 300, 511, 512, 513)
+_SIZES += (1023, 1024, 1025, 2047, 2048, 2049, 4095, 4097, 6150)
 
 # Each with a size that straddles what is special about it.
 _PLACES = (

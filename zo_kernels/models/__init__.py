@@ -3,6 +3,7 @@
 from ..ops.checks import IGNORE_INDEX
 from .base import RecurrentLM, States
 from .cells import GRU, LSTM, MODELS, Elman
+from .flash import FlashLM
 from .population import ModelPopulation
 
-__all__ = ["GRU", "IGNORE_INDEX", "LSTM", "MODELS", "Elman", "ModelPopulation", "RecurrentLM", "States"]
+__all__ = ["GRU", "IGNORE_INDEX", "LSTM", "MODELS", "Elman", "FlashLM", "ModelPopulation", "RecurrentLM", "States"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -141,13 +141,16 @@ def check_precision(backend: Backend, precision: str) -> None:
         raise RuntimeError(f"{precision} products need {backend.bfloat16_needs}: use precision='float32'")
 
 
-def _check_bfloat16(weights: RecurrentWeights, eps: float) -> None:
-    """w + eps and w - eps must be exact in bfloat16, which has eight bits, for weights on its grid."""
+def check_bfloat16(rounded: Mapping[str, Tensor], eps: float) -> None:
+    """w + eps and w - eps must be exact in bfloat16, which has eight bits, for weights on its grid.
+
+    rounded: the weights, by name. Raises ValueError or GridRangeError.
+    """
     if eps == 0.0:
         return
     if math.frexp(abs(eps))[0] != 0.5:
         raise ValueError(f"with bfloat16 eps must be a power of two, not {eps}")
-    for name, x in (("recurrent_weight", weights.recurrent_weight), ("output_weight", weights.output_weight)):
+    for name, x in rounded.items():
         largest = float(x.abs().max())
         if largest + abs(eps) >= 256 * abs(eps):
             raise GridRangeError(
@@ -195,7 +198,7 @@ def _recurrent_nats(
     backend = backend_for(device.type)
     check_precision(backend, precision)
     if precision == "bfloat16":
-        _check_bfloat16(checked, eps)
+        check_bfloat16({name: getattr(checked, name) for name in ("recurrent_weight", "output_weight")}, eps)
     nats = backend.recurrent_nats(
         checked,
         tokens.to(device, torch.int64).contiguous(),

@@ -1,0 +1,46 @@
+"""Imports flashrnn, whose import looks for a CUDA toolkit, prints, and fails on a GPU without one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from types import ModuleType
+
+import torch
+
+from .facts import find_toolkit
+
+_logger = logging.getLogger("zo_kernels")
+
+
+@functools.cache
+def flashrnn() -> ModuleType:
+    """The package flashrnn. Raises RuntimeError if it is not installed.
+
+    On a CUDA machine CUDA_HOME is set to the toolkit's folder, if it is not set: torch, which compiles for flashrnn,
+    would take the folder above nvcc's, wrong where nvcc is a wrapper script.
+    """
+    from torch.utils import cpp_extension
+
+    toolkit = find_toolkit() if torch.cuda.is_available() else None
+    if toolkit is not None and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+        os.environ["CUDA_HOME"] = toolkit.home
+        _logger.info("CUDA_HOME set to %s, for flashrnn", toolkit.home)
+    before, talk = cpp_extension.CUDA_HOME, logging.getLogger(cpp_extension.__name__)
+    level = talk.level
+    if torch.cuda.is_available():
+        # It may have been looked up before CUDA_HOME was set. Without a toolkit any folder lets the import pass.
+        cpp_extension.CUDA_HOME = toolkit.home if toolkit else sys.prefix
+    else:
+        talk.setLevel(logging.ERROR)  # that there is no GPU is no news
+    try:
+        import flashrnn as package
+    except ImportError as error:
+        raise RuntimeError(f"flashrnn can't be imported ({error}): install it with `pip install flashrnn`") from error
+    finally:
+        talk.setLevel(level)
+        if toolkit is None:
+            cpp_extension.CUDA_HOME = before
+    return package

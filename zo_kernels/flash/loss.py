@@ -1,0 +1,56 @@
+"""Output projection and cross-entropy, tile by tile: logits of all positions never exist at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops.checks import IGNORE_INDEX
+
+TILE_BYTES = 64 << 20
+"""Of the float32 logits of a tile; cross-entropy takes as much again."""
+
+_FEW_POSITIONS = 64
+"""Members share a tile as long as each has as many: a product of fewer rows is slow."""
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """left [M, X, H] @ right [M, H, Y], summed and returned in float32 for 16-bit factors, else in their dtype."""
+    if left.dtype.itemsize >= 4:
+        return torch.bmm(left, right)
+    if left.is_cuda and not torch.is_grad_enabled():
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
+
+
+def logits(hidden_MXH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor) -> Tensor:
+    """[M, X, V], float32 (float64 for float64 parameters)."""
+    return products(hidden_MXH, output_weight_MVH.transpose(1, 2)) + output_bias_MV[:, None]
+
+
+def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor, targets_TB: Tensor) -> Tensor:
+    """Sums of the cross-entropy over the scored positions, float64 [M].
+
+    Logits and cross-entropy are float32 (float64 for float64 parameters). targets_TB: int64, IGNORE_INDEX where a
+    position is not scored. The device is not waited for.
+    """
+    hidden_MXH = hidden_TBMH.flatten(0, 1).transpose(0, 1)
+    targets_X = targets_TB.flatten()
+    (members, positions, _), vocab_size = hidden_MXH.shape, output_weight_MVH.shape[1]
+    element_size = 8 if output_bias_MV.dtype == torch.float64 else 4
+    some = max(1, min(members, TILE_BYTES // (element_size * vocab_size * min(positions, _FEW_POSITIONS))))
+    tile = max(1, TILE_BYTES // (element_size * vocab_size * some))
+    sums = []
+    for member in range(0, members, some):
+        part = slice(member, member + some)
+        total = torch.zeros(len(output_bias_MV[part]), dtype=torch.float64, device=hidden_TBMH.device)
+        for start in range(0, positions, tile):
+            scores = logits(hidden_MXH[part, start : start + tile], output_weight_MVH[part], output_bias_MV[part])
+            targets = targets_X[start : start + tile].expand(len(scores), -1)
+            losses = F.cross_entropy(
+                scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+            )
+            total = total + losses.view(targets.shape).sum(1, dtype=torch.float64)
+        sums.append(total)
+    return torch.cat(sums)

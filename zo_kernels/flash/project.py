@@ -1,0 +1,46 @@
+"""The input projections of tokens, in the layout the recurrence reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .members import Members
+
+
+class InputProjection:
+    """Wx of the tokens of a batch, for all members, computed in the members' dtype and rounded to `dtype` once.
+
+    A token's projection depends on the token alone: where the batch has more positions than the vocabulary has tokens,
+    the table of all of them is computed once, and looked up. With `with_bias` the biases of the input rows are added to
+    it, before it is rounded.
+    """
+
+    def __init__(self, members: Members, num_positions: int, dtype: torch.dtype, *, with_bias: bool) -> None:
+        self._members = members
+        self._dtype = dtype
+        self._bias_MK = members.input_bias().flatten(1) if with_bias else None
+        self._table_VMK = self._rows(members.embedding) if num_positions > members.embedding.shape[1] else None
+
+    def __call__(self, tokens_TB: Tensor) -> Tensor:
+        """[T, B, MN, I, D], contiguous."""
+        tokens_X = tokens_TB.flatten()
+        if self._table_VMK is not None:
+            rows_XMK = self._table_VMK.index_select(0, tokens_X)
+        else:
+            rows_XMK = self._rows(self._members.embedding.index_select(1, tokens_X))
+        heads, _, _, head_dim = self._members.recurrent_weight.shape
+        return rows_XMK.view(*tokens_TB.shape, heads, -1, head_dim)
+
+    def _rows(self, embeddings_MYE: Tensor) -> Tensor:
+        """[Y, M, K] with K = N * I * D: members next to each other, as a step of the recurrence reads them."""
+        weight_MEK = self._members.input_weight.flatten(1, -2).transpose(1, 2)
+        members, count, _ = embeddings_MYE.shape
+        if members == 1:  # the way autograd can follow
+            rows_YMK = torch.bmm(embeddings_MYE, weight_MEK).transpose(0, 1)
+        else:
+            rows_YMK = embeddings_MYE.new_empty(count, members, weight_MEK.shape[2])
+            torch.bmm(embeddings_MYE, weight_MEK, out=rows_YMK.transpose(0, 1))
+        if self._bias_MK is not None:
+            rows_YMK = rows_YMK + self._bias_MK
+        return rows_YMK.to(self._dtype)
