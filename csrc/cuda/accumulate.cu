@@ -3,9 +3,9 @@
 // The coefficients arrive as integers q with sum |q| < 2^31, so the sum of an element is an int32 that no order of
 // summation changes. With bits b in {0, 1} it is 2 * sum(b q) - sum(q), modulo 2^32.
 //
-// Plan: a lane owns one Philox block and keeps its 128 sums in registers over all seeds. Per seed it makes the block's
-// four words and, per element, spreads the bit over a mask of 0 or -1 (PRMT copies the top bit of a byte; seven shifts
-// bring every bit of a word to the top of its byte) and multiplies and adds (IMAD): two instructions on two pipes.
+// Plan: a lane owns one Philox block and keeps 128 sums in registers over all seeds. Per seed it makes the block's four
+// words and, per element, shifts the word and multiplies and adds: two instructions on two pipes. The sums are of
+// (word >> k) q, modulo 2^32 too, and that of bit k is the k-th less twice the next: the bits above k fall out.
 // Then the warp turns its sums from one block per lane to element order through shared memory, a word of every block at
 // a time, and walks x with 16-byte accesses.
 #include <cmath>
@@ -52,15 +52,10 @@ __device__ inline double round_even(double v) { return rint(v); }
 __device__ inline void convert(int32_t sum, float& part) { part = __int2float_rn(sum); }
 __device__ inline void convert(int32_t sum, double& part) { part = __int2double_rn(sum); }
 
-// sum[i] -= q where bit i of word is set.
-__device__ inline void subtract_where(int32_t* sum, uint32_t word, int32_t q) {
+// sum[k] += (word >> k) * q.
+__device__ inline void add_shifted(uint32_t* sum, uint32_t word, uint32_t q) {
 #pragma unroll
-  for (int shift = 0; shift < 8; ++shift) {
-    const uint32_t tops = word << (7 - shift);
-#pragma unroll
-    for (int byte = 0; byte < 4; ++byte)
-      sum[8 * byte + shift] += static_cast<int32_t>(__byte_perm(tops, 0, 0x8888u + 0x1111u * byte)) * q;
-  }
+  for (int k = 0; k < 32; ++k) sum[k] += (word >> k) * q;
 }
 
 template <class Compute>
@@ -126,23 +121,25 @@ __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kern
   if (first >= args.numel) return;  // the warp together
   const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * 32 + static_cast<uint64_t>(lane);
 
-  int32_t sum[128] = {};
+  uint32_t sum[128] = {};
   uint32_t total = 0;
 #pragma unroll 1
   for (int64_t i = 0; i < args.num_rows; ++i) {
     const Row row = args.rows[i];
-    const int32_t q = static_cast<int32_t>(row.quantised);
+    const uint32_t q = static_cast<uint32_t>(row.quantised);
     const Philox4 made = philox_block(row.seed, block, kStreamRademacher);
-    total += static_cast<uint32_t>(q);
+    total += q;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) subtract_where(sum + 32 * k, made.word[k], q);
+    for (int k = 0; k < 4; ++k) add_shifted(sum + 32 * k, made.word[k], q);
   }
 
   const Philox4 undo = philox_block(args.undo_seed, block, kStreamRademacher);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    for (int bit = 0; bit < 32; ++bit)
-      turned[warp][lane][bit] = static_cast<int32_t>(0u - 2u * static_cast<uint32_t>(sum[32 * k + bit]) - total);
+    for (int bit = 0; bit < 32; ++bit) {
+      const uint32_t of_bit = sum[32 * k + bit] - (bit == 31 ? 0u : 2u * sum[32 * k + bit + 1]);
+      turned[warp][lane][bit] = static_cast<int32_t>(2u * of_bit - total);
+    }
     turned[warp][lane][32] = static_cast<int32_t>(undo.word[k]);
     __syncwarp();
     update_words<type>(args, turned[warp], first, k, lane);
