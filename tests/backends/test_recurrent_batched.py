@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.recurrent import SMALL, TOLERANCE, Shape, copies, each_cell, make_batch, make_model, make_seeds, make_states
-from zo_kernels.backends import BACKENDS, recurrent_batched, recurrent_reference
+from zo_kernels.backends import BACKENDS, memory, recurrent_batched, recurrent_reference
 
 SHAPES = (
     SMALL,
@@ -51,7 +51,7 @@ def test_chunks_and_blocks_do_not_show(cell, monkeypatch):
     tokens, targets = make_batch()
     seeds, states = make_seeds(5), make_states(model, 5, SMALL.batch)
     (whole, last), _ = both(model, tokens, targets, seeds, 0.1, states)
-    monkeypatch.setattr(recurrent_batched, "CPU_BUDGET", 1)
+    monkeypatch.setattr(memory, "CPU_BYTES", 1)
     monkeypatch.setattr(recurrent_batched, "_LOGITS_BUDGET", 1)
     assert recurrent_batched.probes_at_once(model._weights(), 3, SMALL.batch) == 1
     (nats, last_of_parts), _ = both(model, tokens, targets, seeds, 0.1, states)
@@ -63,7 +63,7 @@ def test_chunks_and_blocks_do_not_show(cell, monkeypatch):
 def test_chunks_fit_the_budget(monkeypatch):
     weights = make_model("lstm")._weights()
     few = recurrent_batched.probes_at_once(weights, 11, 3)
-    monkeypatch.setattr(recurrent_batched, "CPU_BUDGET", 4 * recurrent_batched.CPU_BUDGET)
+    monkeypatch.setattr(memory, "CPU_BYTES", 4 * memory.CPU_BYTES)
     assert recurrent_batched.probes_at_once(weights, 11, 3) in range(4 * few, 4 * few + 4)
     assert recurrent_batched.probes_at_once(weights, 1000, 1000) < few
 

@@ -1,17 +1,15 @@
 """Chunks and segments: never beyond memory or flashrnn's offsets, as large as these allow, and few sizes in all."""
 
-from typing import cast
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zo_kernels.backends.base import RecurrentWeights
-from zo_kernels.flash import plan as plan_module
+from zo_kernels.backends.memory import CPU_BYTES
 from zo_kernels.flash.call import MAX_ELEMENTS, MAX_HEADS, elements
 from zo_kernels.flash.choice import CELLS
-from zo_kernels.flash.plan import Plan, Work, budget_of, make_plan, segment_length
+from zo_kernels.flash.plan import Plan, Work, make_plan, segment_length
 
 works = st.builds(
     Work,
@@ -126,33 +124,5 @@ def test_segments_of_the_model_itself() -> None:
     assert segment_length(weights, 1, 1000) == 1000
     length = segment_length(weights, 1000, 10**6)
     work = Work.of(weights, 1000, 10**6, torch.float32)
-    assert work.fits(1, length, plan_module.CPU_BYTES)
-    assert not work.fits(1, length + 1, plan_module.CPU_BYTES)
-
-
-def test_the_budget_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six copies of the parameters, or a little memory; of what is free, and what torch keeps without using it."""
-    megabyte, gigabyte = 1 << 20, 1 << 30
-
-    class OnGpu:
-        def __init__(self, numel: int, dtype: torch.dtype, device: str = "cuda:0") -> None:
-            self.device, self.dtype, self._numel = torch.device(device), dtype, numel
-
-        def numel(self) -> int:
-            return self._numel
-
-    def budget(numel: int, dtype: torch.dtype = torch.float32, device: str = "cuda:0") -> int:
-        x = cast(torch.Tensor, OnGpu(numel, dtype, device))
-        return budget_of(RecurrentWeights("lstm", (x,) * 6, (0,) * 6))
-
-    assert budget(100, device="cpu") == plan_module.CPU_BYTES
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * gigabyte, 80 * gigabyte))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * gigabyte)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * gigabyte)
-    assert budget(1000) == 384 * megabyte
-    assert budget(10 * megabyte) == budget(10 * megabyte, torch.bfloat16) == 6 * 4 * 6 * 10 * megabyte
-    assert budget(10 * megabyte, torch.float64) == 6 * 8 * 6 * 10 * megabyte
-    assert budget(gigabyte) == 6 * gigabyte - (256 << 20)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 80 * gigabyte))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * gigabyte)
-    assert budget(1000) == 0
+    assert work.fits(1, length, CPU_BYTES)
+    assert not work.fits(1, length + 1, CPU_BYTES)

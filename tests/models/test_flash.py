@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tests.flash.models import each_flash_cell, make_flash
 from tests.flash.stand_in import cuda_backend, next_states
 from tests.recurrent import SMALL, TOLERANCE, Shape, each_cell, make_batch, make_model, tokens_for
+from zo_kernels.backends import memory
 from zo_kernels.flash import plan as plan_module
 from zo_kernels.flash.choice import CELLS
 from zo_kernels.models import IGNORE_INDEX, MODELS
@@ -109,7 +110,7 @@ def test_long_contexts_are_walked_in_segments(cell: str, monkeypatch: pytest.Mon
     model, (tokens, targets) = make_flash(cell, LONG), make_batch(LONG)
     whole, last = model(tokens)
     loss, (following, _) = model.loss(tokens, targets), model.next_logits(tokens)
-    monkeypatch.setattr(plan_module, "CPU_BYTES", 0)
+    monkeypatch.setattr(memory, "CPU_BYTES", 0)
     monkeypatch.setattr(plan_module, "_STEPS", 4)
     with cuda_backend(monkeypatch) as kernel:
         model = copy.deepcopy(model)

@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import CELLS, Backend, RecurrentWeights
-
-CPU_BUDGET = 1 << 28
-"""Bytes that the members of a chunk may take on the CPU."""
-
-_GPU_BUDGET, _GPU_COPIES, _GPU_SHARE = 384 << 20, 6, 0.5
-"""On a GPU: so many bytes, or so many copies of the parameters if that is more, up to a share of the free memory.
-
-Enough members to fill the device; more would take memory and no less time.
-"""
+from .memory import population_bytes
 
 _LOGITS_BUDGET = 1 << 26
 """Bytes of logits at once."""
@@ -54,11 +46,7 @@ def probes_at_once(weights: RecurrentWeights, distinct: int, batch_size: int) ->
     numbers = sum(x.numel() for x in weights.tensors) + 2 * weights.recurrent_weight.numel()
     numbers += distinct * shape.input_rows * hidden_size
     numbers += batch_size * hidden_size * (2 * shape.input_rows + 2 * shape.recurrent_rows + 8)
-    budget: float = CPU_BUDGET
-    if weights.bias.is_cuda:
-        wanted = max(_GPU_BUDGET, _GPU_COPIES * size * sum(x.numel() for x in weights.tensors))
-        budget = min(wanted, _GPU_SHARE * torch.cuda.mem_get_info(weights.bias.device)[0])
-    return max(1, int(budget / (2 * size * numbers)))
+    return max(1, int(population_bytes(weights) / (2 * size * numbers)))
 
 
 def _members(

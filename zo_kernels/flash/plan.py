@@ -8,19 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from ..backends.base import RecurrentWeights
+from ..backends.memory import population_bytes
 from .call import MAX_ELEMENTS, MAX_HEADS, check_size, elements
 from .choice import CELLS
-from .loss import TILE_BYTES
 from .members import wide_dtype
-
-CPU_BYTES = 256 << 20
-"""For the members and states of one call on a CPU."""
-
-_GPU_BYTES, _GPU_COPIES, _SHARE = 384 << 20, 6, 0.6
-"""On a GPU: so many bytes, or so many copies of the parameters if that is more, up to a share of the free memory.
-
-Enough to fill the device, more would take memory and no less time; the rest of the share is for what is not counted.
-"""
 
 _UNLIMITED = 1 << 62
 
@@ -104,18 +95,7 @@ def segment_length(weights: RecurrentWeights, batch_size: int, steps: int) -> in
     check_size(work.cell, 1, batch_size, work.heads, work.head_dim)
     if steps <= _STEPS and work.fits(1, steps, _UNLIMITED):
         return steps  # a token at a time, when generating: asking for the free memory would take longer
-    return _most_steps(work, 1, budget_of(weights))
-
-
-def budget_of(weights: RecurrentWeights) -> int:
-    """Bytes that a population may take on the parameters' device, besides the tiles of its logits."""
-    device = weights.bias.device
-    if device.type != "cuda":
-        return CPU_BYTES
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + cached
-    parameters = wide_dtype(weights.bias.dtype).itemsize * sum(x.numel() for x in weights.tensors)
-    return max(min(int(free * _SHARE) - 4 * TILE_BYTES, max(_GPU_BYTES, _GPU_COPIES * parameters)), 0)
+    return _most_steps(work, 1, population_bytes(weights))
 
 
 def _most_steps(work: Work, probes: int, budget: int) -> int:

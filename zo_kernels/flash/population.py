@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..backends.base import RecurrentWeights
+from ..backends.memory import population_bytes
 from . import graph
 from .call import Recurrence
 from .checks import check_population
 from .choice import FlashBackend
 from .loss import nats
 from .members import Members, PerturbedMembers, wide_dtype
-from .plan import Plan, Work, budget_of, make_plan
+from .plan import Plan, Work, make_plan
 from .project import InputProjection
 
 _logger = logging.getLogger("zo_kernels")
@@ -170,7 +171,7 @@ class PopulationForward:
         self._warn_of_tf32(device)
         chosen = self._recurrence.backend(device, dtype)
         work = Work.of(weights, tokens_BT.shape[0], tokens_BT.shape[1], dtype)
-        plan = make_plan(work, probes, budget_of(weights), self._compiled if chosen.compiles else ())
+        plan = make_plan(work, probes, population_bytes(weights), self._compiled if chosen.compiles else ())
         if chosen.compiles:
             self._compiled.add(plan.probes)
         chunk = Chunk(self._recurrence, weights, plan, tokens_BT, dtype)
