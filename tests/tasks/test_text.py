@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from zo_kernels.tasks import Text
-from zo_kernels.tasks import text as text_module
 
 CONTENT = "".join(chr(ord("a") + i % 7) if i % 11 else "é\n"[i % 2] for i in range(1000))
 
@@ -19,8 +18,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def make(file: Path, *, batch_size: int = 4, context_length: int = 6, seed: int = 0) -> Text:
-    return Text(data=file, batch_size=batch_size, context_length=context_length, seed=seed)
+def make(file: Path, **options: int) -> Text:
+    return Text(data=file, **{"batch_size": 4, "context_length": 6, "seed": 0, **options})
 
 
 def windows(task: Text, batch) -> list[str]:
@@ -61,7 +60,7 @@ def test_training_windows_reach_both_ends(tmp_path: Path) -> None:
 
 
 def test_large_held_out_parts_are_sampled_evenly(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "_EVALUATED_CHARACTERS", 18)
+    monkeypatch.setattr(Text, "evaluated_tokens", 18)
     task = make(file)
     rows = [window for batch in task.validation_batches()["validation"] for window in windows(task, batch)]
     assert rows == [CONTENT[900 + start : 907 + start] for start in (0, 18, 42)]
@@ -73,6 +72,16 @@ def test_batches_are_a_function_of_seed_and_step(file: Path) -> None:
     assert all(torch.equal(again.batch(step).tokens, forward[step].tokens) for step in (3, 1, 0, 2))
     different = [*forward, make(file, seed=2).batch(0)]
     assert len({tuple(batch.tokens.flatten().tolist()) for batch in different}) == len(different)
+
+
+def test_a_curriculum_scores_more_and_more_of_the_same_windows(file: Path) -> None:
+    task, full = make(file, curriculum=10), make(file)
+    for step, scored in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (6, 4), (8, 5), (9, 5), (10, 6), (11, 6), (2**40, 6)):
+        batch, whole = task.batch(step), full.batch(step)
+        assert torch.equal(batch.tokens, whole.tokens)
+        assert torch.equal(batch.targets[:, :scored], whole.targets[:, :scored])
+        assert (batch.targets[:, scored:] == -100).all()
+    assert all((batch.targets != -100).all() for batch in task.validation_batches()["validation"])
 
 
 def test_reference_losses(file: Path) -> None:
@@ -105,7 +114,7 @@ def test_unusable_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     assert len(make(short).validation_batches()["validation"]) == 1
 
 
-@pytest.mark.parametrize("option", ["batch_size", "context_length"])
-def test_bad_options_are_refused(file: Path, option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option} must be at least 1, not 0"):
-        make(file, **{option: 0})
+@pytest.mark.parametrize(("option", "least"), [("batch_size", 1), ("context_length", 1), ("curriculum", 0)])
+def test_bad_options_are_refused(file: Path, option: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"^{option} must be at least {least}, not {least - 1}$"):
+        make(file, **{option: least - 1})

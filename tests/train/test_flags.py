@@ -1,5 +1,7 @@
 """The flags of `python -m zo_kernels.train`: the help, and what it says when a value is wrong."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -7,14 +9,22 @@ import torch
 
 from tests.train.runs import SMALL
 from zo_kernels import _C
+from zo_kernels.tasks import TASKS
 from zo_kernels.train.__main__ import main
+from zo_kernels.train.config import DEFAULTS, TrainConfig
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--task", "sort"], "unknown task 'sort': choose one of copy, text"),
+        (
+            ["--task", "chess"],
+            "unknown task 'chess': choose one of copy, reverse, sort, repeat-copy, add, rolling-sum, overfit, text, "
+            "ptb, owt",
+        ),
         (["--task", "text"], "the task text needs --data"),
+        (["--task", "ptb"], "the task ptb needs --data"),
+        (["--task", "owt"], "the task owt needs --data"),
         (["--task", "text", "--data", "{tmp}/nowhere.txt"], "cannot read {tmp}/nowhere.txt: No such file or directory"),
         (["--task", "text", "--data", "{tmp}"], "cannot read {tmp}: Is a directory"),
         (
@@ -22,7 +32,20 @@ from zo_kernels.train.__main__ import main
             "{tmp}/book.txt has 820 characters, but context_length 50 needs at least 1020: "
             "give a longer file or a shorter context",
         ),
+        (["--task", "ptb", "--data", "{tmp}"], "cannot read {tmp}/ptb.train.txt: No such file or directory"),
+        (["--task", "owt", "--data", "{tmp}/book.txt"], "{tmp}/book.txt is not a file of tokens "),
         (["--data", "{tmp}/book.txt"], "--data does not apply to the task copy"),
+        (["--context-length", "7"], "--context-length does not apply to the task copy"),
+        (["--max-repeats", "2"], "--max-repeats does not apply to the task copy"),
+        (["--task", "overfit", "--curriculum", "9"], "--curriculum does not apply to the task overfit"),
+        (
+            ["--task", "ptb", "--data", "{tmp}", "--longer-length", "60"],
+            "--longer-length does not apply to the task ptb",
+        ),
+        (
+            ["--task", "text", "--data", "{tmp}/book.txt", "--tokenizer", "gpt2"],
+            "--tokenizer does not apply to the task text",
+        ),
         (["--hidden-size", "10", "--num-heads", "4"], "hidden_size 10 is not divisible by num_heads 4"),
         (["--embed-dim", "0"], "embed_dim must be a positive integer, not 0"),
         (["--lr", "0"], "lr must be positive and finite, not 0.0"),
@@ -35,6 +58,9 @@ from zo_kernels.train.__main__ import main
         (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
         (["--max-length", "0"], "max_length must be at least 1, not 0"),
         (["--alphabet-size", "1"], "alphabet_size must be at least 2, not 1"),
+        (["--longer-length", "4"], "longer_length must be above max_length 5, not 4"),
+        (["--curriculum", "-1"], "curriculum must be at least 0, not -1"),
+        (["--task", "repeat-copy", "--max-repeats", "10"], "max_repeats must be at most 9, one digit, not 10"),
         (["--steps", "0"], "--steps must be at least 1, not 0"),
         (["--validate-every", "0"], "--validate-every must be at least 1, not 0"),
         (["--threads", "0"], "--threads must be at least 1, not 0"),
@@ -98,18 +124,45 @@ def test_nothing_is_overwritten(existing: str, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.rglob("*")] == (["run", "precious"] if existing == "folder" else ["run"])
 
 
-def test_help_shows_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What --help says of each flag."""
+    monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit) as exit_:
-        main(["--task", "text", "--help"])
+        main(["--task", task, "--help"])
     assert exit_.value.code == 0
-    shown = capsys.readouterr().out
-    flags = (
-        "task data embed-dim hidden-size num-heads batch-size context-length max-length probes lr eps steps seed out"
-    )
-    assert all(
-        f"--{flag} " in shown for flag in [*flags.split(), "device", "backend", "cell", "micro-batch-size", "precision"]
-    )
-    assert shown.count("default: ") >= 20
+    said: dict[str, str] = {}
+    for line in capsys.readouterr().out.splitlines():
+        words = line.strip("│ ").split()
+        if words and re.match("--[a-z]", words[0]):
+            flag, *words = words
+            said[flag] = ""
+        if said:
+            said[flag] += " ".join(words) + " "
+    return said
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_shows_every_flag_and_the_task_s_default(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = help_of(task, monkeypatch, capsys)
+    assert said.keys() == {"--" + field.name.replace("_", "-") for field in fields(TrainConfig)}
+    for field in fields(TrainConfig):
+        default = getattr(DEFAULTS[task], field.name)
+        if default is not None:
+            assert f"default: {default})" in said["--" + field.name.replace("_", "-")]
+    for flag, known_to, unset in (
+        ("--data", "text, ptb, owt only", "; required"),
+        ("--dataset", "owt only", ""),
+        ("--max-repeats", "repeat-copy only", ""),
+        ("--context-length", "overfit, text, ptb, owt only", ""),
+        ("--max-length", "not for overfit, text, ptb, owt", ""),
+        ("--longer-length", "not for overfit, text, ptb, owt", "; default: twice --max-length"),
+        ("--alphabet-size", "not for text, ptb, owt", ""),
+        ("--curriculum", "not for overfit", ""),
+    ):
+        default = getattr(DEFAULTS[task], flag[2:].replace("-", "_"))
+        assert f"({known_to}{unset if default is None else f'; default: {default}'})" in said[flag]
 
 
 def test_bfloat16_products_need_a_processor_that_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

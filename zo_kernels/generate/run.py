@@ -68,7 +68,8 @@ def load_run(path: str | Path) -> LoadedRun:
     config, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
     if not _is_vocabulary(vocabulary):
         raise UsageError(
-            f"{path / 'vocabulary.json'} is not a vocabulary: it must be a JSON list, all different characters"
+            f"{path / 'vocabulary.json'} is not a vocabulary of characters, from which alone text is generated: "
+            "it must be a JSON list, all different characters"
         )
     data = _read(path / "weights.safetensors")
     try:

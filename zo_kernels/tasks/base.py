@@ -16,6 +16,7 @@ from ..ops.checks import IGNORE_INDEX
 
 TRAINING_STREAM = 0
 VALIDATION_STREAM = 1
+REFERENCE_STREAM = 2
 
 
 class Batch(NamedTuple):
@@ -47,7 +48,7 @@ class Task(ABC):
     """V: tokens are 0 .. V-1."""
 
     symbols: Sequence[str]
-    """The character that stands for each token, all different: [V]."""
+    """What stands for each token, all different: [V]. A character each, unless the tokens are a tokenizer's."""
 
     reference_losses: Mapping[str, float]
     """Losses in nats per token that predictors without a memory reach, by their name; the first is blind chance."""
@@ -60,7 +61,8 @@ class Task(ABC):
     def validation_batches(self) -> BatchSets:
         """The validation sets, the same for the same run seed.
 
-        The first is called `validation` and is distributed like the training batches, but held out.
+        The first is called `validation` and is distributed like the training batches (of a curriculum, the last ones),
+        but held out, unless the task is to learn one batch by heart.
         """
 
     def test_batches(self) -> BatchSets:
@@ -113,6 +115,11 @@ def random_generator(seed: int, stream: int, step: int) -> np.random.Generator:
     # Arrays, because NumPy turns a list with an integer of 2^63 or more into floats.
     key, counter = np.array([seed, stream], dtype=np.uint64), np.array([0, 0, step, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def grown_length(full: int, step: int, curriculum: int) -> int:
+    """The longest length at a step: grows in a straight line from 1 at step 0 to `full` at step `curriculum`."""
+    return full if step >= curriculum else 1 + (full - 1) * step // curriculum
 
 
 def require_at_least(least: int, **options: int) -> None:

@@ -1,0 +1,62 @@
+"""The OpenWebText task: predict the next token of a Hugging Face dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from .base import require_at_least
+from .token_file import Source, make_tokens, read_tokens
+from .windows import PARTS, Windows
+
+
+class OpenWebText(Windows):
+    """Language modelling of OpenWebText, or of any dataset with a column `text`, in a tokenizer's tokens.
+
+    Losses are nats per token. The tokens are taken once and kept in a file, which later runs map into memory: they need
+    neither a network nor the packages of the extra `data`. The first 90 % are for training, the next 5 % for
+    validation, the last 5 % for the test. A token's symbol is the tokenizer's string for it, of several characters.
+
+    data: the file of tokens; it is made if there is none.
+    dataset, tokenizer, max_tokens: where its tokens come from, as `Source` says.
+    The other options are those of `Windows`.
+
+    Raises ValueError if the file can't be read or made, has the tokens of another source or too few for the context
+    length, or max_tokens is below 1, and as `Windows` does.
+
+    Source: Gokaslan and Cohen, OpenWebText corpus, 2019.
+    """
+
+    evaluated_tokens: ClassVar[int] = 1 << 12
+    """Few, for a large vocabulary makes evaluation dear."""
+
+    def __init__(
+        self,
+        *,
+        data: str | Path,
+        dataset: str,
+        tokenizer: str,
+        max_tokens: int,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        curriculum: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, context_length=context_length, seed=seed, curriculum=curriculum)
+        require_at_least(1, max_tokens=max_tokens)
+        least = PARTS * (context_length + 1)
+        if max_tokens < least:
+            raise ValueError(
+                f"max_tokens must be at least {least} for context_length {context_length}, not {max_tokens}"
+            )
+        path, source = Path(data), Source(dataset, tokenizer, max_tokens)
+        if not path.exists():
+            make_tokens(path, source)
+        tokens, self.symbols = read_tokens(path, source)
+        if len(tokens) < least:
+            raise ValueError(
+                f"{path} has {len(tokens)} tokens, but context_length {context_length} needs at least {least}: "
+                "give a larger dataset or a shorter context"
+            )
+        self.vocab_size = len(self.symbols)
+        self.set_one_sequence(tokens)

@@ -1,0 +1,36 @@
+"""The Penn Treebank, character by character."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .characters import CharacterWindows, read_text, require_characters
+
+
+class PennTreebank(CharacterWindows):
+    """Character-level language modelling of the Penn Treebank's usual split; losses are nats per character.
+
+    The vocabulary is the characters of the training file, in code point order. The files are read as they are: a line's
+    end is a character, and `<unk>` is five.
+
+    data: folder of the UTF-8 files ptb.train.txt, ptb.valid.txt and ptb.test.txt. The other options are those of
+    `Windows`.
+
+    Raises ValueError if a file cannot be read, is empty, is not UTF-8, is too short for the context length or has a
+    character that the training file lacks, and as `Windows` does.
+
+    Source: Mikolov et al., Recurrent neural network based language model, Interspeech 2010, who made the three files.
+    """
+
+    def __init__(
+        self, *, data: str | Path, batch_size: int, context_length: int, seed: int, curriculum: int = 0
+    ) -> None:
+        super().__init__(batch_size=batch_size, context_length=context_length, seed=seed, curriculum=curriculum)
+        paths = [Path(data) / f"ptb.{part}.txt" for part in ("train", "valid", "test")]
+        texts = [read_text(path) for path in paths]
+        self.set_alphabet(texts[0])
+        for path, text in zip(paths, texts, strict=True):
+            require_characters(path, text, context_length + 1, context_length)
+            if unknown := sorted(set(text) - set(texts[0])):
+                raise ValueError(f"{path} has the character {unknown[0]!r}, which {paths[0].name} lacks: clean it up")
+        self.set_tokens(*(self.encode(text).numpy() for text in texts))

@@ -1,0 +1,23 @@
+"""The reverse task: read random letters, then write them from the last to the first."""
+
+from __future__ import annotations
+
+from string import ascii_letters
+
+import numpy as np
+
+from .algorithmic import Exercise, QuestionAnswer, Tokens, take
+
+
+class Reverse(QuestionAnswer):
+    """`x_1 .. x_L | x_L .. x_1`; options, lengths and errors are those of `Algorithmic`. Batches are [B, 2 L].
+
+    Source: Chaubard and Kochenderfer, arXiv 2505.17852.
+    """
+
+    alphabet = ascii_letters
+    predictable = False
+
+    def exercise(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Exercise:
+        backwards_BL = take(letters_BL, length_B1 - 1 - np.arange(letters_BL.shape[1]))
+        return Exercise(letters_BL, length_B1, backwards_BL, length_B1)

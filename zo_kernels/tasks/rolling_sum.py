@@ -1,0 +1,31 @@
+"""The rolling sum task: after each digit, say the sum of all so far."""
+
+from __future__ import annotations
+
+from string import ascii_letters, digits
+
+import numpy as np
+import torch
+
+from ..ops.checks import IGNORE_INDEX
+from .algorithmic import Algorithmic, Tokens
+from .base import Batch
+
+
+class RollingSum(Algorithmic):
+    """Digits x_1 .. x_L with the targets (x_1 + .. + x_t) mod alphabet_size, one at each of the L places.
+
+    There is no separator: the answer to a digit is due as soon as it is read. Batches are [B, L], filled up with zeros.
+    Options, lengths and errors are those of `Algorithmic`.
+
+    Source: Chaubard and Kochenderfer, arXiv 2505.17852.
+    """
+
+    alphabet = digits + ascii_letters
+    predictable = True
+
+    def examples(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Batch:
+        is_read = np.arange(letters_BL.shape[1]) < length_B1
+        sum_BL = letters_BL.cumsum(axis=1) % self.alphabet_size
+        tokens_BL, targets_BL = np.where(is_read, letters_BL, 0), np.where(is_read, sum_BL, IGNORE_INDEX)
+        return Batch(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))

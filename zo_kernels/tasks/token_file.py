@@ -1,0 +1,138 @@
+"""The tokens of a Hugging Face dataset, in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+_FORMAT = "zo_kernels tokens"
+_ERRORS = (OSError, ValueError, RuntimeError, ImportError)
+"""What datasets and transformers raise for a name that they don't find or can't use, and without a network."""
+
+
+class Source(NamedTuple):
+    """Where tokens come from: with the same source and the same data they are the same.
+
+    dataset: on the Hugging Face Hub, or a folder that `datasets` has saved or can load; its split `train` is read, from
+        the first row on, and of each row the column `text`.
+    tokenizer: on the Hub, or a folder.
+    max_tokens: most tokens to take.
+    """
+
+    dataset: str
+    tokenizer: str
+    max_tokens: int
+
+
+class TokenFile(NamedTuple):
+    """What a token file holds.
+
+    tokens: uint16, or uint32 for a vocabulary of more than 65536, [N], mapped from the file.
+    symbols: the tokenizer's string for each token, [V].
+    """
+
+    tokens: npt.NDArray[np.integer]
+    symbols: tuple[str, ...]
+
+
+def read_tokens(path: Path, source: Source) -> TokenFile:
+    """The tokens of a file. Raises ValueError if it can't be read or is not a token file of the source."""
+    try:
+        with path.open("rb"):
+            pass  # safetensors' own errors don't say why
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"{path} is not a file of tokens: give the name of one, or of a new file")
+            tokens = file.get_tensor("tokens").numpy()  # through torch, for NumPy's would copy the file to memory
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of tokens ({error}): give the name of one, or of a new file") from error
+    for name, asked in source._asdict().items():
+        if metadata[name] != str(asked):
+            raise ValueError(f"{path} has the tokens of {name} {metadata[name]}, not {asked}: give another file")
+    return TokenFile(tokens, tuple(json.loads(metadata["symbols"])))
+
+
+def make_tokens(path: Path, source: Source) -> None:
+    """Writes a source's tokens to a file, which appears whole or not at all.
+
+    Rows are streamed and their tokens kept in memory; after each row comes the tokenizer's end-of-sequence token, if it
+    has one.
+
+    Raises ValueError if `datasets` or `transformers` is not installed, the dataset or the tokenizer can't be loaded,
+    the dataset has no column `text`, or the file can't be written.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    datasets, transformers = _require("datasets", path), _require("transformers", path)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.tokenizer)
+    except _ERRORS as error:
+        raise ValueError(f"cannot load the tokenizer {source.tokenizer}: {_first_line(error)}") from error
+    vocabulary = tokenizer.get_vocab()
+    symbols = [""] * (max(vocabulary.values()) + 1)
+    for symbol, token in vocabulary.items():
+        symbols[token] = symbol
+    tokens = array("H" if len(symbols) <= 1 << 16 else "I")
+    for text in _texts(datasets, source.dataset):
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        tokens.extend(ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id])
+        if len(tokens) >= source.max_tokens:
+            break
+    metadata = {name: str(value) for name, value in source._asdict().items()}
+    metadata |= {"format": _FORMAT, "symbols": json.dumps(symbols)}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        taken = np.asarray(tokens)[: source.max_tokens]
+        unfinished.write_bytes(safetensors.numpy.save({"tokens": taken}, metadata))
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _require(module: str, path: Path) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"there is no file {path}, and to make it the package {error.name} is missing: "
+            "pip install 'zo_kernels[data]'"
+        ) from error
+
+
+def _texts(datasets: Any, name: str) -> Iterator[str]:
+    """The column `text` of a dataset's rows, in their order."""
+    try:
+        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            rows = datasets.load_from_disk(name)
+            if isinstance(rows, dict):
+                if "train" not in rows:
+                    raise ValueError(f"it has no split train, only {', '.join(rows)}")
+                rows = rows["train"]
+        else:
+            rows = datasets.load_dataset(name, split="train", streaming=True)
+        for row in rows:
+            if "text" not in row:
+                raise ValueError(f"it has no column text, only {', '.join(row)}")
+            yield row["text"]
+    except _ERRORS as error:
+        raise ValueError(f"cannot load the dataset {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

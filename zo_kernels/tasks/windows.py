@@ -1,0 +1,86 @@
+"""What the tasks of language modelling have in common: windows of long token sequences."""
+
+from __future__ import annotations
+
+from math import log
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..ops.checks import IGNORE_INDEX
+from .base import TRAINING_STREAM, Batch, BatchSets, Task, grown_length, random_generator, require_at_least
+
+Tokens = npt.NDArray[np.integer]
+
+_COUNTED_AT_ONCE = 1 << 20
+PARTS = 20
+"""Where one sequence is to serve for all, one part in 20, 5 %, is for validation, and one for the test."""
+
+
+class Windows(Task):
+    """Next-token prediction on windows of three token sequences: for training, for validation and for the test.
+
+    A training batch is windows at random places; all their tokens are scored. The held-out sets are windows side by
+    side, spread evenly over their sequence if it has more than `evaluated_tokens` tokens. All batches are [B, T].
+
+    batch_size: B, windows of a batch.
+    context_length: T, tokens of a window.
+    seed: of the run, in [0, 2^64).
+    curriculum: steps over which the scored part of a training window grows from its first token to all; 0: none.
+
+    Raises ValueError if batch_size or context_length is below 1 or curriculum below 0.
+    """
+
+    evaluated_tokens: ClassVar[int] = 1 << 16
+
+    def __init__(self, *, batch_size: int, context_length: int, seed: int, curriculum: int) -> None:
+        require_at_least(1, batch_size=batch_size, context_length=context_length)
+        require_at_least(0, curriculum=curriculum)
+        self.batch_size = batch_size
+        self.context_length = context_length
+        self.seed = seed
+        self.curriculum = curriculum
+
+    def set_tokens(self, training: Tokens, validation: Tokens, test: Tokens) -> None:
+        """Takes the sequences, each of T + 1 tokens or more, of any integer dtype; vocab_size has to be set before."""
+        self._training, self._validation, self._test = training, validation, test
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for start in range(0, len(training), _COUNTED_AT_ONCE):  # for bincount makes int64 of all that it counts
+            counts += np.bincount(training[start : start + _COUNTED_AT_ONCE], minlength=self.vocab_size)
+        share = counts / len(training)
+        entropy = -float(np.sum(share[share > 0] * np.log(share[share > 0])))
+        self.reference_losses = {"chance": log(self.vocab_size), "unigram entropy": entropy}
+
+    def set_one_sequence(self, tokens: Tokens) -> None:
+        """Takes one sequence: the first 90 % for training, the next 5 % for validation, the last 5 % for the test."""
+        part = len(tokens) // PARTS
+        self.set_tokens(*np.split(tokens, [-2 * part, -part]))
+
+    def batch(self, step: int) -> Batch:
+        random = random_generator(self.seed, TRAINING_STREAM, step)
+        starts_B = random.integers(len(self._training) - self.context_length, size=self.batch_size)
+        tokens_BT, targets_BT = self._windows(self._training, starts_B)
+        context = grown_length(self.context_length, step, self.curriculum)
+        if context < self.context_length:
+            targets_BT = targets_BT.clone()  # it shares its memory with the tokens
+            targets_BT[:, context:] = IGNORE_INDEX
+        return Batch(tokens_BT, targets_BT)
+
+    def validation_batches(self) -> BatchSets:
+        return {"validation": self._spread(self._validation)}
+
+    def test_batches(self) -> BatchSets:
+        return {"test": self._spread(self._test)}
+
+    def _spread(self, part: Tokens) -> list[Batch]:
+        """Batches of windows side by side or, where they would be too many, evenly spread over the part."""
+        windows = (len(part) - 1) // self.context_length
+        kept = min(windows, max(1, self.evaluated_tokens // self.context_length))
+        starts = np.linspace(0, windows - 1, kept).astype(np.int64) * self.context_length
+        return [self._windows(part, starts[i : i + self.batch_size]) for i in range(0, kept, self.batch_size)]
+
+    def _windows(self, part: Tokens, starts_B: npt.NDArray[np.int64]) -> Batch:
+        window = torch.from_numpy(part[starts_B[:, None] + np.arange(self.context_length + 1)].astype(np.int64))
+        return Batch(window[:, :-1], window[:, 1:])
