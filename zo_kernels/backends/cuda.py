@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import cpu, cuda_population, recurrent_batched, recurrent_reference
-from .base import DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
+from . import cpu, cuda_population
+from .base import DTYPES, PRECISIONS, RecurrentWeights, Update
+from .gpu import GpuBackend
 
 _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MASK = 2**64 - 1
@@ -24,10 +25,9 @@ def _queue(x: Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
-class CudaBackend(Backend):
+class CudaBackend(GpuBackend):
     name = "cuda"
     device_types = ("cuda",)
-    fused_forward = True
     bfloat16_needs = (
         f"the GPU's population kernel, not yet verified on a GPU ({cuda_population.VARIABLE}=1 turns it on)"
     )
@@ -127,7 +127,4 @@ class CudaBackend(Backend):
     ) -> Tensor:
         if precision == "bfloat16":
             return cuda_population.recurrent_nats(weights, tokens, targets, seeds, eps, states, _queue(tokens))
-        return recurrent_batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
-
-    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-        return recurrent_reference.recurrent_logits(weights, tokens, states)
+        return super().recurrent_nats(weights, tokens, targets, seeds, eps, states, precision)
