@@ -95,7 +95,7 @@ MISFIT = "{run}/weights.safetensors does not fit config.json and vocabulary.json
         (with_config(num_heads=3), "{run}/config.json is not the config of a run: hidden_size 8 is not divisible"),
         (with_config(hidden_size="8"), "{run}/config.json is not the config of a run: hidden_size must be"),
         (with_text("vocabulary.json", "abcd|"), "{run}/vocabulary.json is not JSON ("),
-        (with_text("vocabulary.json", '"abcd|"'), "{run}/vocabulary.json is not a vocabulary of characters, from which"),
+        (with_text("vocabulary.json", '"abcd|"'), "{run}/vocabulary.json is not a vocabulary of characters, "),
         (with_text("vocabulary.json", '["a", "a"]'), "{run}/vocabulary.json is not a vocabulary of characters, "),
         (with_text("vocabulary.json", '["a", "bc"]'), "{run}/vocabulary.json is not a vocabulary of characters, "),
         (with_text("vocabulary.json", "[]"), "{run}/vocabulary.json is not a vocabulary of characters, "),

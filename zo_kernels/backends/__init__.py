@@ -11,11 +11,12 @@ from .base import Backend
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 _logger = logging.getLogger("zo_kernels")
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CpuBackend(), CudaBackend(), ReferenceBackend())
+    backend.name: backend for backend in (CpuBackend(), CudaBackend(), TritonBackend(), ReferenceBackend())
 }
 """Every backend by name, in order of preference: the first available one that knows a tensor's device computes."""
 

@@ -1,0 +1,197 @@
+"""The machine code of every kernel the triton backend launches, compiled as a launch would, but for a GPU that need not
+be there: no spills, registers, 16-byte accesses, no contraction. And that scalars do not make it compile again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cases import DTYPES
+from tests.device_code import Demands, Kernel, complaints, cuobjdump, read
+from zo_kernels.backends import triton
+from zo_kernels.backends.base import Update
+
+pytestmark = [
+    pytest.mark.skipif(cuobjdump() is None, reason="no Triton, or one without cuobjdump"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled for the interpreter"),
+]
+
+BACKEND = triton.TritonBackend()
+TILE = 4096
+APPLY_THREADS, ACCUMULATE_THREADS = 128, 32
+
+
+class Driver:
+    """What Triton asks of a driver before it launches, answered for a device that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return -self.capability  # not a device whose kernels another test would launch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+class Compiler:
+    """Compiles what a call of the backend would launch, and does not launch it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from triton.runtime import driver
+        from triton.runtime.jit import JITFunction
+
+        self._folder, self._driver, self._launched, run = folder, driver, [], JITFunction.run
+
+        def compile_only(kernel, *args, grid, warmup, **kwargs):
+            assert all(size > 0 for size in grid)
+            self._launched.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
+
+        monkeypatch.setattr(JITFunction, "run", compile_only)
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+
+    def compiled(self, capability: int, method: str, *args: object):
+        """Triton's compiled kernel."""
+        before = dict(vars(self._driver))
+        self._driver.set_active(Driver(capability))
+        try:
+            getattr(BACKEND, method)(*args)
+        finally:
+            vars(self._driver).clear()
+            vars(self._driver).update(before)
+        return self._launched.pop()
+
+    def __call__(self, capability: int, method: str, *args: object) -> Kernel:
+        path = self._folder / "kernel.cubin"
+        path.write_bytes(self.compiled(capability, method, *args).asm["cubin"])
+        (kernel,) = read(path)
+        return kernel
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Compiler(tmp_path_factory.mktemp("triton"), monkeypatch)
+
+
+def accesses(dtype: torch.dtype, threads: int) -> int:
+    """16-byte accesses with which a thread reads or writes its part of a tile."""
+    return TILE // threads * dtype.itemsize // 16
+
+
+def assert_fit(kernel: Kernel, demands: Demands) -> None:
+    print(f"{kernel.registers} registers, {len(kernel.instructions)} instructions: {kernel}")
+    assert not complaints(kernel, demands)
+
+
+def rows(num_rows: int) -> tuple[np.ndarray, int, np.ndarray]:
+    return np.ones(num_rows, np.int32), 3, np.arange(num_rows, dtype=np.int64)
+
+
+# For the compute capability 9.0 all that is launched; for 8.0, whose code differs little, one of each kind.
+PAIRS = [(90, pair) for pair in itertools.product(DTYPES, DTYPES)] + [(80, (torch.float32, torch.bfloat16))]
+each_pair = pytest.mark.parametrize(("capability", "pair"), PAIRS, ids=str)
+each_dtype = pytest.mark.parametrize(
+    ("capability", "dtype"), [*((90, d) for d in DTYPES), (80, torch.float32)], ids=str
+)
+
+
+@each_pair
+def test_apply_probe(compiler, capability, pair):
+    x, out = (torch.zeros(10, dtype=dtype) for dtype in pair)
+    kernel = compiler(capability, "apply_probe", x, out, 0.5, 3, 0)
+    assert_fit(kernel, Demands(128, *(accesses(dtype, APPLY_THREADS) for dtype in pair)))
+    assert kernel.arch.startswith(f"sm_{capability}")
+
+
+@each_pair
+def test_apply_probes(compiler, capability, pair):
+    """Each member is as aligned as out where a member is a multiple of 16 elements."""
+    x, out = torch.zeros(32, dtype=pair[0]), torch.zeros(2, 2, 32, dtype=pair[1])
+    alpha, seeds = torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    kernel = compiler(capability, "apply_probes", x, out, alpha, seeds, 0)
+    loads, stores = (accesses(dtype, APPLY_THREADS) for dtype in pair)
+    assert_fit(kernel, Demands(208 if torch.float64 in pair else 168, loads, 2 * stores))
+
+
+@each_dtype
+def test_probe_and_swap_probe(compiler, capability, dtype):
+    x = torch.zeros(10, dtype=dtype)
+    width = accesses(dtype, APPLY_THREADS)
+    probe = compiler(capability, "probe", x, 3, 0)
+    assert_fit(probe, Demands(80, 0, width))
+    assert not probe.count("LDG.*")
+    swap = compiler(capability, "swap_probe", x, 0.5, 3, 0.5, 4, 0)  # with twice the threads
+    assert_fit(swap, Demands(80, width // 2, width // 2))
+
+
+@each_dtype
+def test_accumulate_probes(compiler, capability, dtype):
+    """168 registers leave 12 warps on a multiprocessor, 208 leave 9, 255 leave 8."""
+    x = torch.zeros(10, dtype=dtype)
+    kernel = compiler(capability, "accumulate_probes", x, *rows(3), 0, Update())
+    width = accesses(dtype, ACCUMULATE_THREADS)
+    assert_fit(kernel, Demands(255 if dtype == torch.float64 else 208, width, width))
+    # A thread has a block of 128 elements. Per seed and element a shift and a multiply-add, and the share of Philox.
+    assert len(kernel.longest_loop()) < 3 * 128
+    assert sum("IMAD" in text for text in kernel.longest_loop()) >= 128
+
+
+def test_addresses_that_are_not_aligned(compiler):
+    """Views may start anywhere, and members of apply_probes do: an element at a time, the rest as before."""
+    x, members = torch.zeros(50)[3:], torch.zeros(2, 2, 47)
+    for kernel in (
+        compiler(90, "apply_probe", x, x, 0.5, 3, 0),
+        compiler(90, "apply_probes", x, members, torch.zeros(1).double(), torch.arange(2), 0),
+        compiler(90, "accumulate_probes", x, *rows(3), 0, Update()),
+    ):
+        assert not kernel.count(r"LDG\.E\b.*\.128\b.*|STG\.E\b.*\.(64|128)\b.*")
+        assert_fit(kernel, Demands(208))
+
+
+SCALARS = (0.5, 1.0, 0.0, -0.0, 1e-50, -3e38)
+INTEGERS = (0, 1, 16, -1, 2**31, 2**62, -(2**63))
+
+
+def test_scalars_sizes_and_offsets_share_a_kernel(compiler):
+    """Triton makes a variant for integers of 1, multiples of 16, 32 and 64 bits unless it is told not to."""
+    kernels: dict[str, set[int]] = {"apply": set(), "accumulate": set(), "both": set()}
+    for i in range(len(INTEGERS)):
+        alpha, seed = SCALARS[i % len(SCALARS)], INTEGERS[i]
+        offset = 128 * (0, 1, 16, 2**31, 2**40, 2**55, 3)[i]
+        x = torch.zeros((1, 16, 17, 4096, 5000, 64, 3)[i])
+        update = Update(alpha, seed, alpha + 1, (0.0, 1.0, 2.0**-20)[i % 3])
+        apply = compiler.compiled(90, "apply_probe", x, x, alpha, seed, offset)
+        accumulate = compiler.compiled(90, "accumulate_probes", x, *rows((1, 0, 16, 5)[i % 4]), offset, update)
+        n = (1, 16, 3)[i % 3]
+        x = torch.zeros(16 * (i + 1))
+        arguments = torch.zeros(n, 2, len(x)), torch.zeros(()).double(), torch.arange(n + i)[i:], offset
+        both = compiler.compiled(90, "apply_probes", x, *arguments)
+        for name, kernel in (("apply", apply), ("accumulate", accumulate), ("both", both)):
+            kernels[name].add(id(kernel))
+    assert {name: len(found) for name, found in kernels.items()} == {"apply": 1, "accumulate": 1, "both": 1}
+
+
+def test_a_spill_would_be_seen(compiler, monkeypatch):
+    """The same kernel with fewer registers than it needs."""
+    monkeypatch.setitem(triton._OPTIONS, "maxnreg", 32)
+    x = torch.zeros(10)
+    kernel = compiler(90, "apply_probe", x, x, 0.5, 3, 0)
+    assert f"{kernel} spills registers" in complaints(kernel, Demands(255))
+
+
+def test_a_contraction_would_be_seen(compiler, monkeypatch):
+    """The same kernel without the option that forbids it."""
+    monkeypatch.setitem(triton._OPTIONS, "enable_fp_fusion", True)
+    kernel = compiler(90, "accumulate_probes", torch.zeros(10), *rows(3), 0, Update())
+    assert complaints(kernel, Demands(255)) == [f"{kernel} fuses multiplications with additions"]

@@ -1,0 +1,168 @@
+"""Triton kernels (triton_kernels.py), on the tensor's device and torch's current stream.
+
+They compute on CUDA tensors, and on CPU tensors by Triton's interpreter where TRITON_INTERPRET=1 was set before Python
+started. Not yet verified on a GPU: results were compared in the interpreter, the machine code for sm_80 and sm_90 read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..philox import BLOCK_SIGNS
+from . import cpu
+from .base import Update
+from .gpu import GpuBackend
+
+# No fused multiply-adds: each operation is rounded. Overflowing integers are meant; TRITON_DEBUG=1 would trap them.
+_OPTIONS = {"enable_fp_fusion": False, "sanitize_overflow": False}
+
+# Four warps on a tile for each probe applied: with one, a thread has 32 elements, enough loads in flight, and 80
+# registers for float32. It makes the words of a whole block, of which its warp uses a quarter. One warp in accumulate,
+# where every thread keeps the sums of its block.
+_WARPS_PER_TERM, _ACCUMULATE_WARPS = 4, 1
+
+# apply_probes shares the seeds of a tile out among programs until there are this many, some for each multiprocessor.
+_ENOUGH_PROGRAMS = 1024
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+_INTERPRETED = _interpreted()
+
+
+def _kernels() -> ModuleType:
+    """Imported at the first launch: it takes a moment, and Triton may be missing."""
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+def _interpreter_changed() -> bool:
+    """Whether it was another when this module, or Triton, was imported: functions of two kinds would meet."""
+    if "triton.language" in sys.modules:
+        compiled = isinstance(sys.modules["triton.language"].cdiv, sys.modules["triton.runtime.jit"].JITFunction)
+        if compiled == _INTERPRETED:
+            return True
+    return _interpreted() != _INTERPRETED
+
+
+def _bits(value: float) -> int:
+    """Of a float64, as an int64."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]
+
+
+def _beside(x: Tensor, values: Tensor) -> Tensor:
+    """`values` on the device of x; copied from pinned memory, for which the host need not wait."""
+    if values.device == x.device:
+        return values
+    return values.pin_memory().to(x.device, non_blocking=True)
+
+
+def _num_tiles(x: Tensor) -> int:
+    return -(-x.numel() // _kernels().TILE.value)
+
+
+def _apply(x: Tensor, out: Tensor, terms: Sequence[tuple[float, int]], offset: int, reads: bool = True) -> None:
+    """out = cast(x + alpha * p(seed)), for one or two terms (alpha, seed); without x unless it `reads`."""
+    if x.numel() == 0:
+        return
+    (alpha, seed), (next_alpha, next_seed) = terms[0], terms[-1]
+    with torch.cuda.device_of(x):
+        _kernels().apply[(_num_tiles(x),)](
+            x,
+            out,
+            x.numel(),
+            _bits(alpha),
+            seed,
+            _bits(next_alpha),
+            next_seed,
+            offset // BLOCK_SIGNS,
+            READS=reads,
+            NUM_TERMS=len(terms),
+            num_warps=_WARPS_PER_TERM * len(terms),
+            **_OPTIONS,
+        )
+
+
+class TritonBackend(GpuBackend):
+    name = "triton"
+    # The interpreter is slow: on request by name only. Ahead of it on CPU tensors comes `cpu`, or it is not offered.
+    device_types = ("cuda", "cpu") if _INTERPRETED and cpu._C is not None else ("cuda",)
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; run `pip install triton`"
+        if _interpreter_changed():
+            return "TRITON_INTERPRET was changed after zo_kernels or Triton was imported; set it before Python starts"
+        if not _INTERPRETED and not torch.cuda.is_available():
+            return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return None
+
+    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+        _apply(out, out, [(1.0, seed)], offset, reads=False)
+
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+        _apply(x, out, [(alpha, seed)], offset)
+
+    def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
+        _apply(x, x, [(alpha, seed), (next_alpha, next_seed)], offset)
+
+    def apply_probes(self, x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, offset: int) -> None:
+        if out.numel() == 0:
+            return
+        tiles = _num_tiles(x)
+        shares = min(len(seeds), -(-_ENOUGH_PROGRAMS // tiles))
+        with torch.cuda.device_of(x):
+            _kernels().apply_both[(tiles, shares)](
+                x,
+                out,
+                x.numel(),
+                _beside(x, alpha.view(torch.int64)),
+                _beside(x, seeds),
+                len(seeds),
+                offset // BLOCK_SIGNS,
+                ALIGNED=x.numel() % 16 == 0,
+                num_warps=_WARPS_PER_TERM,
+                **_OPTIONS,
+            )
+
+    def accumulate_probes(
+        self,
+        x: Tensor,
+        quantised: npt.NDArray[np.int32],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        offset: int,
+        update: Update,
+    ) -> None:
+        if x.numel() == 0:
+            return
+        rows = torch.from_numpy(np.stack((seeds, quantised.astype(np.int64)), axis=1))
+        with torch.cuda.device_of(x):
+            _kernels().accumulate[(_num_tiles(x),)](
+                x,
+                x.numel(),
+                _beside(x, rows),
+                len(rows),
+                _bits(2.0**-shift),
+                offset // BLOCK_SIGNS,
+                _bits(update.undo_alpha),
+                update.undo_seed,
+                _bits(update.decay),
+                _bits(update.grid),
+                _bits(1.0 / update.grid if update.grid else 0.0),
+                num_warps=_ACCUMULATE_WARPS,
+                **_OPTIONS,
+            )
