@@ -165,7 +165,8 @@ class RecurrentLM(nn.Module):
         """Losses [n, 2] (float64) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]), without writing theta.
 
         On the CPU a kernel evaluates all of them in one call, without a perturbed copy of the model, in memory that
-        does not grow with T; float64 parameters, and other devices, take the slow reference.
+        does not grow with T; float64 parameters take the slow reference. On a GPU torch evaluates a chunk of probes at
+        a time, from perturbed copies in reused memory.
 
         tokens_BT, targets_BT: as for `loss`.
         seeds: int64 [n]. If the parameters live in a `ParameterArena` (that of the optimizer), their elements are
