@@ -52,7 +52,7 @@ def test_chunks_and_blocks_do_not_show(cell, monkeypatch):
     seeds, states = make_seeds(5), make_states(model, 5, SMALL.batch)
     (whole, last), _ = both(model, tokens, targets, seeds, 0.1, states)
     monkeypatch.setattr(memory, "CPU_BYTES", 1)
-    monkeypatch.setattr(recurrent_batched, "_LOGITS_BUDGET", 1)
+    monkeypatch.setattr(recurrent_batched, "_HIDDEN_BYTES", 1)
     assert recurrent_batched.probes_at_once(model._weights(), 3, SMALL.batch) == 1
     (nats, last_of_parts), _ = both(model, tokens, targets, seeds, 0.1, states)
     assert (nats - whole).abs().max() <= TOLERANCE

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .base import CELLS, Backend, RecurrentWeights
+from .loss import nats
 from .memory import population_bytes
 
-_LOGITS_BUDGET = 1 << 26
-"""Bytes of logits at once."""
+_HIDDEN_BYTES = 1 << 26
+"""Of the hidden states that wait for their output projection."""
 
 
 def recurrent_nats(
@@ -89,25 +89,20 @@ def _chunk_nats(
     current = [state.flatten(0, 1) for state in states] or [
         table_MVNID.new_zeros(members, heads, batch_size, dim) for _ in range(shape.states)
     ]
-    block = max(1, _LOGITS_BUDGET // (table_MVNID.element_size() * members * batch_size * output_weight.shape[1]))
-    nats, hidden, first = torch.zeros(members, dtype=torch.float64, device=bias.device), [], 0
+    block = max(1, _HIDDEN_BYTES // (current[0].numel() * current[0].element_size()))
+    total, hidden, first = torch.zeros(members, dtype=torch.float64, device=bias.device), [], 0
     for t in range(num_steps):
         x_MNBID = table_MVNID[:, index_BT[:, t]].transpose(1, 2)
         r_MNBRD = torch.matmul(current[0], r_MNPK).unflatten(3, (shape.recurrent_rows, dim))
         current = _cell(weights.cell, x_MNBID.unbind(3), r_MNBRD.unbind(3), b_MGN1D.unbind(1), current)
         hidden.append(current[0])
         if len(hidden) == block or t == num_steps - 1:
-            h_MXH = torch.stack(hidden, dim=1).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-            logits_MXV = torch.baddbmm(output_bias[:, None], h_MXH, output_weight.transpose(1, 2))
-            targets_X = targets_BT[:, first : t + 1].t().flatten()
-            nats_MX = F.cross_entropy(
-                logits_MXV.flatten(0, 1), targets_X.repeat(members), reduction="none"
-            )  # 0 where not scored
-            nats += nats_MX.view(members, -1).sum(dim=1, dtype=torch.float64)
+            hidden_TBMH = torch.stack(hidden).permute(0, 3, 1, 2, 4).flatten(3)
+            total += nats(hidden_TBMH, output_weight, output_bias, targets_BT[:, first : t + 1].t())
             hidden, first = [], t + 1
     for state, last in zip(states, current, strict=False):
         state.copy_(last.view_as(state))
-    return nats.view(-1, 2)
+    return total.view(-1, 2)
 
 
 def _cell(

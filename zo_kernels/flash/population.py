@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..backends.base import RecurrentWeights
+from ..backends.loss import nats
 from ..backends.memory import population_bytes
 from . import graph
 from .call import Recurrence
 from .checks import check_population
 from .choice import FlashBackend
-from .loss import nats
 from .members import Members, PerturbedMembers, wide_dtype
 from .plan import Plan, Work, make_plan
 from .project import InputProjection

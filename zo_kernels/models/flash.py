@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ..arena import flat_offsets
 from ..backends.base import RecurrentWeights
+from ..backends.loss import logits, nats
 from ..flash.call import Recurrence
 from ..flash.checks import check_states
 from ..flash.choice import BACKENDS, CELLS
-from ..flash.loss import logits, nats
 from ..flash.members import NAMES, Members, wide_dtype
 from ..flash.plan import segment_length
 from ..flash.population import PopulationForward, walk

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.checks import IGNORE_INDEX
-
 TILE_BYTES = 64 << 20
 """Of the float32 logits of a tile; cross-entropy takes as much again."""
 
@@ -32,8 +30,8 @@ def logits(hidden_MXH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor
 def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor, targets_TB: Tensor) -> Tensor:
     """Sums of the cross-entropy over the scored positions, float64 [M].
 
-    Logits and cross-entropy are float32 (float64 for float64 parameters). targets_TB: int64, IGNORE_INDEX where a
-    position is not scored. The device is not waited for.
+    Logits and cross-entropy are float32 (float64 for float64 parameters). targets_TB: int64, -100 where a position is
+    not scored. The device is not waited for.
     """
     hidden_MXH = hidden_TBMH.flatten(0, 1).transpose(0, 1)
     targets_X = targets_TB.flatten()
@@ -48,9 +46,7 @@ def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor,
         for start in range(0, positions, tile):
             scores = logits(hidden_MXH[part, start : start + tile], output_weight_MVH[part], output_bias_MV[part])
             targets = targets_X[start : start + tile].expand(len(scores), -1)
-            losses = F.cross_entropy(
-                scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-            )
+            losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")  # 0 where not scored
             total = total + losses.view(targets.shape).sum(1, dtype=torch.float64)
         sums.append(total)
     return torch.cat(sums)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zo_kernels.flash import loss
-from zo_kernels.flash.loss import logits, nats
+from zo_kernels.backends import loss
+from zo_kernels.backends.loss import logits, nats
 from zo_kernels.models import IGNORE_INDEX
 
 M, T, B, H, V = 6, 5, 3, 8, 11
