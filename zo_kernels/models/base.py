@@ -15,19 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arena import flat_offsets
-from ..backends.base import CELLS, RecurrentWeights
+from ..backends.base import CELLS, CellShape, RecurrentWeights
 from ..ops import recurrent_logits, recurrent_nats
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
-from .population import ModelPopulation
-
-States = tuple[Tensor, ...]
-"""What a model carries from token to token: the hidden state h and, for an LSTM, the cell state c, each [N, B, D].
-
-`torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
-"""
+from .language import LanguageModel, States
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(LanguageModel):
     """Token embedding, one recurrent layer of N independent heads, output projection to the vocabulary.
 
     What LSTM, GRU and Elman have in common; they say what a head computes. `recurrent_weight` and `bias` have the
@@ -65,22 +59,12 @@ class RecurrentLM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"vocab_size": vocab_size, "embed_dim": embed_dim, "hidden_size": hidden_size, "num_heads": num_heads}
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, not {size!r}")
-        if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
-        self.vocab_size = vocab_size
-        self.embed_dim = embed_dim
-        self.hidden_size = hidden_size
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
+        self._set_sizes(vocab_size, embed_dim, hidden_size, num_heads)
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        shape = CELLS[self.cell]
+        shape = self._cell_shape()
         self.embedding = empty(vocab_size, embed_dim)
         self.input_weight = empty(shape.input_rows, num_heads, self.head_dim, embed_dim)
         self.recurrent_weight = empty(shape.recurrent_rows, num_heads, self.head_dim, self.head_dim)
@@ -111,10 +95,8 @@ class RecurrentLM(nn.Module):
         self.output_bias.zero_()
         self.bias.zero_()
 
-    def initial_states(self, batch_size: int) -> States:
-        """The zero states, each [N, B, D], that a sequence starts from."""
-        shape = (self.num_heads, batch_size, self.head_dim)
-        return tuple(self.bias.new_zeros(shape) for _ in range(CELLS[self.cell].states))
+    def _cell_shape(self) -> CellShape:
+        return CELLS[self.cell]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
@@ -152,36 +134,6 @@ class RecurrentLM(nn.Module):
             raise
         return nats_X.sum(dtype=torch.float64) / (targets_X != IGNORE_INDEX).sum()
 
-    def population_loss(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        seeds: Tensor,
-        eps: float,
-        *,
-        states: Sequence[Tensor] = (),
-        precision: str = "float32",
-    ) -> Tensor:
-        """Losses [n, 2] (float64) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]), without writing theta.
-
-        On the CPU a kernel evaluates all of them in one call, without a perturbed copy of the model, in memory that
-        does not grow with T; float64 parameters take the slow reference. On a GPU torch evaluates a chunk of probes at
-        a time, from perturbed copies in reused memory.
-
-        tokens_BT, targets_BT: as for `loss`.
-        seeds: int64 [n]. If the parameters live in a `ParameterArena` (that of the optimizer), their elements are
-            numbered as there, and those outside of it are not perturbed; else they are numbered as one of this model
-            alone would, and frozen ones are not perturbed.
-        eps: finite; float32 parameters see it rounded to float32.
-        states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
-        precision: "float32", or "bfloat16" for faster products; `zo_kernels.ops.recurrent_nats` says what it costs.
-
-        Raises ValueError and TypeError as `loss` does, and for wrong seeds or states; these are then as they were.
-        """
-        count = int((targets_BT != IGNORE_INDEX).sum())
-        nats = self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states, precision=precision)
-        return nats / count
-
     def population_nats(
         self,
         tokens_BT: Tensor,
@@ -192,43 +144,13 @@ class RecurrentLM(nn.Module):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
-        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
+        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up.
 
-    def population_states(self, probes: int, batch_size: int) -> States:
-        """The zero states of `probes` probes: each [n, 2, N, B, D], float32 (float64 if the parameters are)."""
-        dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
-        shape = (probes, 2, self.num_heads, batch_size, self.head_dim)
-        return tuple(self.bias.new_zeros(shape, dtype=dtype) for _ in range(CELLS[self.cell].states))
-
-    def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        """Raises ValueError as `loss` does, without computing anything."""
-        check_tokens(tokens_BT, self.vocab_size)
-        check_targets(tokens_BT, targets_BT, self.vocab_size)
-
-    @property
-    def num_products(self) -> int:
-        """Multiply-adds of one token's forward pass, without the token table's savings."""
-        return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
-
-    def population(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        *,
-        micro_batch_size: int | None = None,
-        segment_length: int | None = None,
-        precision: str = "float32",
-    ) -> ModelPopulation:
-        """What `CDRGE.step` takes: the loss on this batch as a function of the probes.
-
-        micro_batch_size: sequences evaluated at once, segment_length: tokens evaluated at once, each probe's states
-        being carried on; both bound memory and change the losses by rounding only. None: all.
-        precision: as for `population_loss`.
-
-        Raises ValueError as `loss` does, if a size is below 1, or if no position is scored.
+        On the CPU a kernel evaluates all of them in one call, without a perturbed copy of the model, in memory that
+        does not grow with T; float64 parameters take the slow reference. On a GPU torch evaluates a chunk of probes at
+        a time, from perturbed copies in reused memory. `zo_kernels.ops.recurrent_nats` says what bfloat16 costs.
         """
-        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
+        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
 
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, V] (float32, float64 if the parameters are) after the last token, and the states there.
@@ -266,7 +188,7 @@ class RecurrentLM(nn.Module):
         batch_size = embedded_TBE.shape[1]
         if states is None:
             states = self.initial_states(batch_size)
-        count = CELLS[self.cell].states
+        count = self._cell_shape().states
         if len(states) != count:
             raise ValueError(f"the cell {self.cell} has {count} states, but {len(states)} were given")
         expected = [self.num_heads, batch_size, self.head_dim]

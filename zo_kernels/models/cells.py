@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import RecurrentLM, States
+from .base import RecurrentLM
+from .language import States
 
 
 class LSTM(RecurrentLM):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arena import flat_offsets
-from ..backends.base import RecurrentWeights
+from ..backends.base import CellShape, RecurrentWeights
 from ..backends.loss import logits, nats
 from ..flash.call import Recurrence
 from ..flash.checks import check_states
@@ -19,15 +19,13 @@ from ..flash.choice import BACKENDS, CELLS
 from ..flash.members import NAMES, Members, wide_dtype
 from ..flash.plan import segment_length
 from ..flash.population import PopulationForward, walk
-from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
-from .base import RecurrentLM, States
+from ..ops.checks import IGNORE_INDEX, check_targets_form, check_tokens, check_tokens_form
+from .base import RecurrentLM
 from .cells import MODELS
-from .population import ModelPopulation
-
-_SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
+from .language import SIZES, LanguageModel, States
 
 
-class FlashLM(nn.Module):
+class FlashLM(LanguageModel):
     """Token embedding, one recurrent layer of N independent heads run by FlashRNN, output projection to the vocabulary.
 
     What `RecurrentLM` is on the CPU: the same models, and sLSTM, with the same methods, for CUDA devices. There
@@ -67,20 +65,11 @@ class FlashLM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in zip(_SIZES, (vocab_size, embed_dim, hidden_size, num_heads), strict=True):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, not {size!r}")
-        if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
+        self._set_sizes(vocab_size, embed_dim, hidden_size, num_heads)
         if cell not in CELLS:
             raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"unknown flashrnn backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-        self.vocab_size = vocab_size
-        self.embed_dim = embed_dim
-        self.hidden_size = hidden_size
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
         self.cell = cell
         self.backend = backend
         self.cuda_graph = cuda_graph
@@ -89,7 +78,7 @@ class FlashLM(nn.Module):
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        shape = CELLS[cell]
+        shape = self._cell_shape()
         self.embedding = empty(vocab_size, embed_dim)
         self.input_weight = empty(num_heads, shape.input_rows, self.head_dim, embed_dim)
         self.recurrent_weight = empty(num_heads, self.head_dim, shape.recurrent_rows, self.head_dim)
@@ -141,10 +130,8 @@ class FlashLM(nn.Module):
             copied.get_parameter(name).copy_(x).requires_grad_(self.get_parameter(name).requires_grad)
         return copied
 
-    def initial_states(self, batch_size: int) -> States:
-        """The zero states, each [N, B, D], that a sequence starts from: h; h, c; or an sLSTM's h, c, n, m."""
-        shape = (self.num_heads, batch_size, self.head_dim)
-        return tuple(self.bias.new_zeros(shape) for _ in range(CELLS[self.cell].states))
+    def _cell_shape(self) -> CellShape:
+        return CELLS[self.cell]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, T, V] of the token after each token, and the states after the last; see `RecurrentLM.forward`."""
@@ -172,30 +159,6 @@ class FlashLM(nn.Module):
         self._run(tokens_BT, None, add)
         return torch.cat(parts).sum() / (targets_TB != IGNORE_INDEX).sum()
 
-    def population_loss(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        seeds: Tensor,
-        eps: float,
-        *,
-        states: Sequence[Tensor] = (),
-        precision: str = "float32",
-    ) -> Tensor:
-        """Losses [n, 2] (float64, on the CPU) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
-
-        theta is not written. Perturbed copies of as many probes as fit into the free memory exist at a time; they are
-        heads of one call of flashrnn. Contexts too long for that are walked in segments.
-
-        Arguments and errors as for `RecurrentLM.population_loss`, besides a ValueError if a single step of the batch is
-        too large for flashrnn. precision: "bfloat16" runs the recurrence in bfloat16. Recurrent and output weights are
-        rounded as `zo_kernels.ops.recurrent_nats` says, with its limits on eps, so that w + eps and w - eps are exact;
-        but flashrnn rounds all states, and the tokens' projections, where they join the biases. Float64 stays exact.
-        """
-        count = int((targets_BT != IGNORE_INDEX).sum())
-        total = self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states, precision=precision)
-        return total / count
-
     def population_nats(
         self,
         tokens_BT: Tensor,
@@ -206,38 +169,18 @@ class FlashLM(nn.Module):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
+        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up.
+
+        Perturbed copies of a chunk of probes exist at a time; they are heads of one call of flashrnn. Contexts too long
+        for that are walked in segments. Errors as for `population_loss`, besides a ValueError if a single step of the
+        batch is too large for flashrnn.
+
+        precision: "bfloat16" runs the recurrence in bfloat16. Recurrent and output weights are rounded as
+        `zo_kernels.ops.recurrent_nats` says, with its limits on eps, so that w + eps and w - eps are exact; but
+        flashrnn rounds all states, and the tokens' projections, where they join the biases. Float64 stays exact.
+        """
         weights = self._weights(flat_offsets(self))
         return self._engines()[1].nats(weights, tokens_BT, targets_BT, seeds, float(eps), states, precision)
-
-    def population_states(self, probes: int, batch_size: int) -> States:
-        """The zero states of `probes` probes: each [n, 2, N, B, D], float32 (float64 if the parameters are)."""
-        shape = (probes, 2, self.num_heads, batch_size, self.head_dim)
-        dtype = wide_dtype(self.bias.dtype)
-        return tuple(self.bias.new_zeros(shape, dtype=dtype) for _ in range(CELLS[self.cell].states))
-
-    def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        """Raises ValueError as `loss` does, without computing anything."""
-        check_tokens(tokens_BT, self.vocab_size)
-        check_targets(tokens_BT, targets_BT, self.vocab_size)
-
-    @property
-    def num_products(self) -> int:
-        """Multiply-adds of one token's forward pass, without the token table's savings."""
-        return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
-
-    def population(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        *,
-        micro_batch_size: int | None = None,
-        segment_length: int | None = None,
-        precision: str = "float32",
-    ) -> ModelPopulation:
-        """What `CDRGE.step` takes; see `RecurrentLM.population`. Neither size is needed for the sake of memory."""
-        tokens_BT, targets_BT = tokens_BT.to(self.bias.device), targets_BT.to(self.bias.device)
-        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
 
     @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
@@ -255,7 +198,7 @@ class FlashLM(nn.Module):
         return scores_MBV[0], tuple(state.to(wide_dtype(state.dtype)) for state in states)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_SIZES, "cell", "backend"))
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*SIZES, "cell", "backend"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have an engine of their own."""
@@ -296,5 +239,5 @@ class FlashLM(nn.Module):
 
 def _like(model: FlashLM | RecurrentLM) -> dict[str, Any]:
     """Arguments for a model like this one; the seed leaves torch's global random state alone."""
-    sizes = {name: getattr(model, name) for name in _SIZES}
+    sizes = {name: getattr(model, name) for name in SIZES}
     return {**sizes, "device": model.bias.device, "dtype": model.bias.dtype, "seed": 0}

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..ops.checks import IGNORE_INDEX
 
+if TYPE_CHECKING:
+    from .language import LanguageModel
+
 _CALL_WORK = 1e11
 """Multiply-adds of one call into the CPU kernel, which a Ctrl-C can't interrupt: about a second of one core."""
-
-
-class PopulationModel(Protocol):
-    """What a population asks of a model; `RecurrentLM` says what each means."""
-
-    @property
-    def num_products(self) -> int: ...
-
-    def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None: ...
-
-    def population_states(self, probes: int, batch_size: int) -> tuple[Tensor, ...]: ...
-
-    def population_nats(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        seeds: Tensor,
-        eps: float,
-        *,
-        states: Sequence[Tensor] = (),
-        precision: str = "float32",
-    ) -> Tensor: ...
 
 
 class ModelPopulation:
@@ -45,7 +25,7 @@ class ModelPopulation:
 
     def __init__(
         self,
-        model: PopulationModel,
+        model: LanguageModel,
         tokens_BT: Tensor,
         targets_BT: Tensor,
         micro_batch_size: int | None,
