@@ -132,7 +132,7 @@ class Backend(ABC):
         """x += (sum_i quantised[i] * p(seeds[i])) * 2^-shift, with `update`."""
 
     fused_forward: ClassVar[bool] = False
-    """Whether recurrent_nats is a kernel, and so faster than probe by probe through torch."""
+    """Whether recurrent_nats is faster than probe by probe through torch."""
 
     bfloat16_needs: ClassVar[str] = ""
     """What is missing where `precisions` leaves bfloat16 out."""

@@ -5,10 +5,8 @@ Shape suffixes: B batch, T time, V vocabulary, E embedding, H hidden size, N hea
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +42,6 @@ class RecurrentLM(LanguageModel):
     (arXiv 2505.17852) train it with CD-RGE.
     """
 
-    cell: ClassVar[str]
-    """FlashRNN's name of the cell."""
-
     def __init__(
         self,
         vocab_size: int,
@@ -73,30 +68,12 @@ class RecurrentLM(LanguageModel):
         self.output_bias = empty(vocab_size)
         self.reset_parameters(None if seed is None else torch.Generator().manual_seed(seed))
 
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
-
-        The embedding is N(0, 1); matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
-        projection, D for the recurrence and H for the output projection; biases are 0, an LSTM's forget gate's 1.
-        """
-
-        def unfilled(weight: Tensor) -> Tensor:
-            return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)
-
-        self.embedding.copy_(unfilled(self.embedding).normal_(generator=generator))
-        for weight, fan_in in (
-            (self.input_weight, self.embed_dim),
-            (self.recurrent_weight, self.head_dim),
-            (self.output_weight, self.hidden_size),
-        ):
-            bound = 1 / math.sqrt(fan_in)
-            weight.copy_(unfilled(weight).uniform_(-bound, bound, generator=generator))
-        self.output_bias.zero_()
-        self.bias.zero_()
-
     def _cell_shape(self) -> CellShape:
         return CELLS[self.cell]
+
+    def _as_recurrent(self) -> list[Tensor]:
+        matrices = self.embedding, self.input_weight, self.recurrent_weight
+        return [*matrices, self.bias, self.output_weight, self.output_bias]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
@@ -165,14 +142,7 @@ class RecurrentLM(LanguageModel):
         return recurrent_logits(self._weights(perturbed=False), tokens_BT, carried), carried
 
     def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
-        tensors = (
-            self.embedding,
-            self.input_weight,
-            self.recurrent_weight,
-            self.bias,
-            self.output_weight,
-            self.output_bias,
-        )
+        tensors = tuple(self._as_recurrent())
         offsets = flat_offsets(self) if perturbed else {}
         return RecurrentWeights(self.cell, tensors, tuple(offsets.get(p, -1) for p in tensors))
 

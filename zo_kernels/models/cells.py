@@ -23,11 +23,6 @@ class LSTM(RecurrentLM):
 
     cell = "lstm"
 
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        super().reset_parameters(generator)
-        self.bias[1].fill_(1.0)  # an open forget gate carries the state over many tokens from the first step on
-
     def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
         weights = (
             self.input_weight[:, n].flatten(0, 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,27 +85,6 @@ class FlashLM(LanguageModel):
         self.output_weight = empty(vocab_size, hidden_size)
         self.output_bias = empty(vocab_size)
         self.reset_parameters(None if seed is None else torch.Generator().manual_seed(seed))
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters as `RecurrentLM` does; biases are 0, those of an LSTM's or sLSTM's forget gate 1."""
-
-        def unfilled(weight: Tensor) -> Tensor:
-            return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)
-
-        embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
-        embedding.copy_(unfilled(embedding).normal_(generator=generator))
-        for weight, fan_in in (
-            (input_weight, self.embed_dim),
-            (recurrent_weight, self.head_dim),
-            (output_weight, self.hidden_size),
-        ):
-            bound = 1 / math.sqrt(fan_in)
-            weight.copy_(unfilled(weight).uniform_(-bound, bound, generator=generator))
-        output_bias.zero_()
-        bias.zero_()
-        if self.cell in ("lstm", "slstm"):
-            bias[1].fill_(1.0)
 
     @classmethod
     @torch.no_grad()
@@ -231,7 +209,6 @@ class FlashLM(LanguageModel):
         return RecurrentWeights(self.cell, tensors, tuple(offsets.get(p, -1) for p in tensors))
 
     def _as_recurrent(self) -> list[Tensor]:
-        """The parameters as `RecurrentLM` lays them out: views."""
         orders = {"input_weight": (1, 0, 2, 3), "recurrent_weight": (2, 0, 3, 1), "bias": (1, 0, 2)}
         tensors = [(name, self.get_parameter(name)) for name in NAMES]
         return [x.permute(orders[name]) if name in orders else x for name, x in tensors]

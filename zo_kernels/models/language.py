@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -23,6 +24,9 @@ SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
 
 class LanguageModel(nn.Module):
     """A language model whose populations are evaluated at many probes at once."""
+
+    cell: str
+    """FlashRNN's name of the cell."""
 
     vocab_size: int
     embed_dim: int
@@ -50,6 +54,36 @@ class LanguageModel(nn.Module):
     @abstractmethod
     def _cell_shape(self) -> CellShape:
         """The numbers of rows and states of the model's cell."""
+
+    @abstractmethod
+    def _as_recurrent(self) -> list[Tensor]:
+        """The parameters, or views of them, as `RecurrentLM` lays them out."""
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+
+        The embedding is N(0, 1); matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
+        projection, D for the recurrence and H for the output projection; biases are 0, those of an LSTM's or sLSTM's
+        forget gate 1: an open one carries the state over many tokens from the first step on.
+        """
+
+        def unfilled(weight: Tensor) -> Tensor:
+            return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)
+
+        embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
+        embedding.copy_(unfilled(embedding).normal_(generator=generator))
+        for weight, fan_in in (
+            (input_weight, self.embed_dim),
+            (recurrent_weight, self.head_dim),
+            (output_weight, self.hidden_size),
+        ):
+            bound = 1 / math.sqrt(fan_in)
+            weight.copy_(unfilled(weight).uniform_(-bound, bound, generator=generator))
+        output_bias.zero_()
+        bias.zero_()
+        if self.cell in ("lstm", "slstm"):
+            bias[1].fill_(1.0)
 
     def initial_states(self, batch_size: int) -> States:
         """The zero states, each [N, B, D], that a sequence starts from: h; h, c; or an sLSTM's h, c, n, m."""
