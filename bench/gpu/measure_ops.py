@@ -1,4 +1,4 @@
-"""Rates of the ops: bandwidth beside a copy, element-seeds a second, and the usual torch code."""
+"""Rates of the ops, on random numbers: bandwidth beside a copy, element-seeds a second, and the usual torch code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def apply(device: str, backend: str) -> dict[str, Any]:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for name, numel in _SIZES[device].items():
-            x = torch.zeros(numel, dtype=dtype, device=device)
+            x = torch.randn(numel, dtype=dtype, device=device)
             calls = _passes(x, torch.empty_like(x))
             with zo.backend(backend):
                 times = in_turns(device, calls, rounds=_rounds(numel), warm_up=2, flush=numel < 10**8)
@@ -58,7 +58,7 @@ def _passes(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
 
 def members(device: str, backend: str) -> dict[str, Any]:
     """apply_probes for 96 probes of a small model: what a population is made of."""
-    x = torch.zeros(_TINY[device], device=device)
+    x = torch.randn(_TINY[device], device=device)
     seeds, alpha = torch.arange(96, device=device), torch.full((1,), 2.0**-7, dtype=torch.float64, device=device)
     out = torch.empty(96, 2, len(x), device=device)
     with zo.backend(backend):
@@ -73,7 +73,7 @@ def accumulate(device: str, backend: str) -> dict[str, Any]:
     rows = []
     name, numel = list(_SIZES[device].items())[-1]
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.zeros(numel, dtype=dtype, device=device)
+        x = torch.randn(numel, dtype=dtype, device=device)
         for count in _COUNTS:
             coeffs, seeds = torch.full((count,), 2.0**-20, dtype=torch.float64), torch.arange(count)
             call = {"ours": lambda x=x, c=coeffs, s=seeds: zo.ops.accumulate_probes_(x, c, s)}
@@ -90,7 +90,7 @@ def accumulate(device: str, backend: str) -> dict[str, Any]:
 def over_usual(device: str, backend: str) -> dict[str, Any]:
     """Times faster than bernoulli_, mul_, sub_, add_ on the largest size, in float32."""
     numel = list(_SIZES[device].values())[-1]
-    x, scratch = torch.zeros(numel, device=device), torch.empty(numel, device=device)
+    x, scratch = torch.randn(numel, device=device), torch.empty(numel, device=device)
     generator = torch.Generator(device)
     count = _COUNTS[-1]
     coeffs, seeds = torch.full((count,), 2.0**-20, dtype=torch.float64), torch.arange(count)
