@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch  # noqa: F401  (first: the CPU kernels run on the threads of its OpenMP runtime)
 
-from . import arena, errors, estimators, models, ops, optim, philox, tasks
+from . import arena, dense, distributions, errors, estimators, models, ops, optim, philox, tasks, transforms
 from .backends import backend, set_backend
 from .environment import show_config
 from .gradient import SeedGradient
@@ -23,6 +23,8 @@ __all__ = [
     "SeedGradient",
     "arena",
     "backend",
+    "dense",
+    "distributions",
     "errors",
     "estimators",
     "models",
@@ -32,4 +34,5 @@ __all__ = [
     "set_backend",
     "show_config",
     "tasks",
+    "transforms",
 ]

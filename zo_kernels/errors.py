@@ -1,4 +1,4 @@
-"""Errors of a training step. Both leave the parameters as they were before the step."""
+"""Errors of a training step, which leave the parameters as they were before it, and of the files of a run."""
 
 
 class DivergenceError(RuntimeError):
@@ -10,3 +10,11 @@ class GridRangeError(RuntimeError):
 
     Also raised where parameters are too large for bfloat16 products at this eps.
     """
+
+
+class JournalError(RuntimeError):
+    """A run's journal can't be read or written, is damaged, or is not the journal of this run."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be read or written, or is damaged."""

@@ -8,19 +8,25 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .distributions import check_distribution
 
 
 class SeedGradient:
     """The gradient sum_i coeffs[i] * p(seeds[i]) over the flat parameter space, as its table. Immutable.
 
     seeds: int64 [n], the probes' seeds (64 bits as two's complement). coeffs: float64 [n], how much of each probe the
-    gradient holds, in units of loss per unit of parameter. Raises ValueError if the lengths differ or a coefficient is
-    not finite.
+    gradient holds, in units of loss per unit of parameter. distribution: of the probes' elements, by its name in
+    `zo_kernels.distributions`. Raises ValueError if the lengths differ, a coefficient is not finite or the distribution
+    is unknown.
     """
 
-    __slots__ = ("_coeffs", "_seeds")
+    __slots__ = ("_coeffs", "_distribution", "_seeds")
 
-    def __init__(self, seeds: Tensor | Sequence[int], coeffs: Tensor | Sequence[float]) -> None:
+    def __init__(
+        self, seeds: Tensor | Sequence[int], coeffs: Tensor | Sequence[float], distribution: str = "rademacher"
+    ) -> None:
+        check_distribution(distribution)
+        self._distribution = distribution
         self._seeds = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").clone()
         self._coeffs = torch.as_tensor(coeffs, dtype=torch.float64, device="cpu").detach().clone()
         if self._seeds.dim() != 1 or self._seeds.shape != self._coeffs.shape:
@@ -41,23 +47,35 @@ class SeedGradient:
         """A copy of the coefficients: float64 [n]."""
         return self._coeffs.clone()
 
+    @property
+    def distribution(self) -> str:
+        """Of the probes' elements."""
+        return self._distribution
+
     def __len__(self) -> int:
         return len(self._seeds)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SeedGradient):
             return NotImplemented
-        return torch.equal(self._seeds, other._seeds) and torch.equal(self._coeffs, other._coeffs)
+        return (
+            self._distribution == other._distribution
+            and torch.equal(self._seeds, other._seeds)
+            and torch.equal(self._coeffs, other._coeffs)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"SeedGradient({len(self)} rows, |coeffs| {float(self._coeffs.norm()):.3g})"
+        return f"SeedGradient({len(self)} {self._distribution} rows, |coeffs| {float(self._coeffs.norm()):.3g})"
 
     def scaled(self, factor: float) -> SeedGradient:
         """The gradient times `factor`."""
-        return SeedGradient(self._seeds, self._coeffs * factor)
+        return SeedGradient(self._seeds, self._coeffs * factor, self._distribution)
 
     def dense(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Elements offset .. offset + numel of the gradient written out: Tensor [numel]."""
-        return ops.accumulate_probes_(torch.zeros(numel, dtype=dtype), self._coeffs, self._seeds, offset=offset)
+        zeros = torch.zeros(numel, dtype=dtype)
+        return ops.accumulate_probes_(
+            zeros, self._coeffs, self._seeds, offset=offset, distribution=self._distribution
+        )

@@ -39,8 +39,9 @@ def test_the_update_is_equation_7(mode, lr, eps):
         for sign in (1.0, -1.0):
             opt.arena.flat.copy_(theta + sign * used * p)
             pair.append(float(loss().detach()))
-        coeffs[i] = -(lr / (eps or lr)) * ((pair[0] - pair[1]) / (2 * 6))
+        coeffs[i] = (pair[0] - pair[1]) / (2 * used) / 6
     opt.arena.flat.copy_(theta)
+    coeffs = -lr * coeffs.float().double()  # rows have float32 coefficients
     expected = zo.ops.accumulate_probes_(theta.clone(), coeffs, seeds, grid=grid)
     opt.arena.clear_padding(expected)
     opt.step(loss)

@@ -95,14 +95,14 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_every_cell_runs_with_the_kernel_as_without(
     cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*SMALL, "--cell", cell, "--num-heads", "2"]
+    command = [*SMALL, "--model", cell, "--num-heads", "2"]
     for backend in ("cpu", "reference"):
         assert main([*command, "--backend", backend, "--out", str(tmp_path / backend)]) == 0
         printed = capsys.readouterr().out
         assert f"model   {MODELS[cell].__name__} of " in printed
         assert f"backend {backend}" in printed
     assert_same_run(tmp_path / "cpu", tmp_path / "reference")
-    assert json.loads((tmp_path / "cpu" / "config.json").read_text())["cell"] == cell
+    assert json.loads((tmp_path / "cpu" / "config.json").read_text())["model"] == cell
     assert {name: weight.shape for name, weight in weights_of(tmp_path / "cpu").items()} == {
         name: parameter.shape for name, parameter in MODELS[cell](5, 4, 8, 2).named_parameters()
     }

@@ -13,7 +13,8 @@ from zo_kernels.generate import UsageError, load_run
 from zo_kernels.tasks import TASKS
 from zo_kernels.train import config
 from zo_kernels.train.__main__ import main
-from zo_kernels.train.config import DEFAULTS, TrainConfig
+from zo_kernels.train.config import TrainConfig
+from zo_kernels.train.defaults import DEFAULTS
 
 
 def arguments(task: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -56,7 +57,7 @@ def test_flags_are_the_options_of_the_constructors() -> None:
     options = {task: set(inspect.signature(constructor).parameters) for task, constructor in TASKS.items()}
     names = {field.name for field in fields(TrainConfig)}
     assert set().union(*options.values()) <= names
-    assert set(config._TASK_OPTIONS) == set().union(*options.values()) - set.intersection(*options.values())
+    assert set(config.TASK_OPTIONS) == set().union(*options.values()) - set.intersection(*options.values())
 
 
 def test_longer_length_and_curriculum_reach_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

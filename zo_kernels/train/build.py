@@ -7,16 +7,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from ..backends import backend, backend_for
 from ..errors import GridRangeError
 from ..grid import Grid, largest_magnitude
-from ..models import MODELS, RecurrentLM
+from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
-from ..optim import CDRGE
 from ..tasks import TASKS, Task
 from .config import TrainConfig, UsageError, task_options
+from .interrupt_gate import InterruptGate
+from .solvers import SOLVERS, Solver, ZeroOrderSolver
 
 
 @dataclass(frozen=True)
@@ -26,38 +26,47 @@ class Run:
     config: TrainConfig
     device: torch.device
     task: Task
-    model: RecurrentLM
-    optimizer: CDRGE
-    scheduler: LRScheduler
+    solver: Solver
+
+    @property
+    def model(self) -> LanguageModel:
+        """What is trained."""
+        return self.solver.model
 
 
-def build(config: TrainConfig) -> Run:
-    """The task, the model and the optimizer that a config asks for, on its device.
+def build(config: TrainConfig, gate: InterruptGate) -> Run:
+    """The task, the model and the solver that a config asks for, on its device.
 
     Raises UsageError if a constructor, or the optimizer's first step, would refuse a value.
     """
-    device = torch.device(config.device)
     try:
         task = TASKS[config.task](**task_options(config))
-        model = MODELS[config.cell](
-            task.vocab_size, config.embed_dim, config.hidden_size, config.num_heads, seed=config.seed, device=device
-        )
-        optimizer = CDRGE(
-            model.named_parameters(),
-            lr=config.lr,
-            eps=config.eps,
-            probes=config.probes,
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Run(config, torch.device(config.device), task, build_solver(config, task.vocab_size, gate))
+
+
+def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> Solver:
+    """The model and what trains it, without the task. Raises as `build` does."""
+    try:
+        model = build_model(
+            config.model,
+            vocab_size,
+            embed_dim=config.embed_dim,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            memory_slots=config.memory_slots,
+            memory_width=config.memory_width,
             seed=config.seed,
-            weight_decay=config.weight_decay,
+            device=config.device,
         )
-        theta = optimizer.arena.flat
-        Grid.for_range(largest_magnitude(theta) + config.eps, theta.dtype).round_eps(
-            config.eps
-        )  # as the first step will
+        solver = SOLVERS[config.solver](config, model, gate)
+        if isinstance(solver, ZeroOrderSolver) and solver.optimizer.mode == "inplace":
+            theta = solver.optimizer.arena.flat  # as the first step will
+            Grid.for_range(largest_magnitude(theta) + config.eps, theta.dtype).round_eps(config.eps)
     except (ValueError, GridRangeError) as error:
         raise UsageError(str(error)) from error
-    scheduler = LinearLR(optimizer, start_factor=1.0, end_factor=config.lr_decay, total_iters=config.steps)
-    return Run(config, device, task, model, optimizer, scheduler)
+    return solver
 
 
 @contextmanager

@@ -1,20 +1,25 @@
-"""What a run is made of: the flags of `python -m zo_kernels.train`, their meaning, and their defaults for each task."""
+"""What a run is made of: the flags of `python -m zo_kernels.train` and their meaning."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ..backends.base import PRECISIONS
-from ..models import MODELS
+from ..bptt import OPTIMIZERS
+from ..dense import DENSE_RULES
+from ..estimators import ESTIMATORS
+from ..models import MODEL_NAMES
+from ..models.presets import PRESETS
 from ..tasks import TASKS
+from .loggers import LOGGERS
+
+SOLVERS = ("zo", "bptt")
+"""Forward passes alone, or back-propagation through time."""
 
 
 class UsageError(Exception):
@@ -52,6 +57,15 @@ class TrainConfig:
     The defaults shown are those of one task: --task text --help shows those of another.
     """
 
+    resume: Annotated[Path | None, shown("RUN", "(optional)")] = None
+    """Folder of a run to go on with, as if it had never stopped; its flags are the run's own."""
+    fork: Annotated[Path | None, shown("RUN", "(optional)")] = None
+    """Folder of a run to start a new one from; its flags are the new one's defaults."""
+    fork_step: Annotated[int | None, shown("INT", "(default: the last one)")] = None
+    """Step of that run, any, after which the new one begins."""
+    preset: Annotated[str | None, shown("NAME", f"(optional: {', '.join(PRESETS)})")] = None
+    """Sizes of the paper's models, for the flags that name a size."""
+
     task: Annotated[str, shown("{" + ",".join(TASKS) + "}")]
     """What to learn: a rule, from random letters or digits; one batch by heart; or the next token of a text."""
     data: Annotated[Path | None, _for_some_tasks("data", "PATH", unset="required")] = None
@@ -79,22 +93,46 @@ class TrainConfig:
     embed_dim: int
     """Size of a token's embedding."""
     hidden_size: int
-    """Size of the hidden state, all heads together."""
+    """Size of the hidden state, all heads together; of a DNC, of its controller's."""
     batch_size: int
     """Sequences in a batch; all forward passes of a step see the same batch."""
-    lr: float
-    """Learning rate of the first step."""
+    lr: Annotated[float, shown("FLOAT|search")]
+    """Learning rate of the first step; search tries some first and takes the best."""
     eps: float
     """How far a probe moves every parameter, up and down, to measure the slope of the loss."""
     steps: int
     """Updates of the parameters."""
 
-    cell: Annotated[str, shown("{" + ",".join(MODELS) + "}")] = "lstm"
-    """What a head of the recurrent layer computes."""
+    model: Annotated[str, shown("{" + ",".join(MODEL_NAMES) + "}")] = "lstm"
+    """What is trained."""
     num_heads: int = 1
-    """Blocks of the block-diagonal recurrence; must divide the hidden size."""
+    """Blocks of the block-diagonal recurrence, which must divide the hidden size; a DNC's read heads."""
+    memory_slots: Annotated[int | None, shown("INT", "(DNCs only)")] = None
+    """Rows of a DNC's memory."""
+    memory_width: Annotated[int | None, shown("INT", "(DNCs only)")] = None
+    """Columns of a DNC's memory."""
+
+    solver: Annotated[str, shown("{" + ",".join(SOLVERS) + "}")] = "zo"
+    """Forward passes alone, or back-propagation through time to compare with, which ignores eps and probes."""
+    estimator: Annotated[str, shown("{" + ",".join(ESTIMATORS) + "}")] = "cd"
+    """From losses to a gradient: central or forward differences, or with curvature."""
     probes: int = 96
-    """Random directions n of a step, which takes 2n forward passes and makes one update."""
+    """Random directions n of a step, which takes 2n forward passes (cd) and makes one update."""
+    distribution: Annotated[str, shown("NAME")] = "rademacher"
+    """Of a probe's elements: rademacher, normal, uniform, or sparse-K, which moves one parameter in K (a power of 2)."""
+    transforms: Annotated[str, shown("LIST", "(default: none)")] = ""
+    """What happens to the estimate, as in clip-norm:1,momentum:0.9:8; docs/training.md lists all."""
+    dense: Annotated[str | None, shown("{" + ",".join(DENSE_RULES) + "}", "(default: none)")] = None
+    """Rule with a state of the parameters' size, for the update along the estimate."""
+    gaf: Annotated[float | None, shown("FLOAT", "(default: no filter)")] = None
+    """Gradient Agreement Filtering: leave out micro-batches whose gradient is at a larger cosine distance."""
+    optimizer: Annotated[str, shown("{" + ",".join(OPTIMIZERS) + "}")] = "adamw"
+    """Of --solver bptt."""
+    checkpoint_length: Annotated[int | None, shown("INT", "(default: none)")] = None
+    """Gradient checkpointing of --solver bptt: tokens whose activations are kept at once."""
+
+    lr_search: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether `--lr search` was given."""
     lr_decay: float = 0.05
     """Factor that the learning rate falls to over the run, in a straight line; 1 keeps it constant."""
     micro_batch_size: Annotated[int | None, shown("INT", "(default: the whole batch)")] = None
@@ -105,71 +143,27 @@ class TrainConfig:
     """Seed of the initial parameters, the batches and the probes; the same seed gives the same run."""
     validate_every: int = 50
     """Steps from one validation to the next."""
+    stop_on_divergence: bool = True
+    """End the run when its loss is far above what it was and stays there."""
     out: Annotated[Path | None, shown("FOLDER", "(default: runs/TASK-DATE-TIME)")] = None
-    """New or empty folder for config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png."""
+    """New or empty folder for the files of the run."""
+    checkpoint_every: int = 200
+    """Steps from one checkpoint to the next."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints to keep; the first one is kept as well."""
+    log: Annotated[tuple[str, ...], shown("{" + ",".join(LOGGERS) + "}", "(optional, one or more)")] = ()
+    """Where else to log: TensorBoard in the run's folder, Weights & Biases."""
     device: Annotated[str, shown("{cpu,cuda}")] = "cpu"
     """Where the model runs."""
     threads: Annotated[int | None, shown("INT", "(default: one per core)")] = None
-    """CPU threads; the results do not depend on their number."""
+    """CPU threads; the results of forward passes alone do not depend on their number."""
     precision: Annotated[str, shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
     """Of the forward passes' products: bfloat16 is faster on a processor that has it, and needs an eps of 2^-k."""
     backend: Annotated[str, shown("NAME")] = "auto"
     """Kernels for the probes: auto takes the fastest that works, python -m zo_kernels lists them."""
 
 
-_LETTERS = TrainConfig(
-    task="copy",
-    max_length=5,
-    alphabet_size=4,
-    curriculum=0,
-    embed_dim=16,
-    hidden_size=64,
-    batch_size=64,
-    lr=0.3,
-    eps=0.03,
-    steps=800,
-)
-_CHARACTERS = TrainConfig(
-    task="text",
-    context_length=10,
-    curriculum=0,
-    embed_dim=64,
-    hidden_size=64,
-    batch_size=64,
-    lr=1.0,
-    eps=0.05,
-    steps=800,
-)
-DEFAULTS = {
-    "copy": _LETTERS,
-    "reverse": replace(_LETTERS, task="reverse"),
-    "sort": replace(_LETTERS, task="sort"),
-    "repeat-copy": replace(_LETTERS, task="repeat-copy", max_length=3, max_repeats=3),
-    "add": replace(_LETTERS, task="add", max_length=2, alphabet_size=10, lr=0.6, steps=1000),
-    "rolling-sum": replace(_LETTERS, task="rolling-sum", alphabet_size=10, lr=1.0),
-    "overfit": replace(
-        _LETTERS, task="overfit", max_length=None, curriculum=None, context_length=100, alphabet_size=26, batch_size=1
-    ),
-    "text": _CHARACTERS,
-    "ptb": replace(_CHARACTERS, task="ptb"),
-    "owt": replace(
-        _CHARACTERS,
-        task="owt",
-        dataset="Skylion007/openwebtext",
-        tokenizer="gpt2",
-        max_tokens=10_000_000,
-        batch_size=8,
-        lr=0.2,
-        probes=32,
-        steps=100,
-    ),
-}
-"""The config of each task that no flag has changed. Each trains in under two minutes on two cores.
-
-The paper ties eps to lr; an eps ten or twenty times smaller learns much faster on all tasks.
-"""
-
-_TASK_OPTIONS = (
+TASK_OPTIONS = (
     "data",
     "dataset",
     "tokenizer",
@@ -184,49 +178,9 @@ _TASK_OPTIONS = (
 """Fields that are for some tasks only."""
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The config that command-line arguments ask for. Prints help or a parse error and exits, as tyro does.
-
-    Raises UsageError if there is no such task, and as `check` does.
-    """
-    program = "python -m zo_kernels.train"
-    task_parser = argparse.ArgumentParser(program, f"{program} [-h] [OPTIONS]", add_help=False, allow_abbrev=False)
-    task_parser.add_argument("--task", default="copy")  # first, for the other defaults depend on it
-    task = task_parser.parse_known_args(arguments)[0].task
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    config = tyro.cli(TrainConfig, prog=program, default=DEFAULTS[task], args=arguments)
-    check(config)
-    return config
-
-
-def check(config: TrainConfig) -> None:
-    """Refuses what the constructors of the task, the model and the optimizer can't know to be wrong.
-
-    Raises UsageError for a flag that the task needs or does not know, and for a value of the run itself out of range.
-    """
-    known = inspect.signature(TASKS[config.task]).parameters
-    for name in _TASK_OPTIONS:
-        if name in known and known[name].default is not None and getattr(config, name) is None:
-            raise UsageError(f"the task {config.task} needs {flag(name)}")
-        if name not in known and getattr(config, name) is not None:
-            raise UsageError(f"{flag(name)} does not apply to the task {config.task}")
-    for name in ("steps", "validate_every", "threads", "micro_batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{flag(name)} must be at least 1, not {value}")
-    if config.cell not in MODELS:
-        raise UsageError(f"unknown cell {config.cell!r}: choose one of {', '.join(MODELS)}")
-    if config.precision == "bfloat16" and math.frexp(config.eps)[0] != 0.5:
-        raise UsageError(
-            f"--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not {config.eps}"
-        )
-    if not 0 < config.lr_decay <= 1:
-        raise UsageError(f"--lr-decay must be above 0 and at most 1, not {config.lr_decay}")
-    if not 0 <= config.seed < 2**64:
-        raise UsageError(f"--seed must be in [0, 2^64), not {config.seed}")
-    if config.device not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {config.device!r}: choose cpu or cuda")
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step, numbered from 0: a straight line from lr to lr * lr_decay over the run."""
+    return config.lr * (1 + (config.lr_decay - 1) * min(step, config.steps) / config.steps)
 
 
 def task_options(config: TrainConfig) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+DPI = 150
 _TRAIN, _REFERENCE = "#9bb8d3", "#8a8a8a"
 _HELD_OUT = ("#d1495b", "#edae49", "#3a7d44")
 
@@ -24,7 +26,7 @@ def plot_losses(
     metrics: lines with `step` and any of `train_loss` and NAME_loss, in nats per token.
     reference_losses: losses to draw as horizontal lines, by the name to write beside them.
     """
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     names = dict.fromkeys(name for line in metrics for name in line if name.endswith("_loss"))
     held_out = [name for name in names if name not in ("train_loss", "test_loss")]
@@ -46,16 +48,21 @@ def plot_losses(
             fontsize=9,
         )
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_xlim(left=0)
+    tidy(axes, "step", "loss (nats per token)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     if names:  # a run interrupted before its first validation has no curve
         axes.legend(frameon=False, loc="lower left")
     figure.savefig(path, format="png")
+
+
+def tidy(axes: Axes, x_label: str, y_label: str) -> None:
+    """Gives a panel its labels and the looks of all of them; the horizontal axis starts at 0."""
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> tuple[list[float], list[float]]:

@@ -16,14 +16,17 @@ class Reporter:
     """Progress of one run; a context manager around its steps.
 
     console: where to print; the bar appears if it is a terminal.
-    steps: of the whole run.
+    steps: of the whole run. start: done before, when a run goes on.
+    probes: of a step; 0 for a solver without, whose rate is in steps.
     """
 
-    def __init__(self, console: Console, steps: int) -> None:
+    def __init__(self, console: Console, steps: int, *, start: int = 0, probes: int = 0) -> None:
         self._console = console
         self._steps = steps
+        self._start = start
+        self._per_step, self._unit = (probes, "probes/s") if probes else (1, "steps/s")
         self._loss = math.nan
-        self._rate = 0.0
+        self._done = start
         self._started = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
@@ -36,7 +39,7 @@ class Reporter:
             expand=True,
             disable=not console.is_terminal,
         )
-        self._bar = self._progress.add_task("training", total=steps, status="first step")
+        self._bar = self._progress.add_task("training", total=steps, completed=start, status="first step")
 
     def __enter__(self) -> Reporter:
         self._progress.start()
@@ -45,18 +48,25 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        """Shows that `step` steps are done, the last one's mean loss in nats, and the rate in probes per second."""
-        self._loss, self._rate = loss, rate
-        self._progress.update(self._bar, completed=step, status=f"loss {loss:.3f}  {rate:,.0f} probes/s")
+    def step(self, step: int, loss: float) -> None:
+        """Shows that `step` steps are done, and the last one's mean loss in nats."""
+        self._done, self._loss = step, loss
+        self._progress.update(self._bar, completed=step, status=f"loss {loss:.3f}  {self._rate():,.0f} {self._unit}")
 
     def validation(self, step: int, scores: Mapping[str, Score]) -> None:
         """Prints a line with the last training loss and the scores after `step` steps."""
         parts = [f"{step:>{len(str(self._steps))}}/{self._steps}"]
-        if step > 0:
+        if not math.isnan(self._loss):
             parts.append(f"train {self._loss:.3f}")
         parts += [f"{name} {score.loss:.3f} ({score.accuracy:.0%} right)" for name, score in scores.items()]
-        if step > 0 and not self._console.is_terminal:  # what the bar shows in a terminal
-            seconds_left = (time.monotonic() - self._started) / step * (self._steps - step)
-            parts.append(f"{self._rate:,.0f} probes/s, ETA {seconds_left:.0f} s")
+        if step > self._start and not self._console.is_terminal:  # what the bar shows in a terminal
+            seconds_left = (time.monotonic() - self._started) / (step - self._start) * (self._steps - step)
+            parts.append(f"{self._rate():,.0f} {self._unit}, ETA {seconds_left:.0f} s")
         self._console.print("  ".join(parts))
+
+    def warn(self, warning: str) -> None:
+        """Prints a warning."""
+        self._console.print(f"warning: {warning}", style="yellow")
+
+    def _rate(self) -> float:
+        return (self._done - self._start) * self._per_step / (time.monotonic() - self._started)

@@ -1,74 +1,210 @@
-"""The folder that a run leaves behind."""
+"""The folder of a run: all that it leaves behind, and all that it continues from."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TextIO
 
-import safetensors.torch
 from torch import Tensor
 
+from ..checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from ..errors import CheckpointError
+from ..journal import Journal, Row, Scores
 from .config import TrainConfig, UsageError
-from .plot import plot_losses
+from .stored import as_json
 
 Metrics = Mapping[str, float | None]
 """One line of metrics.jsonl: `step`, and what was measured in or after that step."""
 
+JOURNAL = "journal.sqlite"
+
 
 class RunFolder:
-    """The files of one run: config.json, vocabulary.json, metrics.jsonl, weights.safetensors and loss.png.
+    """An open run folder; a context manager that closes it. One process at a time has it open for writing.
 
-    metrics.jsonl grows by a flushed line for each step; the other files appear whole or not at all.
+    config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors, loss.png. The journal
+    and the checkpoints are what a run continues from; metrics.jsonl says in text what the journal says. Files other
+    than the journal and metrics.jsonl, which grow line by line, appear whole or not at all.
 
-    config: of the run. Its `out` names the folder, None means runs/TASK-DATE-TIME.
-    symbols: the character of each token.
-
-    Raises UsageError if the folder is not empty or can't be made.
+    Built by `create` and `open`, which raise UsageError if the folder is not fit for it.
     """
 
     path: Path
+    journal: Journal
 
-    def __init__(self, config: TrainConfig, symbols: Sequence[str]) -> None:
+    def __init__(self, path: Path, lock: int, journal: Journal) -> None:
+        self.path = path
+        self.journal = journal
+        self._lock = lock
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def create(
+        cls, config: TrainConfig, symbols: Sequence[str], *, first_step: int = 0
+    ) -> RunFolder:
+        """A new folder: the config's `out`, or runs/TASK-DATE-TIME.
+
+        symbols: the character of each token. first_step: as for `Journal.create`.
+        """
         try:
-            self.path = _new_folder(config.task) if config.out is None else _empty_folder(config.out)
-            self._metrics = (self.path / "metrics.jsonl").open("x", encoding="utf-8")
+            path = _new_folder(config.task) if config.out is None else _empty_folder(config.out)
+            (path / "checkpoints").mkdir()
+            write_text(path / "config.json", as_json(config))
+            write_text(path / "vocabulary.json", json.dumps(list(symbols)) + "\n")
         except OSError as error:
             raise UsageError(f"can't make the folder {error.filename}: {error.strerror}") from error
-        as_json = json.dumps(asdict(config), indent=2, default=str)
-        self._replace("config.json", lambda path: path.write_text(as_json + "\n", encoding="utf-8"))
-        vocabulary = json.dumps(list(symbols))
-        self._replace("vocabulary.json", lambda path: path.write_text(vocabulary + "\n", encoding="utf-8"))
+        journal = Journal.create(path / JOURNAL, first_step=first_step, digest=config_digest(config))
+        folder = cls(path, _locked(path), journal)
+        folder.begin_metrics([])
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of a run that is to go on."""
+        return cls(path, _locked(path), Journal.open(path / JOURNAL))
+
+    def record(self, row: Row) -> None:
+        """Writes a step to the journal."""
+        self.journal.append(row)
+
+    def begin_metrics(self, lines: Iterable[Metrics]) -> None:
+        """Makes metrics.jsonl anew, with these lines, to go on from there."""
+        path = self.path / "metrics.jsonl"
+        write_text(path, "".join(map(_as_line, lines)))
+        self._metrics = path.open("a", encoding="utf-8")
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Appends one line; a value that is not finite becomes null, for JSON has no number for it."""
-        line = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
-        self._metrics.write(json.dumps(line) + "\n")
+        """Appends a line to metrics.jsonl, for which `begin_metrics` was called; a value that is not finite becomes null,
+        for JSON has no number for it."""
+        assert self._metrics is not None
+        self._metrics.write(_as_line(metrics))
         self._metrics.flush()
 
-    def metrics(self) -> list[Metrics]:
-        """All lines so far."""
-        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+    def save_checkpoint(self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int) -> None:
+        """Writes a checkpoint, then removes all but the first and the `keep` newest."""
+        digest = self.journal.digest_before(step)
+        save_checkpoint(checkpoint_path(self.path, step), Checkpoint(step, model, solver, digest))
+        for old in checkpoint_steps(self.path)[1:-keep]:
+            checkpoint_path(self.path, old).unlink()
 
-    def finish(self, weights: Mapping[str, Tensor], title: str, reference_losses: Mapping[str, float]) -> None:
-        """Closes metrics.jsonl, saves the weights and plots the losses."""
-        self._metrics.close()
-        tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        self._replace("weights.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
-        shutil.copymode(self.path / "config.json", self.path / "weights.safetensors")  # safetensors makes it 0600
-        self._replace("loss.png", lambda path: plot_losses(path, self.metrics(), title, reference_losses))
+    def finish(self, weights: Mapping[str, Tensor], draw: Callable[[Path], object]) -> None:
+        """Saves the weights, and the picture that `draw` writes to a path."""
+        write_atomically(self.path / "weights.safetensors", weights)
+        _replace(self.path / "loss.png", draw)
 
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Writes a file under another name and moves it into place, so that it is never seen half-written."""
-        unfinished = self.path / f".{name}"
-        write(unfinished)
-        os.replace(unfinished, self.path / name)
+    def close(self) -> None:
+        """Idempotent."""
+        self.journal.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where a run's checkpoint after so many steps lies."""
+    return run / "checkpoints" / f"step-{step:09d}.safetensors"
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, in order."""
+    names = [path.stem.removeprefix("step-") for path in (run / "checkpoints").glob("step-*.safetensors")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, of this journal and at most of `step`; None if there is none at all.
+
+    Each that is passed over is named to `warn`. Raises CheckpointError if there are some, but none of use.
+    """
+    steps = [s for s in checkpoint_steps(run) if s <= step]
+    for number in reversed(steps):
+        try:
+            found = load_checkpoint(checkpoint_path(run, number))
+            if found.step != number or found.journal != journal.digest_before(number):
+                raise CheckpointError(f"{checkpoint_path(run, number)} is a checkpoint of another run")
+            return found
+        except CheckpointError as error:
+            warn(f"{error}; going back to an earlier one")
+    if steps:
+        raise CheckpointError(f"no checkpoint in {run / 'checkpoints'} is whole: the run can't be continued")
+    return None
+
+
+def config_digest(config: TrainConfig) -> bytes:
+    """What a journal begins with: its rows mean what they say under this config only."""
+    return hashlib.blake2b(as_json(config).encode(), digest_size=8).digest()
+
+
+def metrics_of(row: Row, scores: Scores, forwards: int) -> dict[str, float]:
+    """The line of metrics.jsonl of a step that was taken. scores: of the parameters after it, if they were validated."""
+    done = row.step + 1
+    return {
+        "step": done,
+        "train_loss": row.loss,
+        "lr": row.lr,
+        "skipped_probes": sum(map(math.isnan, row.coeffs.tolist())),
+        "seconds": row.seconds,
+        "forwards": done * forwards,
+        **named_scores(scores),
+    }
+
+
+def named_scores(scores: Scores) -> dict[str, float]:
+    """NAME_loss in nats per token and NAME_accuracy of each set."""
+    metrics = {}
+    for name, (loss, accuracy) in scores.items():
+        metrics[f"{name}_loss"] = loss
+        metrics[f"{name}_accuracy"] = accuracy
+    return metrics
+
+
+def journaled_metrics(journal: Journal, forwards: int) -> Iterator[Metrics]:
+    """All lines of metrics.jsonl, from what the journal says."""
+    if beginning := journal.scores(journal.first_step):
+        yield {"step": journal.first_step, **named_scores(beginning)}
+    for row in journal.rows():
+        yield metrics_of(row, journal.scores(row.step + 1), forwards)
+
+
+def _as_line(metrics: Metrics) -> str:
+    return json.dumps({k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is never seen half-written. Raises OSError."""
+    _replace(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f".{path.name}")
+    write(unfinished)
+    os.replace(unfinished, path)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the folder, locked for as long as it is open: the kernel lets go of it if the process dies."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"another process is training in {path}: wait until it ends") from error
+    return descriptor
 
 
 def _empty_folder(path: Path) -> Path:

@@ -9,7 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..models import LanguageModel
 from .build import Run
+from .config import TrainConfig
 from .run_folder import Metrics
 
 
@@ -21,15 +23,31 @@ def print_header(console: Console, run: Run, backend: str) -> None:
     heads = "1 head" if config.num_heads == 1 else f"{config.num_heads} heads"
     num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    lr = f"lr {config.lr:g} falling to {config.lr * config.lr_decay:g}"
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
         f"hidden size {config.hidden_size}, {heads}",
-        f"step    {config.probes} probes on a batch of {config.batch_size}, eps {config.eps:g}, "
-        f"lr {config.lr:g} falling to {config.lr * config.lr_decay:g}",
+        f"step    {_step(config)} on a batch of {config.batch_size}, {lr}",
         f"run     {config.steps} steps, seed {config.seed}, on {config.device} ({threads}), backend {backend}",
     ):
         console.print(line)
+
+
+def title(config: TrainConfig, model: LanguageModel) -> str:
+    """Of the picture of a run."""
+    how = f"BPTT with {config.optimizer}" if config.solver == "bptt" else f"{config.estimator}, {config.probes} probes"
+    return f"{config.task}: {type(model).__name__}, hidden size {config.hidden_size}, {how}"
+
+
+def _step(config: TrainConfig) -> str:
+    if config.solver == "bptt":
+        return f"back-propagation, {config.optimizer},"
+    parts = [f"{config.probes} probes" if config.distribution == "rademacher" else f"{config.probes} {config.distribution} probes"]
+    if config.estimator != "cd":
+        parts.append(config.estimator)
+    parts += [part for part in (config.transforms, config.dense) if part]
+    return f"{', '.join(parts)} (eps {config.eps:g})"
 
 
 def print_summary(console: Console, run: Run, metrics: Sequence[Metrics]) -> None:
@@ -41,17 +59,22 @@ def print_summary(console: Console, run: Run, metrics: Sequence[Metrics]) -> Non
     for name in sorted(names, key=lambda name: name != "train"):  # training first, the others as they came
         losses, accuracies = _values(metrics, f"{name}_loss"), _values(metrics, f"{name}_accuracy")
         table.add_row(name, *_ends(losses, "{:.3f}"), *_ends(accuracies, "{:.1%}"))
-    steps, seconds = _values(metrics, "step"), _values(metrics, "seconds")
-    skipped = sum(_values(metrics, "skipped_probes"))
     console.print()
     console.print(table)
     console.print()
-    if seconds:
-        probes = int(steps[-1]) * run.config.probes
-        console.print(
-            f"{steps[-1]:,} steps in {seconds[-1]:.1f} s, {probes / seconds[-1]:,.0f} probes/s; "
-            f"{skipped:,} of {probes:,} probes left out (loss not finite)"
-        )
+    seconds = _values(metrics, "seconds")
+    if not seconds:
+        return
+    taken = len(seconds)
+    if run.config.solver == "bptt":
+        console.print(f"{taken:,} steps in {seconds[-1]:.1f} s, {taken / seconds[-1]:,.1f} steps/s")
+        return
+    probes = taken * run.config.probes
+    skipped = sum(_values(metrics, "skipped_probes"))
+    console.print(
+        f"{taken:,} steps in {seconds[-1]:.1f} s, {probes / seconds[-1]:,.0f} probes/s; "
+        f"{skipped:,} of {probes:,} probes left out (loss not finite)"
+    )
 
 
 def _values(metrics: Sequence[Metrics], name: str) -> list[float]:

@@ -1,0 +1,73 @@
+"""Rules with state of the parameters' size, for those who have the memory: Adam and momentum on a dense gradient.
+
+`zo_kernels.transforms` has momentum on the table, without such state.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class DenseRule(ABC):
+    """Gradients to descent directions: state = rule.init(theta), then theta -= lr * rule.update(gradient, state, step).
+
+    Gradients have the shape, dtype and device of theta.
+    """
+
+    @abstractmethod
+    def init(self, theta: Tensor) -> dict[str, Tensor]:
+        """The state before the first step: tensors like theta, by name."""
+
+    @abstractmethod
+    def update(self, gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        """The direction of the step (counted from 0), written into `gradient`, which is returned; updates `state`."""
+
+
+class Adam(DenseRule):
+    """Adam, of Kingma and Ba, arXiv 1412.6980, as torch.optim.Adam computes it.
+
+    Raises ValueError unless beta1 and beta2 are in [0, 1) and eps is positive and finite.
+    """
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        for name, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {beta}")
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"eps must be positive and finite, not {eps}")
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def init(self, theta: Tensor) -> dict[str, Tensor]:
+        return {"mean": torch.zeros_like(theta), "square": torch.zeros_like(theta)}
+
+    @torch.no_grad()
+    def update(self, gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        mean, square = state["mean"], state["square"]
+        mean.lerp_(gradient, 1 - self.beta1)
+        square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        scale = torch.sqrt(square, out=gradient).div_(math.sqrt(1 - self.beta2 ** (step + 1))).add_(self.eps)
+        return torch.div(mean, scale, out=gradient).div_(1 - self.beta1 ** (step + 1))
+
+
+class Momentum(DenseRule):
+    """v = beta v + gradient, the direction: torch.optim.SGD's momentum. Raises ValueError unless beta is in [0, 1)."""
+
+    def __init__(self, beta: float = 0.9) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta must be in [0, 1), not {beta}")
+        self.beta = beta
+
+    def init(self, theta: Tensor) -> dict[str, Tensor]:
+        return {"velocity": torch.zeros_like(theta)}
+
+    @torch.no_grad()
+    def update(self, gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        return gradient.copy_(state["velocity"].mul_(self.beta).add_(gradient))
+
+
+DENSE_RULES: dict[str, type[DenseRule]] = {"adam": Adam, "momentum": Momentum}
+"""Every dense rule by name; each can be built without arguments."""

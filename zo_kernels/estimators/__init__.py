@@ -1,0 +1,32 @@
+"""From losses to a seed-space gradient. An estimator is one class, and one line in `ESTIMATORS`.
+
+estimate = ESTIMATORS["cd"]()(evaluator, seeds, eps=2**-6)  # estimate.gradient is a SeedGradient
+"""
+
+from .base import Estimate, Estimator, Evaluator, Measured, Population
+from .central import CentralDifference
+from .forward import AntitheticDifference, ForwardDifference
+from .spsa import SPSA2, SPSA15
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "cd": CentralDifference,
+    "fd": ForwardDifference,
+    "antithetic": AntitheticDifference,
+    "1.5-spsa": SPSA15,
+    "2-spsa": SPSA2,
+}
+"""Every estimator by the name that `--estimator` takes; each can be built without arguments."""
+
+__all__ = [
+    "ESTIMATORS",
+    "SPSA2",
+    "SPSA15",
+    "AntitheticDifference",
+    "CentralDifference",
+    "Estimate",
+    "Estimator",
+    "Evaluator",
+    "ForwardDifference",
+    "Measured",
+    "Population",
+]

@@ -1,0 +1,52 @@
+"""Forward differences: one loss a probe, or two, and one clean loss that all probes share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import Estimator, Evaluator, Measured, checked
+
+
+class ForwardDifference(Estimator):
+    """slope_i = (L(theta + eps p_i) - L(theta)) / eps
+
+    n + 1 forward passes; losses [n + 1], L(theta) last. The error of a slope is of order eps (eps/2 p_i.H p_i). Its
+    mean over the signs of p_i is zero, so that it adds variance first and bias only of order eps^2.
+    """
+
+    name: ClassVar[str] = "fd"
+
+    def forwards(self, probes: int) -> int:
+        return probes + 1
+
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
+        return Measured(checked(evaluate.ahead(seeds, eps), len(seeds))[:, None], float(evaluate.clean()))
+
+    def slopes(self, measured: Measured, eps: float) -> Tensor:
+        assert measured.clean is not None
+        return (measured.own[:, 0] - measured.clean) / eps
+
+
+class AntitheticDifference(Estimator):
+    """Forward differences along p_i and along -p_i: Chaubard and Kochenderfer, arXiv 2505.17852, appendix C.
+
+        slope_i = ((L(theta + eps p_i) - L(theta)) / eps - (L(theta - eps p_i) - L(theta)) / eps) / 2
+
+    2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then L(theta). L(theta) cancels: but for rounding
+    this is the central difference.
+    """
+
+    name: ClassVar[str] = "antithetic"
+
+    def forwards(self, probes: int) -> int:
+        return 2 * probes + 1
+
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
+        return Measured(checked(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+
+    def slopes(self, measured: Measured, eps: float) -> Tensor:
+        assert measured.clean is not None
+        along, against = ((measured.own - measured.clean) / eps).unbind(dim=1)
+        return (along - against) / 2

@@ -1,0 +1,99 @@
+"""Simultaneous perturbation with curvature: central slopes divided by a saturating function of the measured curvature.
+
+    slope_i = (L(theta + eps v_i) - L(theta - eps v_i)) / (2 eps) / max(|c_i|^saturation, floor)
+
+c_i is the curvature of the loss along v_i (1.5-SPSA) or across v_i and a second probe u_i (2-SPSA). The division makes
+the estimate a preconditioned one: it is the gradient's only where max(...) is 1. c_i keeps the variance of the probes'
+elements: with sparse ones it is that much smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..philox import Stream, philox4x32_10
+from .base import Estimator, Evaluator, Measured, checked
+from .central import central_slopes
+
+_LAST = 0xFFFFFFFF  # of step and probe: `philox.probe_seeds` never gets to this counter
+
+
+class _Saturating(Estimator):
+    """saturation: exponent of the curvature, not negative. floor: the least divisor, positive."""
+
+    def __init__(self, saturation: float = 0.1, floor: float = 1.0) -> None:
+        if not (math.isfinite(saturation) and saturation >= 0):
+            raise ValueError(f"saturation must be finite and not negative, not {saturation}")
+        if not (math.isfinite(floor) and floor > 0):
+            raise ValueError(f"floor must be positive and finite, not {floor}")
+        self.saturation, self.floor = saturation, floor
+
+    def _divided(self, slopes: Tensor, curvatures: Tensor) -> Tensor:
+        return slopes / curvatures.abs().pow(self.saturation).clamp(min=self.floor)
+
+
+class SPSA15(_Saturating):
+    """1.5-SPSA, of Chaubard and Kochenderfer's public code (saturation is its "saturating alpha", floor its "lambda").
+
+        c_i = (L(theta + eps v_i) - 2 L(theta) + L(theta - eps v_i)) / eps^2
+
+    and v_i.H v_i on a quadratic. 2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then L(theta).
+    Raises ValueError for a saturation that is negative or a floor that is not positive.
+    """
+
+    name: ClassVar[str] = "1.5-spsa"
+
+    def forwards(self, probes: int) -> int:
+        return 2 * probes + 1
+
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
+        return Measured(checked(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+
+    def slopes(self, measured: Measured, eps: float) -> Tensor:
+        assert measured.clean is not None
+        rises = measured.own - measured.clean
+        return self._divided(central_slopes(measured.own, eps), rises.sum(dim=1) / eps / eps)
+
+
+class SPSA2(_Saturating):
+    """2-SPSA, after Spall, IEEE Transactions on Automatic Control 45, 2000: a second probe u_i measures the curvature.
+
+        c_i = (L(++) - L(+-) - L(-+) + L(--)) / (4 eps^2), L(+-) = L(theta + eps v_i - eps u_i)
+
+    and v_i.H u_i on a quadratic. The seed of u_i is `second_seeds` of v_i's. 6n forward passes; losses [n, 6]: L+, L-,
+    L(++), L(+-), L(-+), L(--). Raises ValueError for a saturation that is negative or a floor that is not positive.
+    """
+
+    name: ClassVar[str] = "2-spsa"
+    probes_at_once: ClassVar[int] = 2
+
+    def forwards(self, probes: int) -> int:
+        return 6 * probes
+
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
+        pairs = checked(evaluate.pairs(seeds, eps), len(seeds), 2)
+        corners = checked(evaluate.corners(seeds, second_seeds(seeds), eps), len(seeds), 2, 2)
+        return Measured(torch.cat([pairs, corners.flatten(start_dim=1)], dim=1))
+
+    def slopes(self, measured: Measured, eps: float) -> Tensor:
+        both, first, second, neither = measured.own[:, 2:].unbind(dim=1)
+        curvatures = ((both - first) - (second - neither)) / 4 / eps / eps
+        return self._divided(central_slopes(measured.own, eps), curvatures)
+
+
+def second_seeds(seeds: Tensor) -> Tensor:
+    """The seed of each probe's second one, int64 [n]: a function of its seed in seeds [n] alone, never equal to it.
+
+    seed xor (w | 1), where w is words 0 and 1 of Philox4x32-10(counter=(2^32 - 1, 2^32 - 1, Stream.SEEDS, 2^32 - 1),
+    key=seed), a counter that `zo_kernels.philox.probe_seeds` does not use.
+    """
+    key = seeds.cpu().numpy().view(np.uint64)
+    counter = np.array([_LAST, _LAST, Stream.SEEDS, _LAST], np.uint64)
+    words = philox4x32_10(counter, np.stack([key & np.uint64(_LAST), key >> np.uint64(32)], axis=-1)).astype(np.uint64)
+    odd = words[:, 0] | (words[:, 1] << np.uint64(32)) | np.uint64(1)
+    return torch.from_numpy((key ^ odd).view(np.int64))

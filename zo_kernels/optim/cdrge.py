@@ -1,0 +1,35 @@
+"""The paper's optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..arena import ParameterArena
+from .zero_order import ZeroOrder
+
+
+class CDRGE(ZeroOrder):
+    """Central-difference random gradient estimation: Chaubard and Kochenderfer, arXiv 2505.17852.
+
+        theta' = (1 - lr*weight_decay) theta - (lr/eps) * 1/(2n) * sum_i (L+_i - L-_i) p_i
+
+    with n probes p_i in {-1, +1}^d; with eps = lr and no decay their eq. 7. A step takes 2n losses. `ZeroOrder` has the
+    arguments, the errors, and other estimators, distributions and transforms.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any] | ParameterArena,
+        lr: float,
+        *,
+        eps: float | None = None,
+        probes: int = 96,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        mode: str = "auto",
+        grid: float | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr, eps=eps, probes=probes, seed=seed, weight_decay=weight_decay, mode=mode, grid=grid
+        )

@@ -1,0 +1,179 @@
+"""Perturbation in place: exact on a grid, without a second copy of the parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..arena import ParameterArena
+from ..distributions import is_exact_in_place
+from ..errors import GridRangeError
+from ..grid import Grid, largest_magnitude
+from ..interrupts import deferred_interrupts
+from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment
+
+_logger = logging.getLogger("zo_kernels")
+
+
+class InPlace(Perturbation):
+    """Perturbs the parameters themselves: no second copy, one pass over theta from each probe to the next."""
+
+    def __init__(
+        self,
+        arena: ParameterArena,
+        segments: Sequence[Segment],
+        distribution: str,
+        spacings: Sequence[float | None],
+    ) -> None:
+        super().__init__(arena, segments, distribution)
+        if not is_exact_in_place(distribution):
+            raise ValueError(
+                f"{distribution} probes can't be undone bit for bit in place: use mode='shadow', which keeps theta aside"
+            )
+        dtype = arena.flat.dtype
+        Grid.of_spacing(1.0, dtype)  # refuses 16-bit dtypes
+        self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, dtype) for s in spacings]
+        self._bounds = [0.0] * len(self.segments)  # upper bounds of max |theta|
+        self._at: tuple[Displacement, ...] = ()
+        self._warned = False
+
+    @property
+    def theta(self) -> Tensor:
+        return self.arena.flat
+
+    def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
+        changed = self._changed_slots()
+        used = []
+        for k, segment in enumerate(self.segments):
+            if not changed.isdisjoint(segment.slots):
+                self._snap(k, probes_at_once * eps[k])
+            rounded = self._grid(k).round_eps(eps[k])
+            self._require_range(k, probes_at_once * rounded)
+            used.append(rounded)
+        if changed:
+            self._note_versions(written=True)
+        return used
+
+    def move(self, *to: Displacement) -> None:
+        if len(self._at) != 1 or len(to) != 1 or self.distribution != "rademacher":
+            self.leave()
+            with deferred_interrupts():
+                self._displace(to, 1.0)
+                self._at = to
+            return
+        (seed, alphas), (next_seed, next_alphas) = self._at[0], to[0]
+        with deferred_interrupts():  # from probe to probe in one pass
+            for segment, alpha, next_alpha in zip(self.segments, alphas, next_alphas, strict=True):
+                theta, offset = segment.of(self.arena.flat), segment.start
+                if next_seed == seed:
+                    ops.apply_probe_(theta, next_alpha - alpha, seed, offset=offset)
+                else:
+                    ops.swap_probe_(theta, -alpha, seed, next_alpha, next_seed, offset=offset)
+            self._at = to
+
+    def leave(self) -> None:
+        with deferred_interrupts():
+            self._displace(self._at, -1.0)
+            self._at = ()
+
+    def _displace(self, by: Sequence[Displacement], sign: float) -> None:
+        for seed, alphas in by:
+            for alpha, segment in zip(alphas, self.segments, strict=True):
+                self._apply(segment.of(self.arena.flat), sign * alpha, seed, segment.start)
+
+    def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
+        steps = [float(u.coeffs.abs().sum()) for u in updates]
+        if any(self._bounds[k] + step >= self._grid(k).limit for k, step in enumerate(steps)):
+            self.leave()
+            for k, step in enumerate(steps):
+                self._require_range(k, step)
+        self._warn_if_lost(steps)
+        if len(self._at) > 1:  # the pass can undo one of them
+            self.leave()
+        with deferred_interrupts():
+            seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
+            for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
+                ops.accumulate_probes_(
+                    segment.of(self.arena.flat),
+                    u.coeffs,
+                    seeds,
+                    offset=segment.start,
+                    decay=u.decay,
+                    grid=self._grid(k).spacing,
+                    undo_alpha=-alphas[k],
+                    undo_seed=seed,
+                    distribution=self.distribution,
+                )
+                self._bounds[k] += steps[k] + self._grid(k).spacing
+            self._at = ()
+            self.arena.clear_padding()
+            self._note_versions(written=True)
+
+    def update_densely(self, updates: Sequence[DenseUpdate]) -> None:
+        self.leave()
+        steps = [abs(u.lr) * largest_magnitude(u.direction) for u in updates]
+        for k, step in enumerate(steps):
+            self._require_range(k, step)
+        self._warn_if_lost(steps)
+        with deferred_interrupts():
+            for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
+                segment.of(self.arena.flat).mul_(u.decay).sub_(u.direction, alpha=u.lr)
+                self._round_to_grid(k)
+                self._bounds[k] += steps[k] + self._grid(k).spacing
+            self.arena.clear_padding()
+            self._note_versions(written=True)
+
+    def _warn_if_lost(self, steps: Sequence[float]) -> None:
+        spacings = [self._grid(k).spacing for k in range(len(steps))]
+        if not self._warned and any(0 < step < spacing / 2 for step, spacing in zip(steps, spacings, strict=True)):
+            self._warned = True
+            _logger.warning(
+                "a step of at most %.3g rounds to nothing on a grid of %.3g: "
+                "use a larger lr, a finer grid or mode='shadow'",
+                min(steps),
+                max(spacings),
+            )
+
+    def _grid(self, k: int) -> Grid:
+        grid = self.grids[k]
+        assert grid is not None, "begin() makes the grid"
+        return grid
+
+    def _snap(self, k: int, eps: float) -> None:
+        """Takes in the segment's parameters as they are now: checks them and rounds them to the grid."""
+        self._bounds[k] = self._measure(k)
+        grid = self.grids[k] or Grid.for_range(self._bounds[k] + eps, self.arena.flat.dtype)
+        self.grids[k] = grid
+        self._require_range(k, 0.0)
+        self._round_to_grid(k)
+
+    def _round_to_grid(self, k: int) -> None:
+        segment, none = self.segments[k], torch.zeros(0, dtype=torch.int64)
+        ops.accumulate_probes_(
+            segment.of(self.arena.flat), none.double(), none, offset=segment.start, grid=self._grid(k).spacing
+        )
+
+    def _measure(self, k: int) -> float:
+        for slot in self.segments[k].slots:
+            if not largest_magnitude(self.arena.view(slot)) < float("inf"):
+                raise ValueError(f"parameter {slot.name} holds a NaN or infinite value")
+        return largest_magnitude(self.segments[k].of(self.arena.flat))
+
+    def _require_range(self, k: int, reach: float) -> None:
+        """Raises GridRangeError unless every parameter of segment k may change by `reach` and stay on the grid."""
+        grid = self._grid(k)
+        if self._bounds[k] + reach < grid.limit:
+            return
+        self._bounds[k] = self._measure(k)
+        if self._bounds[k] + reach < grid.limit:
+            return
+        slot = max(self.segments[k].slots, key=lambda s: largest_magnitude(self.arena.view(s)))
+        raise GridRangeError(
+            f"parameter {slot.name} (largest magnitude {self._bounds[k]:.6g}, could move by {reach:.3g}) may leave the "
+            f"range {grid.limit:g} in which its grid of {grid.spacing:g} is exact; lower lr, set a coarser grid "
+            f"(grid={4 * grid.spacing!r}), or use mode='shadow'"
+        )

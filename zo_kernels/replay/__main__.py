@@ -1,0 +1,53 @@
+"""The command line: `python -m zo_kernels.replay --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..checkpoint import write_atomically
+from ..errors import CheckpointError, JournalError
+from ..train.config import UsageError, shown
+from .weights import replay
+
+EXIT_DONE, EXIT_ERROR = 0, 2
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Rebuild the weights that a run had after any of its steps, bit for bit, from its journal."""
+
+    run: tyro.conf.Positional[Annotated[Path, shown("RUN")]]
+    """Folder of a run of python -m zo_kernels.train, which may still be training."""
+    out: Annotated[Path, shown("FILE")]
+    """New safetensors file for the weights."""
+    step: Annotated[int | None, shown("INT", "(default: the last one)")] = None
+    """After how many steps."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the weights that the arguments ask for (None: those of the process) and returns the exit code: 0 or 2."""
+    config = tyro.cli(ReplayConfig, prog="python -m zo_kernels.replay", args=arguments)
+    try:
+        if os.path.lexists(config.out):
+            raise UsageError(f"{config.out} exists, and nothing is ever overwritten: give --out another name")
+        if not config.out.parent.is_dir():
+            raise UsageError(f"can't write {config.out}: there is no folder {config.out.parent}")
+        replayed = replay(config.run, config.step, lambda warning: print(f"warning: {warning}", file=sys.stderr))
+        write_atomically(config.out, replayed.weights)
+    except (UsageError, JournalError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    steps = "1 step" if replayed.replayed == 1 else f"{replayed.replayed} steps"
+    print(f"step {replayed.step}: {steps} replayed from a checkpoint in {replayed.seconds:.2f} s; weights in {config.out}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""What takes the steps of a run: forward passes alone, or back-propagation to compare with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..bptt import BPTT
+from ..dense import DENSE_RULES
+from ..estimators import ESTIMATORS, Population
+from ..journal import Row
+from ..models import IGNORE_INDEX, LanguageModel
+from ..optim import StepReport, ZeroOrder
+from ..tasks import Batch
+from ..transforms import parse_transforms
+from .config import TrainConfig
+from .interrupt_gate import InterruptGate
+
+
+class Taken(NamedTuple):
+    """What a step saw. loss: mean training loss in nats. coeffs: float32 [n] for the journal. losses: float64 [n, 2]
+    where the estimator compares two sides of a probe, else None. skipped: probes left out. eps: that was used."""
+
+    loss: float
+    coeffs: Tensor
+    losses: Tensor | None
+    skipped: int
+    eps: float
+
+
+class Solver(ABC):
+    """Trains a model step by step.
+
+    forwards: passes of the batch through the model that a step takes; back-propagation's backward counts as two.
+    replays: whether a step can be taken again from its row in the journal.
+    """
+
+    model: LanguageModel
+    forwards: int
+    replays: bool
+
+    @abstractmethod
+    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
+        """One update. `record` is called once: before the parameters change, if the solver `replays`."""
+
+    @abstractmethod
+    def replay(self, row: Row) -> None:
+        """Takes the step of a row again, bit for bit, if the solver `replays`."""
+
+    @abstractmethod
+    def state(self) -> Any:
+        """All that the next step depends on beside the model's own state_dict, as `save_checkpoint` takes it."""
+
+    @abstractmethod
+    def load_state(self, state: Any) -> None:
+        """Goes on from a `state`; the model's state_dict is loaded first. Hyper-parameters stay those of the config.
+
+        Raises ValueError, changing nothing, if it is another solver's.
+        """
+
+    @abstractmethod
+    def start_at(self, step: int) -> None:
+        """Without a state, counts the next step as this one."""
+
+
+class ZeroOrderSolver(Solver):
+    """`ZeroOrder`, on populations where there is a kernel for them, else loss by loss."""
+
+    replays = True
+
+    def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
+        self.model = model
+        self.optimizer = ZeroOrder(
+            model.named_parameters(),
+            lr=config.lr,
+            eps=config.eps,
+            estimator=ESTIMATORS[config.estimator](),
+            probes=config.probes,
+            seed=config.seed,
+            distribution=config.distribution,
+            transforms=[parse_transforms(config.transforms)] if config.transforms else [],
+            dense=None if config.dense is None else DENSE_RULES[config.dense](),
+            max_distance=config.gaf,
+            weight_decay=config.weight_decay,
+        )
+        self.forwards = self.optimizer.estimator.forwards(config.probes)
+        self._config = config
+        self._gate = gate
+
+    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
+        self._set_lr(lr)
+        optimizer = self.optimizer
+        optimizer.before_update = lambda report: record(self._taken(report))
+        size = self._config.micro_batch_size
+        if self._config.gaf is None:
+            optimizer.step(self._loss(batch, size))
+        else:
+            optimizer.step([self._loss(part, None) for part in _split(batch, size)])
+        assert optimizer.last is not None
+        return self._taken(optimizer.last)
+
+    def replay(self, row: Row) -> None:
+        self._set_lr(row.lr)
+        self.optimizer.replay(torch.from_numpy(row.coeffs.copy()))
+
+    def state(self) -> Any:
+        return self.optimizer.state_dict()
+
+    def load_state(self, state: Any) -> None:
+        config, optimizer = self._config, self.optimizer
+        optimizer.load_state_dict(state)
+        optimizer.seed, optimizer.probes = config.seed, config.probes
+        for group in optimizer.param_groups:
+            group.update(eps=config.eps, weight_decay=config.weight_decay)
+
+    def start_at(self, step: int) -> None:
+        self.optimizer.steps_taken = step
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _loss(self, batch: Batch, micro_batch_size: int | None) -> Population | Callable[[], Tensor]:
+        """The batch's loss as the optimizer takes it."""
+        config = self._config
+        if config.distribution == "rademacher" and backend_for(batch.tokens.device.type).fused_forward:
+            population = self.model.population(*batch, micro_batch_size=micro_batch_size, precision=config.precision)
+            return Interruptible(population, self._gate)
+        micro_batches = _split(batch, micro_batch_size)
+
+        def loss() -> Tensor:
+            with self._gate.open():
+                return mean_loss(self.model, micro_batches)
+
+        return loss
+
+    def _taken(self, report: StepReport) -> Taken:
+        both_sides = report.losses if report.losses.dim() == 2 and report.losses.shape[1] == 2 else None
+        return Taken(report.loss, report.coeffs, both_sides, report.skipped, report.eps)
+
+
+class BPTTSolver(Solver):
+    """`BPTT`: gradients by back-propagation."""
+
+    forwards = 3
+    replays = False
+
+    def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
+        self.model = model
+        self._config = config
+        self._gate = gate
+        self._bptt = BPTT(
+            model,
+            config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            micro_batch_size=config.micro_batch_size,
+            checkpoint_length=config.checkpoint_length,
+            max_distance=config.gaf,
+        )
+
+    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
+        for group in self._bptt.optimizer.param_groups:
+            group["lr"] = lr
+        with self._gate.open():
+            pass  # a step is short: it may be stopped before, not within
+        loss = self._bptt.step(*batch)
+        taken = Taken(loss, torch.zeros(0), None, 0, 0.0)
+        record(taken)
+        return taken
+
+    def replay(self, row: Row) -> None:
+        raise NotImplementedError("the rows of back-propagation do not hold its gradients")
+
+    def state(self) -> Any:
+        return self._bptt.state_dict()
+
+    def load_state(self, state: Any) -> None:
+        self._bptt.load_state_dict(state)
+        for group in self._bptt.optimizer.param_groups:
+            group["weight_decay"] = self._config.weight_decay
+
+    def start_at(self, step: int) -> None:
+        pass  # its steps do not depend on their number
+
+
+SOLVERS: dict[str, type[ZeroOrderSolver] | type[BPTTSolver]] = {"zo": ZeroOrderSolver, "bptt": BPTTSolver}
+"""Every solver by the name of its flag."""
+
+
+class Interruptible:
+    """A population whose forward passes can be interrupted; only they can, so that a step is taken and recorded or
+    neither."""
+
+    def __init__(self, population: Population, gate: InterruptGate) -> None:
+        self._population = population
+        self._gate = gate
+
+    def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
+        """As the population's own."""
+        with self._gate.open():
+            return self._population.population_loss(seeds, eps)
+
+
+def mean_loss(model: LanguageModel, batches: Sequence[Batch]) -> Tensor:
+    """Mean over the scored positions of all batches, float64: each batch's mean weighs what it scores."""
+    scored = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
+    return torch.stack(
+        [model.loss(*batch) * count for batch, count in zip(batches, scored, strict=True) if count > 0]
+    ).sum() / sum(scored)
+
+
+def _split(batch: Batch, size: int | None) -> list[Batch]:
+    if size is None:
+        return [batch]
+    return [Batch(*parts) for parts in zip(*(x.split(size) for x in batch), strict=True)]

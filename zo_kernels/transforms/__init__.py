@@ -1,0 +1,31 @@
+"""Transforms of a seed-space gradient: from the estimator's table to the one the optimizer applies.
+
+transform = chain(clip_norm(1.0), momentum(0.9, window=8))
+state = transform.init()
+gradient, state = transform.update(gradient, state, Context(step=0, lr=2**-6, numel=d))
+"""
+
+from .agreement import agree
+from .base import Context, State, Transform, chain
+from .momentum import momentum
+from .registry import TRANSFORMS, parse_transforms
+from .scaling import clip_coeffs, clip_norm, scale, scale_by_lr
+from .shaping import centred_rank, sign, z_score
+
+__all__ = [
+    "TRANSFORMS",
+    "Context",
+    "State",
+    "Transform",
+    "agree",
+    "centred_rank",
+    "chain",
+    "clip_coeffs",
+    "clip_norm",
+    "momentum",
+    "parse_transforms",
+    "scale",
+    "scale_by_lr",
+    "sign",
+    "z_score",
+]

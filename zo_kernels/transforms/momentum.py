@@ -1,0 +1,36 @@
+"""Momentum over the last tables: its state is their rows, not a vector of the parameters' size."""
+
+from __future__ import annotations
+
+import torch
+
+from ..gradient import SeedGradient
+from .base import Context, State, Transform, check_names
+
+
+def momentum(beta: float, window: int) -> Transform:
+    """g_t + beta g_{t-1} + ... + beta^{W-1} g_{t-W+1}: torch.optim.SGD's momentum without its terms from W = window on.
+
+    The table has the rows of the last W steps (fewer at first), the oldest first, so an update reads up to W times the
+    seeds. State: seeds int64 [rows] and coeffs float64 [rows] of the last tables, coeffs already weighed, and rows
+    int64 [tables], their lengths. Raises ValueError unless beta is in [0, 1] and window a positive integer.
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"momentum takes a beta in [0, 1], not {beta}")
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"momentum takes a positive integer as its window, not {window!r}")
+
+    def init() -> State:
+        integers = torch.empty(0, dtype=torch.int64)
+        return {"seeds": integers, "coeffs": torch.empty(0, dtype=torch.float64), "rows": integers.clone()}
+
+    def update(gradient: SeedGradient, state: State, context: Context) -> tuple[SeedGradient, State]:
+        check_names(state, {"seeds", "coeffs", "rows"})
+        kept = state["rows"][-(window - 1) :] if window > 1 else state["rows"][:0]
+        start = len(state["seeds"]) - int(kept.sum())
+        rows = torch.cat([kept, torch.tensor([len(gradient)])])
+        seeds = torch.cat([state["seeds"][start:], gradient.seeds])
+        coeffs = torch.cat([state["coeffs"][start:] * beta, gradient.coeffs])
+        return SeedGradient(seeds, coeffs, gradient.distribution), {"seeds": seeds, "coeffs": coeffs, "rows": rows}
+
+    return Transform(init, update)
