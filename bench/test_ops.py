@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
 import zo_kernels as zo
 from bench import usual
@@ -45,6 +46,29 @@ def test_apply_probe_of_1k_over_add(benchmark: BenchmarkFixture) -> None:
         return calls
 
     compare(benchmark, many(lambda: zo.ops.apply_probe_(x, 0.5, 7)), many(lambda: x.add_(0.5)), rounds=21, at_most=3.0)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "sparse-64"])
+def test_apply_probe_of_a_distribution_over_usual_code(benchmark: BenchmarkFixture, distribution: str) -> None:
+    x = torch.randn(10_000_000)
+    scratch, generator = torch.empty_like(x), torch.Generator()
+    draw: dict[str, Callable[[], Tensor]] = {
+        "normal": lambda: scratch.normal_(generator=generator),
+        "uniform": lambda: scratch.uniform_(-(3**0.5), 3**0.5, generator=generator),
+        "sparse-64": lambda: scratch.bernoulli_(1 / 64, generator=generator),  # without signs, which would take longer
+    }
+
+    def usual_code() -> None:
+        generator.manual_seed(7)
+        x.add_(draw[distribution](), alpha=0.5)
+
+    compare(
+        benchmark,
+        lambda: zo.ops.apply_probe_(x, 0.5, 7, distribution=distribution),
+        usual_code,
+        rounds=7,
+        at_least=4.0,
+    )
 
 
 @pytest.mark.parametrize("seeds", [96, 512])

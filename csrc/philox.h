@@ -22,12 +22,15 @@
 namespace zo {
 
 // Counter word 2 separates the uses of one seed. zo_kernels/philox.py holds the same table; a test compares them.
+// Counter word 3 is 0, except as said below and with normals and uniforms (zo_kernels/distributions.py), where it is
+// j mod 32: a word for each element instead of a bit, in the same place.
 enum Stream : uint32_t {
   kStreamRademacher = 0,
   kStreamNormal = 1,
   kStreamUniform = 2,
   kStreamStochasticRounding = 3,
   kStreamSeeds = 4,  // counter (lo32(step), hi32(step), stream, probe): the seeds of a run's probes
+  kStreamSparsity = 5,  // counter word 3 = 0..m-1: an element of sparse-2^m is kept where all m bits are 1
 };
 
 constexpr int64_t kBlockSigns = 128;  // signs made by one Philox call; offsets are multiples of it

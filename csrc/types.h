@@ -1,7 +1,9 @@
-// What the kernels' interfaces have in common: element types and the rows of a perturbation.
+// What the kernels' interfaces have in common: element types, distributions and the rows of a perturbation.
 #pragma once
 
 #include <cstdint>
+
+#include "philox.h"
 
 namespace zo {
 
@@ -9,6 +11,13 @@ enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3
 
 // static: files compiled for one instruction set must not share code with others.
 static constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+// What the elements of a probe are drawn from: kStreamNormal, kStreamUniform, or kStreamRademacher with elements kept
+// where all of `sparsity` bits are 1.
+struct Distribution {
+  Stream stream;
+  int sparsity;
+};
 
 // One row of a perturbation: alpha * p(seed).
 struct Term {

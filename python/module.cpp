@@ -53,6 +53,39 @@ void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantise
                              num_seeds, shift, offset, update);
 }
 
+zo::Distribution to_distribution(int stream, int sparsity) {
+  if (stream < 0 || stream > static_cast<int>(zo::kStreamUniform))
+    throw std::invalid_argument("no distribution has stream " + std::to_string(stream));
+  if (sparsity < 0 || sparsity > 16) throw std::invalid_argument("sparsity is not in 0..16");
+  return {static_cast<zo::Stream>(stream), sparsity};
+}
+
+void probe_from(int stream, int sparsity, uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset) {
+  check_range(out, numel, offset);
+  zo::cpu::probe_from(to_distribution(stream, sparsity), reinterpret_cast<void*>(out), to_dtype(dtype), numel, seed,
+                      offset);
+}
+
+void apply_probe_from(int stream, int sparsity, uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t numel,
+                      double alpha, uint64_t seed, int64_t offset) {
+  check_range(x, numel, offset);
+  check_range(out, numel, offset);
+  zo::cpu::apply_probe_from(to_distribution(stream, sparsity), reinterpret_cast<const void*>(x), to_dtype(x_dtype),
+                            reinterpret_cast<void*>(out), to_dtype(out_dtype), numel, {alpha, seed}, offset);
+}
+
+void accumulate_probes_from(int stream, int sparsity, uintptr_t x, int dtype, int64_t numel, uintptr_t coeffs,
+                            uintptr_t seeds, int64_t num_seeds, double scale, int64_t offset, double undo_alpha,
+                            uint64_t undo_seed, double decay, double grid) {
+  check_range(x, numel, offset);
+  check_seeds(coeffs, num_seeds);
+  check_seeds(seeds, num_seeds);
+  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid);
+  zo::cpu::accumulate_probes_from(to_distribution(stream, sparsity), reinterpret_cast<void*>(x), to_dtype(dtype), numel,
+                                  reinterpret_cast<const double*>(coeffs), reinterpret_cast<const uint64_t*>(seeds),
+                                  num_seeds, scale, offset, update);
+}
+
 uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t offset) {
   check_range(1, numel, offset);
   check_seeds(seeds, num_seeds);
@@ -117,6 +150,7 @@ py::dict streams() {
   table["UNIFORM"] = static_cast<int>(zo::kStreamUniform);
   table["STOCHASTIC_ROUNDING"] = static_cast<int>(zo::kStreamStochasticRounding);
   table["SEEDS"] = static_cast<int>(zo::kStreamSeeds);
+  table["SPARSITY"] = static_cast<int>(zo::kStreamSparsity);
   return table;
 }
 
@@ -129,6 +163,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("apply_probe", &apply_probe, no_gil);
   m.def("swap_probe", &swap_probe, no_gil);
   m.def("accumulate_probes", &accumulate_probes, no_gil);
+  m.def("probe_from", &probe_from, no_gil);
+  m.def("apply_probe_from", &apply_probe_from, no_gil);
+  m.def("accumulate_probes_from", &accumulate_probes_from, no_gil);
   m.def("fold_probes", &fold_probes, no_gil);
   m.def("evaluate_population", &evaluate_population, no_gil);
   m.def("philox4x32_10", &philox4x32_10);

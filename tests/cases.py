@@ -19,6 +19,9 @@ EDGE = 2**39
 LAST = 2**63 - 1
 """offset + numel may reach this, no more."""
 
+DISTRIBUTIONS = ("normal", "uniform", "sparse-2", "sparse-64", "sparse-65536")
+"""Of probes, besides "rademacher"."""
+
 SEEDS = (0, 1, -1, 2**63 - 1, -(2**63), 0x9E3779B97F4A7C15, 2**64 - 1, 42)
 
 

@@ -86,7 +86,10 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b""), "can't be read"),
         (lambda path: path.mkdir(), "can't be read"),
         (lambda path: save_file({"a": torch.ones(1)}, path), "is not a checkpoint of zo_kernels"),
-        (lambda path: save_file({"a": torch.ones(1)}, path, {"format": "zo_kernels checkpoint", "version": "7"}), "version 7"),
+        (
+            lambda path: save_file({"a": torch.ones(1)}, path, {"format": "zo_kernels checkpoint", "version": "7"}),
+            "version 7",
+        ),
     ],
 )
 def test_what_is_not_a_checkpoint(tmp_path: Path, prepare: Callable[[Path], object], sentence: str) -> None:

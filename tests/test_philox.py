@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.cases import EDGE, LAST
 from zo_kernels import _C
-from zo_kernels.philox import BLOCK_SIGNS, Stream, philox4x32_10, probe_bits, probe_seeds
+from zo_kernels.philox import BLOCK_SIGNS, Stream, element_words, philox4x32_10, probe_bits, probe_seeds
 
 WORD = 2**32
 
@@ -40,11 +40,16 @@ def scalar_philox(counter, key):
     return [c0, c1, c2, c3]
 
 
-def scalar_bit(seed, j):
-    """bit(j) of the contract, stream 0."""
+def scalar_word(seed, j, stream, number):
+    """The word of the contract that has a bit of element j."""
     seed %= 2**64
-    words = scalar_philox([j // 128 % WORD, j // 128 // WORD, 0, 0], [seed % WORD, seed // WORD])
-    return words[j // 32 % 4] >> (j % 32) & 1 == 1
+    words = scalar_philox([j // 128 % WORD, j // 128 // WORD, stream, number], [seed % WORD, seed // WORD])
+    return words[j // 32 % 4]
+
+
+def scalar_bit(seed, j, stream=0, number=0):
+    """bit(j) of the contract."""
+    return scalar_word(seed, j, stream, number) >> (j % 32) & 1 == 1
 
 
 @pytest.mark.parametrize("row", known_answers(), ids=("zeros", "ones", "pi"))
@@ -88,6 +93,26 @@ def test_probe_bits(seed, block, numel, data):
             assert bits[i] == scalar_bit(seed, offset + i)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=seeds,
+    block=blocks,
+    numel=st.integers(1, 400),
+    stream=st.sampled_from(Stream),
+    number=st.integers(0, 31),
+    data=st.data(),
+)
+def test_other_streams(seed, block, numel, stream, number, data):
+    offset = min(128 * block, LAST - 127 - 512)
+    bits = probe_bits(numel, seed, offset, stream=stream, number=number)
+    words = element_words(numel, seed, offset, stream)
+    assert (words.shape, words.dtype) == ((numel,), np.uint32)
+    for i in {0, numel - 1, *data.draw(st.lists(st.integers(0, numel - 1), max_size=20))}:
+        j = offset + i
+        assert bits[i] == scalar_bit(seed, j, stream, number)
+        assert words[i] == scalar_word(seed, j, stream, j % 32)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=seeds, block=blocks, numel=st.integers(0, 3000), skipped=st.integers(0, 20))
 def test_a_slice_knows_its_signs(seed, block, numel, skipped):
@@ -112,8 +137,9 @@ def test_signs_are_balanced_and_uncorrelated():
 
 @pytest.mark.parametrize("offset", [-128, 1, 127, 129, 2**40 + 64])
 def test_offsets_are_multiples_of_a_block(offset):
-    with pytest.raises(ValueError, match=f"offset must be a non-negative multiple of 128, not {offset}"):
-        probe_bits(10, 0, offset)
+    for make in (probe_bits, lambda *at: element_words(*at, Stream.NORMAL)):
+        with pytest.raises(ValueError, match=f"offset must be a non-negative multiple of 128, not {offset}"):
+            make(10, 0, offset)
 
 
 @settings(deadline=None, max_examples=60)

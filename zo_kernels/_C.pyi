@@ -25,6 +25,35 @@ def accumulate_probes(
     decay: float,
     grid: float,
 ) -> None: ...
+def probe_from(stream: int, sparsity: int, out: int, dtype: int, numel: int, seed: int, offset: int) -> None: ...
+def apply_probe_from(
+    stream: int,
+    sparsity: int,
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    numel: int,
+    alpha: float,
+    seed: int,
+    offset: int,
+) -> None: ...
+def accumulate_probes_from(
+    stream: int,
+    sparsity: int,
+    x: int,
+    dtype: int,
+    numel: int,
+    coeffs: int,
+    seeds: int,
+    num_seeds: int,
+    scale: float,
+    offset: int,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+) -> None: ...
 def fold_probes(numel: int, seeds: int, num_seeds: int, offset: int) -> int: ...
 def evaluate_population(
     cell: int,

@@ -33,8 +33,8 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a safetensors file, which appears when it is whole and on the disk.
 
-    Its tensors are `model.NAME` and `solver.NUMBER`; its metadata say the rest. Raises CheckpointError, leaving what was
-    there, if it can't be written.
+    Its tensors are `model.NAME` and `solver.NUMBER`; its metadata say the rest. Raises CheckpointError, leaving what
+    was there, if it can't be written.
     """
     tensors = {f"model.{name}": _on_cpu(x) for name, x in checkpoint.model.items()}
     packed = _pack(checkpoint.solver, tensors)
@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """What `save_checkpoint` wrote. Raises CheckpointError if it can't be read, or is not bit for bit what was written."""
+    """What `save_checkpoint` wrote. Raises CheckpointError if it can't be read, or is not what was written."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -76,7 +76,9 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             os.close(descriptor)  # made here with the umask's permissions: safetensors makes it 0600
             mode = unfinished.stat().st_mode
-            safetensors.torch.save_file({name: _on_cpu(x) for name, x in tensors.items()}, unfinished, metadata)
+            safetensors.torch.save_file(
+                {name: _on_cpu(x) for name, x in tensors.items()}, unfinished, dict(metadata or {})
+            )
             unfinished.chmod(mode)
             _sync(unfinished)
             os.replace(unfinished, path)
@@ -105,7 +107,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         x = _on_cpu(tensors[name])
         digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        digest.update(memoryview(x.flatten().view(torch.uint8).numpy()) if x.numel() else b"")
+        digest.update(x.flatten().view(torch.uint8).numpy().data if x.numel() else b"")
     return digest.hexdigest()
 
 

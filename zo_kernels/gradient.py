@@ -76,6 +76,4 @@ class SeedGradient:
     def dense(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Elements offset .. offset + numel of the gradient written out: Tensor [numel]."""
         zeros = torch.zeros(numel, dtype=dtype)
-        return ops.accumulate_probes_(
-            zeros, self._coeffs, self._seeds, offset=offset, distribution=self._distribution
-        )
+        return ops.accumulate_probes_(zeros, self._coeffs, self._seeds, offset=offset, distribution=self._distribution)

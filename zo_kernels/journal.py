@@ -1,9 +1,9 @@
 """The journal of a run: a row per step, written before the step changes the parameters.
 
-A row holds a step's gradient whole, in four bytes a probe: the seeds follow from (run seed, step). With a checkpoint and
-the rows since, the parameters after any step are rebuilt bit for bit without a forward pass. The file is SQLite in WAL
-mode: rows that were written stay written when the process is killed, at whatever moment. Rows are chained by digests,
-so that a changed, missing or foreign one is noticed. 100,000 steps of 96 probes take about 45 MB.
+A row holds a step's gradient whole, in four bytes a probe: the seeds follow from (run seed, step). With a checkpoint
+and the rows since, the parameters after any step are rebuilt bit for bit without a forward pass. The file is SQLite in
+WAL mode: rows that were written stay written when the process is killed, at whatever moment. Rows are chained by
+digests, so that a changed, missing or foreign one is noticed. 100,000 steps of 96 probes take 46 MB.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CREATE TABLE scores (
 
 
 class Row(NamedTuple):
-    """One step. step: its number, from 0. lr, eps: it was taken with. seed: of the run, in [0, 2^64). coeffs: float32 [n],
-    the estimate's coefficients in the order of the step's probes, NaN where one was left out; empty for a solver without
-    probes. loss: mean training loss in nats. seconds: of training up to here, validations not counted."""
+    """One step. step: its number, from 0. lr, eps: it was taken with. seed: of the run, in [0, 2^64). coeffs: float32
+    [n], the estimate's coefficients in the order of the step's probes, NaN where one was left out; empty for a solver
+    without probes. loss: mean training loss in nats. seconds: of training up to here, validations not counted."""
 
     step: int
     lr: float
@@ -61,7 +61,7 @@ Scores = Mapping[str, tuple[float, float]]
 
 
 class Journal:
-    """An open journal. Every method raises JournalError, having written all or nothing, where the file does not allow it.
+    """An open journal. Every method raises JournalError, having written all or nothing, if the file does not allow it.
 
     Built by `create` or `open`; a context manager that closes it. One process writes a journal at a time: the run
     folder's lock sees to it.
@@ -199,7 +199,8 @@ class Journal:
         return f"those of steps {self.first_step} to {self.next_step - 1}"
 
     def _damage(self, step: int) -> str:
-        return f"{self.path} is damaged: the row of step {step} is missing or not what was written; the steps before it are whole"
+        what = f"the row of step {step} is missing or not what was written"
+        return f"{self.path} is damaged: {what}; the steps before it are whole"
 
 
 @contextmanager
@@ -222,9 +223,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _row(
-    step: int, lr: float, eps: float, seed: int, coeffs: bytes, loss: float | None, seconds: float
-) -> Row | None:
+def _row(step: int, lr: float, eps: float, seed: int, coeffs: bytes, loss: float | None, seconds: float) -> Row | None:
     """The row, or None if its columns are not what a row has."""
     try:
         numbers = np.frombuffer(coeffs, dtype="<f4").astype(np.float32)

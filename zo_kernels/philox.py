@@ -3,9 +3,10 @@
     p_j(seed) = +1 if bit(j) else -1,   bit(j) = bit (j mod 32) of word ((j div 32) mod 4) of
     Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream, 0), key=(lo32(seed), hi32(seed)))
 
-j is an index in the flat parameter space. The bits depend on (seed, stream, j) alone. Philox: Salmon, Moraes, Dror and
-Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; `tests/data/philox4x32_kat.txt` holds Random123's check
-values. `csrc/philox.h` is the same contract for the kernels, written independently.
+j is an index in the flat parameter space. The bits depend on (seed, stream, j) alone. `zo_kernels.distributions` draws
+other probes from other streams. Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011; `tests/data/philox4x32_kat.txt` holds Random123's check values. `csrc/philox.h` is the same contract for the
+kernels, written independently.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Stream(IntEnum):
     UNIFORM = 2
     STOCHASTIC_ROUNDING = 3
     SEEDS = 4
+    SPARSITY = 5
 
 
 def philox4x32_10(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
@@ -45,19 +47,29 @@ def philox4x32_10(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def probe_bits(numel: int, seed: int, offset: int = 0) -> npt.NDArray[np.bool_]:
+def probe_bits(
+    numel: int, seed: int, offset: int = 0, *, stream: Stream = Stream.RADEMACHER, number: int = 0
+) -> npt.NDArray[np.bool_]:
     """The signs of elements offset .. offset + numel of the Rademacher probe of `seed`: bool [numel], True for +1.
 
-    `seed` counts modulo 2^64. Raises ValueError unless `offset` is a non-negative multiple of 128.
+    `seed` counts modulo 2^64. `stream` and `number` are counter words 2 and 3: of another stream, its bits in the same
+    places. Raises ValueError unless `offset` is a non-negative multiple of 128.
     """
-    if offset < 0 or offset % BLOCK_SIGNS:
-        raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
-    num_blocks = -(-numel // BLOCK_SIGNS)
-    block = np.uint64(offset // BLOCK_SIGNS) + np.arange(num_blocks, dtype=np.uint64)
-    zero = np.zeros_like(block)
-    counter = np.stack([block & _LOW, block >> _HALF, zero + np.uint64(Stream.RADEMACHER), zero], axis=-1)
-    words = philox4x32_10(counter, _key(seed))
+    block = _blocks(numel, offset)
+    words = philox4x32_10(_counter(block, stream, np.full_like(block, number)), _key(seed))
     return np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little").astype(bool)[:numel]
+
+
+def element_words(numel: int, seed: int, offset: int, stream: Stream) -> npt.NDArray[np.uint32]:
+    """A word for each of the elements offset .. offset + numel: uint32 [numel].
+
+    That of element j is word (j div 32) mod 4 of Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream,
+    j mod 32), key=seed): as `probe_bits`, with 32 calls for the 32 bits. Raises ValueError as `probe_bits`.
+    """
+    block = _blocks(numel, offset)[:, None]
+    number = np.broadcast_to(np.arange(32, dtype=np.uint64), (len(block), 32))
+    words = philox4x32_10(_counter(np.broadcast_to(block, number.shape), stream, number), _key(seed))
+    return words.swapaxes(1, 2).reshape(-1)[:numel]
 
 
 def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int64]:
@@ -76,6 +88,16 @@ def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int
     )
     words = philox4x32_10(counter, _key(run_seed)).astype(np.uint64)
     return (words[:, 0] | (words[:, 1] << _HALF)).view(np.int64)
+
+
+def _blocks(numel: int, offset: int) -> npt.NDArray[np.uint64]:
+    if offset < 0 or offset % BLOCK_SIGNS:
+        raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
+    return np.uint64(offset // BLOCK_SIGNS) + np.arange(-(-numel // BLOCK_SIGNS), dtype=np.uint64)
+
+
+def _counter(block: npt.NDArray[np.uint64], stream: Stream, number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    return np.stack([block & _LOW, block >> _HALF, np.full_like(block, stream), number], axis=-1)
 
 
 def _key(seed: int) -> npt.NDArray[np.uint64]:

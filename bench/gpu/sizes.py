@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from zo_kernels.models.presets import PRESETS
 
 
 class Size(NamedTuple):
@@ -31,12 +33,17 @@ class Size(NamedTuple):
         return self.paper_seconds / self.times_faster if self.paper_seconds and self.times_faster else None
 
 
+def _paper(name: str, **figures: Any) -> Size:
+    preset = PRESETS[f"paper-lstm-{name}"]
+    return Size(preset.hidden_size, preset.num_heads, **figures)
+
+
 SIZES = {
-    "100k": Size(240, 12, paper_gb=0.5, paper_seconds=5.7, times_faster=100),
-    "1M": Size(1600, 32, paper_gb=1.0),
-    "10M": Size(8000, 50, paper_gb=4.0),
-    "100M": Size(25600, 32, measured_probes=8, paper_gb=25.3),
-    "1.1B": Size(92160, 32, measured_probes=4, paper_gb=39.5, paper_seconds=145.0, times_faster=10),
+    "100k": _paper("100k", paper_gb=0.5, paper_seconds=5.7, times_faster=100),
+    "1M": _paper("1m", paper_gb=1.0),
+    "10M": _paper("10m", paper_gb=4.0),
+    "100M": _paper("100m", measured_probes=8, paper_gb=25.3),
+    "1.1B": _paper("1.1b", measured_probes=4, paper_gb=39.5, paper_seconds=145.0, times_faster=10),
 }
 
 _REHEARSED = Size(40, 2, vocab=11, embed=5, batch=4, time=3, probes=4)

@@ -17,6 +17,7 @@ namespace {
 // Elements that are worth a thread of their own; accumulating does more work per element.
 constexpr int64_t kApplyGrain = 32768;
 constexpr int64_t kAccumulateGrain = 1 << 19;  // elements times seeds
+constexpr int64_t kDrawGrain = 16384;          // likewise
 
 struct Isa {
   const Kernels* kernels;
@@ -143,7 +144,7 @@ const PopulationKernels* bfloat16_kernels() {
 
 bool has_bfloat16() { return bfloat16_kernels() != nullptr; }
 
-ProbeKey make_probe_key(uint64_t seed, uint32_t block_high) {
+ProbeKey make_probe_key(uint64_t seed, uint32_t block_high, uint32_t stream, uint32_t number) {
   uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];
   k0[0] = static_cast<uint32_t>(seed);
   k1[0] = static_cast<uint32_t>(seed >> 32);
@@ -151,10 +152,10 @@ ProbeKey make_probe_key(uint64_t seed, uint32_t block_high) {
     k0[round] = k0[round - 1] + kPhiloxW0;
     k1[round] = k1[round - 1] + kPhiloxW1;
   }
-  const uint32_t c0 = block_high ^ k0[0];
+  const uint32_t c0 = block_high ^ k0[0] ^ mul_hi(kPhiloxM1, stream);
   ProbeKey key;
-  key.round1 = k1[0];
-  key.round2[0] = k0[1];
+  key.round1 = k1[0] ^ number;
+  key.round2[0] = k0[1] ^ (kPhiloxM1 * stream);
   key.round2[1] = mul_hi(kPhiloxM0, c0) ^ k1[1];
   key.round3[0] = k0[2];
   key.round3[1] = (kPhiloxM0 * c0) ^ k1[2];
@@ -209,6 +210,40 @@ void accumulate_probes(void* x, DType type, int64_t numel, const int32_t* quanti
                                  std::ldexp(1.0, -shift), update, make_probe_key(update.undo.seed, high)};
     parallel_for(tiles_of(isa, here), grain_of(isa, kAccumulateGrain / (num_seeds + 1)),
                  [&](int64_t begin, int64_t end) { isa.accumulate(args, begin, end); });
+  });
+}
+
+static void probe_from(ProbeFromArgs args, int64_t numel, int64_t offset) {
+  const Kernels& isa = kernels();
+  const ProbeFromArgs whole = args;
+  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t) {
+    args.x = whole.x ? at(whole.x, whole.x_type, first) : nullptr;
+    args.out = at(whole.out, whole.out_type, first);
+    args.numel = here;
+    args.first_block = block;
+    parallel_for(tiles_of(isa, here), grain_of(isa, kDrawGrain),
+                 [&](int64_t begin, int64_t end) { isa.probe_from(args, begin, end); });
+  });
+}
+
+void probe_from(Distribution distribution, void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset) {
+  probe_from({distribution, nullptr, out_type, out, out_type, 0, 0, {1.0, seed}}, numel, offset);
+}
+
+void apply_probe_from(Distribution distribution, const void* x, DType x_type, void* out, DType out_type, int64_t numel,
+                      Term term, int64_t offset) {
+  probe_from({distribution, x, x_type, out, out_type, 0, 0, term}, numel, offset);
+}
+
+void accumulate_probes_from(Distribution distribution, void* x, DType type, int64_t numel, const double* coeffs,
+                            const uint64_t* seeds, int64_t num_seeds, double scale, int64_t offset,
+                            const Update& update) {
+  const Kernels& isa = kernels();
+  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t) {
+    const AccumulateFromArgs args = {distribution, at(x, type, first), type,  here,  block,
+                                     coeffs,       seeds,              num_seeds, scale, update};
+    parallel_for(tiles_of(isa, here), grain_of(isa, kDrawGrain / (num_seeds + 1)),
+                 [&](int64_t begin, int64_t end) { isa.accumulate_from(args, begin, end); });
   });
 }
 

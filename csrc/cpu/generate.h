@@ -1,13 +1,13 @@
-// Vectorised Philox4x32-10 for Rademacher probes: one block per 32-bit lane.
+// Vectorised Philox4x32-10 for signs and other bits of elements: one block per 32-bit lane.
 //
 // The four counter words live in 64-bit lanes, of which only the low halves count: a widening multiply reads low
 // halves, so a product can be passed on as the next round's low word without masking, and its high word is one shift
 // away. A round of half a tile is two multiplies, two shifts, two three-way XORs.
 //
-// Blocks of one launch share the high half of their index (dispatch.cpp cuts ranges where it changes) and the stream
-// is 0, so with counter (b, B, 0, 0), key (k0, k1) and [x] for what is the same in all lanes:
-//   round 1:  p0 = M0*b (shared by all seeds)   p1 = 0        -> [B^k0],          [0],     hi(p0)^[k1],      lo(p0)
-//   round 2:  [q] = M0*[B^k0]                   p1 = M1*c2    -> hi(p1)^[k0'],    lo(p1),  lo(p0)^[hi(q)^k1'], [lo(q)]
+// Blocks of one launch share the high half of their index (dispatch.cpp cuts ranges where it changes), the stream s and
+// counter word 3, n, so with counter (b, B, s, n), key (k0, k1), r = M1*s and [x] for what is the same in all lanes:
+//   round 1:  p0 = M0*b (shared by all seeds)   [r]           -> [hi(r)^B^k0],    [lo(r)], hi(p0)^[n^k1],    lo(p0)
+//   round 2:  [q] = M0*[hi(r)^B^k0]             p1 = M1*c2    -> hi(p1)^[lo(r)^k0'], lo(p1), lo(p0)^[hi(q)^k1'], [lo(q)]
 //   round 3:  p0 = M0*c0                        p1 = M1*c2    -> hi(p1)^c1^[k0''], lo(p1), hi(p0)^[lo(q)^k1''], lo(p0)
 // The bracketed terms are one XOR constant each: ProbeKey.
 

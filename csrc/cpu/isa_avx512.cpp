@@ -17,10 +17,20 @@ namespace {
 
 #include "accumulate.h"
 #include "apply.h"
+#include "draw.h"
+#include "distributions.h"
 
 }  // namespace
 
-extern const Kernels kAvx512Kernels = {"avx512",     kLanes,            kGroup,      probe_kernel,
-                                        apply_kernel, accumulate_kernel, fold_kernel, &kAvx512PopulationKernels};
+extern const Kernels kAvx512Kernels = {"avx512",
+                                        kLanes,
+                                        kGroup,
+                                        probe_kernel,
+                                        apply_kernel,
+                                        accumulate_kernel,
+                                        fold_kernel,
+                                        probe_from_kernel,
+                                        accumulate_from_kernel,
+                                        &kAvx512PopulationKernels};
 
 }  // namespace zo::cpu

@@ -15,10 +15,20 @@ namespace {
 
 #include "accumulate.h"
 #include "apply.h"
+#include "draw.h"
+#include "distributions.h"
 
 }  // namespace
 
-extern const Kernels kBaselineKernels = {"baseline",     kLanes,            kGroup,      probe_kernel,
-                                        apply_kernel, accumulate_kernel, fold_kernel, &kBaselinePopulationKernels};
+extern const Kernels kBaselineKernels = {"baseline",
+                                        kLanes,
+                                        kGroup,
+                                        probe_kernel,
+                                        apply_kernel,
+                                        accumulate_kernel,
+                                        fold_kernel,
+                                        probe_from_kernel,
+                                        accumulate_from_kernel,
+                                        &kBaselinePopulationKernels};
 
 }  // namespace zo::cpu

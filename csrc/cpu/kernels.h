@@ -1,4 +1,5 @@
-// What one instruction set provides. Each isa_*.cpp compiles the same kernels (apply.h, accumulate.h) for its ISA
+// What one instruction set provides. Each isa_*.cpp compiles the same kernels (apply.h, accumulate.h,
+// distributions.h) for its ISA
 // and exports one table; dispatch.cpp picks a table at run time. Ranges are in tiles of kernels->tile_blocks blocks.
 #pragma once
 
@@ -8,9 +9,9 @@
 
 namespace zo::cpu {
 
-// The key of one probe, unrolled over the rounds of Philox. Block indices of one launch share their high 32 bits, and
-// counter words 2 and 3 are 0 (stream 0), so round 1 and half of round 2 do not depend on the block: they are folded
-// into the constants below. generate.h has the derivation.
+// The key of one probe, unrolled over the rounds of Philox. Block indices of one launch share their high 32 bits and
+// counter words 2 (the stream) and 3, so round 1 and half of round 2 do not depend on the block: they are folded into
+// the constants below. generate.h has the derivation.
 struct ProbeKey {
   uint32_t round1;
   uint32_t round2[2];
@@ -18,7 +19,7 @@ struct ProbeKey {
   uint32_t rounds4to10[7][2];
 };
 
-ProbeKey make_probe_key(uint64_t seed, uint32_t block_high);
+ProbeKey make_probe_key(uint64_t seed, uint32_t block_high, uint32_t stream = kStreamRademacher, uint32_t number = 0);
 
 struct ProbeArgs {
   void* out;
@@ -60,6 +61,30 @@ struct FoldArgs {
   int64_t num_seeds;
 };
 
+struct ProbeFromArgs {
+  Distribution distribution;
+  const void* x;  // null: the probe alone
+  DType x_type;
+  void* out;
+  DType out_type;
+  int64_t numel;
+  uint64_t first_block;
+  Term term;
+};
+
+struct AccumulateFromArgs {
+  Distribution distribution;
+  void* x;
+  DType type;
+  int64_t numel;
+  uint64_t first_block;
+  const double* coeffs;
+  const uint64_t* seeds;
+  int64_t num_seeds;
+  double scale;
+  Update update;
+};
+
 struct PopulationKernels;  // population/kernels.h
 
 struct Kernels {
@@ -70,6 +95,8 @@ struct Kernels {
   void (*apply)(const ApplyArgs&, int64_t first_tile, int64_t last_tile);
   void (*accumulate)(const AccumulateArgs&, int64_t first_tile, int64_t last_tile);
   uint64_t (*fold)(const FoldArgs&, int64_t first_tile, int64_t last_tile);
+  void (*probe_from)(const ProbeFromArgs&, int64_t first_tile, int64_t last_tile);
+  void (*accumulate_from)(const AccumulateFromArgs&, int64_t first_tile, int64_t last_tile);
   const PopulationKernels* population;
 };
 

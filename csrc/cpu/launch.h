@@ -30,6 +30,18 @@ void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t 
 void accumulate_probes(void* x, DType type, int64_t numel, const int32_t* quantised, const uint64_t* seeds,
                        int64_t num_seeds, int shift, int64_t offset, const Update& update);
 
+// The same for p(seed) drawn from any distribution: z_j, a float32 number of zo_kernels/distributions.py.
+//   out[i] = z_j;   out[i] = cast(x[i] + alpha * z_j)
+void probe_from(Distribution distribution, void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset);
+void apply_probe_from(Distribution distribution, const void* x, DType x_type, void* out, DType out_type, int64_t numel,
+                      Term term, int64_t offset);
+
+// As accumulate_probes, with the sum S_j = sum_k coeffs[k] * z_kj of doubles, in the order of k, each operation rounded:
+//   v += compute_type(S_j) * scale, with scale a power of two.
+void accumulate_probes_from(Distribution distribution, void* x, DType type, int64_t numel, const double* coeffs,
+                            const uint64_t* seeds, int64_t num_seeds, double scale, int64_t offset,
+                            const Update& update);
+
 // Generates the signs of all seeds and only folds their words with XOR: the cost of generation alone, and a digest of
 // the bits of many seeds at once.
 uint64_t fold_probes(int64_t numel, const uint64_t* seeds, int64_t num_seeds, int64_t offset);

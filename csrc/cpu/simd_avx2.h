@@ -79,6 +79,8 @@ ZO_INLINE F64 round_even(F64 v) {
       _mm256_round_pd(reinterpret_cast<__m256d>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+ZO_INLINE F32 square_root(F32 v) { return reinterpret_cast<F32>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v))); }
+
 ZO_INLINE F32 from_float16(U16 h) { return reinterpret_cast<F32>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(h))); }
 
 ZO_INLINE U16 to_float16(F32 f) {

@@ -96,6 +96,8 @@ ZO_INLINE F64 round_even(F64 v) {
   return reinterpret_cast<F64>(_mm512_roundscale_pd(reinterpret_cast<__m512d>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 
+ZO_INLINE F32 square_root(F32 v) { return reinterpret_cast<F32>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v))); }
+
 ZO_INLINE F32 from_float16(U16 h) { return reinterpret_cast<F32>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(h))); }
 
 ZO_INLINE U16 to_float16(F32 f) {

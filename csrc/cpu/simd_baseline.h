@@ -62,6 +62,10 @@ ZO_INLINE F32 round_even(F32 v) {
 
 ZO_INLINE F64 round_even(F64 v) { return F64{__builtin_rint(v[0]), __builtin_rint(v[1])}; }
 
+ZO_INLINE F32 square_root(F32 v) {
+  return F32{__builtin_sqrtf(v[0]), __builtin_sqrtf(v[1]), __builtin_sqrtf(v[2]), __builtin_sqrtf(v[3])};
+}
+
 // float <-> float16 for one element: round to nearest, ties to even, subnormals kept.
 ZO_INLINE float float_from_half(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;

@@ -149,7 +149,7 @@ class TestTraining:
             check_training.optimizer("cpu")
 
     def test_moving(self, monkeypatch):
-        monkeypatch.setattr(InPlace, "move", lambda self, seed, alphas: None)
+        monkeypatch.setattr(InPlace, "move", lambda self, *to: None)
         with pytest.raises(AssertionError, match=r"0 of 48 closure calls saw moved parameters"):
             check_training.optimizer("cpu")
 

@@ -40,6 +40,12 @@ inline int sign(uint64_t seed, int64_t j) {
   return (words.word[(j / 32) % 4] >> (j % 32)) & 1 ? 1 : -1;
 }
 
+void test_distributions();  // test_distributions.cpp
+
+struct Range {
+  int64_t numel, offset;
+};
+
 inline size_t size_in_bytes(DType type, int64_t numel) {
   return static_cast<size_t>(zo::size_of(type)) * static_cast<size_t>(numel);
 }
@@ -47,6 +53,20 @@ inline size_t size_in_bytes(DType type, int64_t numel) {
 inline const char* name_of(DType type) {
   const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
   return names[static_cast<int>(type)];
+}
+
+inline std::string describe(const char* kernel, DType type, Range range) {
+  return std::string(kernel) + " " + name_of(type) + " numel " + std::to_string(range.numel) + " offset " +
+         std::to_string(range.offset) + " " + zo::cpu::active_isa();
+}
+
+template <class F>
+void for_each_isa(F f) {
+  for (const std::string& isa : zo::cpu::supported_isas()) {
+    zo::cpu::set_active_isa(isa);
+    f();
+  }
+  zo::cpu::set_active_isa("");
 }
 
 constexpr DType kTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};

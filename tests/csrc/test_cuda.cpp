@@ -21,10 +21,6 @@ using zo::cuda::Queue;
 
 const Queue kQueue = {0, nullptr};
 
-struct Range {
-  int64_t numel, offset;
-};
-
 // Sizes around accesses (2 to 8 elements), words (32), blocks (128), tiles (4096) and thread blocks (16384); offsets on
 // both sides of where the high half of the block index changes, and the end of the index space.
 std::vector<Range> ranges() {

@@ -1,4 +1,4 @@
-// Tests of the CPU kernels without Python: every kernel, on every instruction set of this processor, against the scalar
+// Tests of the CPU kernels without Python (test_distributions.cpp has more): every kernel, on every instruction set of this processor, against the scalar
 // loops of scalar.h. Meant for a build with -DZO_SANITIZE=ON: buffers are heap blocks of exactly the size needed, so
 // that AddressSanitizer sees the first byte read or written past their end.
 #include <dlfcn.h>
@@ -32,10 +32,6 @@ namespace {
 
 using namespace zo_tests;
 
-struct Range {
-  int64_t numel, offset;
-};
-
 // Sizes around the vectors, blocks and tiles of each instruction set, offsets on both sides of where the high half of
 // the block index changes (element 2^39 * k), and the end of the index space.
 std::vector<Range> ranges() {
@@ -50,20 +46,6 @@ std::vector<Range> ranges() {
   all.push_back({2500, (int64_t{1} << 62) - 640});
   all.push_back({2559, std::numeric_limits<int64_t>::max() - 2559});
   return all;
-}
-
-std::string describe(const char* kernel, DType type, Range range) {
-  return std::string(kernel) + " " + name_of(type) + " numel " + std::to_string(range.numel) + " offset " +
-         std::to_string(range.offset) + " " + zo::cpu::active_isa();
-}
-
-template <class F>
-void for_each_isa(F f) {
-  for (const std::string& isa : zo::cpu::supported_isas()) {
-    zo::cpu::set_active_isa(isa);
-    f();
-  }
-  zo::cpu::set_active_isa("");
 }
 
 void test_philox() {
@@ -326,6 +308,7 @@ int main() {
     ++turn;
   }
   for (int64_t count : {96, 97, 600}) test_accumulate({2049, 128}, count, 31, {});
+  test_distributions();
   test_threads();
 
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

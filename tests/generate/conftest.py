@@ -1,4 +1,4 @@
-"""Runs of one step, of every cell, to generate from."""
+"""Runs of one step, of every model, to generate from."""
 
 import shutil
 from pathlib import Path
@@ -6,24 +6,26 @@ from pathlib import Path
 import pytest
 
 from zo_kernels.generate import LoadedRun, load_run
-from zo_kernels.models import MODELS
+from zo_kernels.models import MODEL_NAMES, has_memory
 from zo_kernels.train.__main__ import main as train
 
 TINY = ["--embed-dim", "4", "--hidden-size", "8", "--num-heads", "2", "--batch-size", "2", "--probes", "2"]
+MEMORY = ["--memory-slots", "5", "--memory-width", "3"]
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run folder of each cell; its symbols are a, b, c, d and |."""
+    """A run folder of each model; its symbols are a, b, c, d and |."""
     root = tmp_path_factory.mktemp("runs")
-    for cell in MODELS:
-        assert train([*TINY, "--steps", "1", "--cell", cell, "--out", str(root / cell)]) == 0
-    return {cell: root / cell for cell in MODELS}
+    for name in MODEL_NAMES:
+        sizes = [*TINY, *MEMORY] if has_memory(name) else TINY
+        assert train([*sizes, "--steps", "1", "--model", name, "--out", str(root / name)]) == 0
+    return {name: root / name for name in MODEL_NAMES}
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=MODEL_NAMES)
 def run(request: pytest.FixtureRequest, folders: dict[str, Path]) -> LoadedRun:
-    """A loaded run of each cell in turn."""
+    """A loaded run of each model in turn."""
     return load_run(folders[request.param])
 
 

@@ -20,7 +20,7 @@ Printed = Callable[..., str]
 
 @pytest.fixture
 def text(run: LoadedRun, capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Runs the command on a run, of each cell in turn, and returns what it prints."""
+    """Runs the command on a run, of each model in turn, and returns what it prints."""
 
     def printed(*arguments: str) -> str:
         assert main(["--run", str(run.path), *arguments]) == 0

@@ -11,13 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from zo_kernels.generate import LoadedRun, UsageError, load_run
 from zo_kernels.generate.__main__ import main
-from zo_kernels.models import MODELS
 
 Spoil = Callable[[Path], object]
 
 
 def test_a_run_is_its_model_and_its_symbols(run: LoadedRun) -> None:
-    assert type(run.model) is MODELS[run.path.name]
+    assert run.model.name == run.path.name
     assert run.symbols == ("a", "b", "c", "d", "|")
     assert run.encode("d|a").tolist() == [[3, 4, 0]]
     assert run.decode([3, 4, 0]) == "d|a"
@@ -87,11 +86,14 @@ MISFIT = "{run}/weights.safetensors does not fit config.json and vocabulary.json
         (as_folder("weights.safetensors"), "can't read {run}/weights.safetensors: Is a directory"),
         (as_folder("config.json"), "can't read {run}/config.json: Is a directory"),
         (with_text("config.json", "{{"), "{run}/config.json is not JSON (Expecting property name"),
-        (with_text("config.json", "[]"), "{run}/config.json is not the config of a run: it has no cell"),
+        (with_text("config.json", "[]"), "{run}/config.json is not the config of a run: it has no model"),
         (with_config(num_heads=...), "{run}/config.json is not the config of a run: it has no num_heads"),
-        (with_config(cell=...), "{run}/config.json is not the config of a run: it has no cell"),
-        (with_config(cell="s4"), "{run}/config.json has an unknown cell 's4': known are lstm, gru, elman"),
-        (with_config(cell=[]), "{run}/config.json has an unknown cell []: known are"),
+        (with_config(model=...), "{run}/config.json is not the config of a run: it has no model"),
+        (
+            with_config(model="s4"),
+            "{run}/config.json has an unknown model 's4': known are lstm, gru, elman, slstm, dnc, ",
+        ),
+        (with_config(model=[]), "{run}/config.json has an unknown model []: known are"),
         (with_config(num_heads=3), "{run}/config.json is not the config of a run: hidden_size 8 is not divisible"),
         (with_config(hidden_size="8"), "{run}/config.json is not the config of a run: hidden_size must be"),
         (with_text("vocabulary.json", "abcd|"), "{run}/vocabulary.json is not JSON ("),
@@ -103,7 +105,12 @@ MISFIT = "{run}/weights.safetensors does not fit config.json and vocabulary.json
         (with_text("weights.safetensors", "text"), "{run}/weights.safetensors is not a safetensors file ("),
         (with_config(hidden_size=16), MISFIT + "input_weight is [4, 2, 4, 4], not [4, 2, 8, 4]"),
         (with_config(hidden_size=10**9), MISFIT + "input_weight is [4, 2, 4, 4], not"),
-        (with_config(cell="gru"), MISFIT + "input_weight is [4, 2, 4, 4], not [3, 2, 4, 4]"),
+        (
+            with_config(model="dnc"),
+            "{run}/config.json is not the config of a run: the model dnc has a memory: give memory",
+        ),
+        (with_config(memory_slots=4), "{run}/config.json is not the config of a run: the model lstm has no memory: "),
+        (with_config(model="gru"), MISFIT + "input_weight is [4, 2, 4, 4], not [3, 2, 4, 4]"),
         (with_weights(lambda weights: weights.pop("bias")), MISFIT + "it has no bias"),
         (with_weights(lambda weights: weights.update(more=torch.ones(1))), MISFIT + "the model has no more"),
         (

@@ -25,14 +25,14 @@ def metadata_of(path: Path) -> dict[str, str]:
 def test_file_holds_what_the_documentation_says(run: LoadedRun, state: DecodingState, tmp_path: Path) -> None:
     save_state(tmp_path / "state", state, run)
     tensors = load_file(tmp_path / "state")
-    states = dict(zip("hc", state.states, strict=False))
+    states = dict(zip(run.model.state_names, state.states, strict=True))
     assert tensors.keys() == states.keys() | {"logits"}
     assert torch.equal(tensors["logits"], state.logits)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in states.items())
     assert metadata_of(tmp_path / "state") == {
         "format": "zo_kernels decoding state",
         "version": "1",
-        "cell": run.path.name,
+        "model": run.path.name,
         "weights_sha256": run.weights_sha256,
     }
     (tmp_path / "usual").touch()
@@ -113,7 +113,7 @@ def test_what_is_not_a_state_is_refused(run: LoadedRun, state: DecodingState, tm
     assert refusal() == f"{path} is not a saved state: it was not written by --save-state"
     save_file(tensors, path)
     assert refusal() == f"{path} is not a saved state: it was not written by --save-state"
-    save_file({**tensors, "h": tensors["h"][:1].clone()}, path, metadata)
+    save_file({**tensors, "h": tensors["h"][..., :1].clone()}, path, metadata)
     assert refusal() == f"{path} is damaged: its tensors don't fit its weights, save it again"
     save_file({"logits": tensors["logits"]}, path, metadata)
     assert refusal() == f"{path} is damaged: its tensors don't fit its weights, save it again"

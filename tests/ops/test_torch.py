@@ -54,7 +54,8 @@ reads_x = {"apply_probe": lambda x: zo.ops.apply_probe(x, 0.5, 3), **IN_PLACE}
 
 def test_every_op_is_here():
     registered = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
-    names = [name for namespace, name in registered if namespace == "zo_kernels"]
+    # test_distributions_torch.py has those of the other distributions.
+    names = [name for namespace, name in registered if namespace == "zo_kernels" and "_from" not in name]
     assert sorted(names) == sorted(arguments(FEW_CASES[0]))
     assert sorted(zo.ops.__all__) == sorted(set(names) - {"apply_probe_out"})
 

@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 SMALL = ["--embed-dim", "4", "--hidden-size", "8", "--batch-size", "4", "--probes", "3", "--steps", "5"]
-FILES = {"config.json", "vocabulary.json", "journal.sqlite", "checkpoints", "metrics.jsonl", "weights.safetensors", "loss.png"}
+FILES = {
+    "config.json",
+    "vocabulary.json",
+    "journal.sqlite",
+    "checkpoints",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "loss.png",
+}
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:

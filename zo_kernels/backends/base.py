@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ..distributions import draw
 
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Element types of every op; a position in this tuple is the kernels' dtype code."""
@@ -80,6 +82,24 @@ class RecurrentWeights:
         return self.tensors[5]
 
 
+_CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
+    """Parts of x [numel] and where each begins in the flat parameter space."""
+    for start in range(0, x.numel(), _CHUNK):
+        yield slice(start, min(start + _CHUNK, x.numel())), offset + start
+
+
+def _drawn(like: Tensor, distribution: str, seed: int, offset: int) -> Tensor:
+    """p(seed) in the compute dtype of `like`, with its number of elements."""
+    return torch.from_numpy(draw(distribution, like.numel(), seed, offset)).to(like.device, compute_dtype(like))
+
+
 class Backend(ABC):
     """Computes the ops, on tensors that `zo_kernels.ops` has checked (contiguous, of a known dtype, aligned offset).
 
@@ -130,6 +150,51 @@ class Backend(ABC):
         update: Update,
     ) -> None:
         """x += (sum_i quantised[i] * p(seeds[i])) * 2^-shift, with `update`."""
+
+    def probe_from(self, distribution: str, out: Tensor, seed: int, offset: int) -> None:
+        """out = p(seed), drawn from `distribution`, any name of `zo_kernels.distributions`.
+
+        This and the two below are NumPy on the host, for backends that have no kernel: slow, and the same bits.
+        """
+        flat = out.view(-1)
+        for part, j in chunks(flat, offset):
+            flat[part] = _drawn(flat[part], distribution, seed, j)
+
+    def apply_probe_from(self, distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+        """out = cast(x + alpha * p(seed)); out may be x."""
+        flat, result, compute = x.view(-1), out.view(-1), compute_dtype(x)
+        step = torch.tensor(alpha, dtype=compute, device=x.device)
+        for part, j in chunks(flat, offset):
+            result[part] = flat[part].to(compute) + step * _drawn(flat[part], distribution, seed, j)
+
+    def accumulate_probes_from(
+        self,
+        distribution: str,
+        x: Tensor,
+        coeffs: npt.NDArray[np.float64],
+        scale: float,
+        seeds: npt.NDArray[np.int64],
+        offset: int,
+        update: Update,
+    ) -> None:
+        """x += (sum_i coeffs[i] * p(seeds[i])) * scale, with `update`; summed in float64, in the order of i."""
+        flat, compute = x.view(-1), compute_dtype(x)
+        unit, undo, decay = (
+            torch.tensor(value, dtype=compute, device=x.device) for value in (scale, update.undo_alpha, update.decay)
+        )
+        for part, j in chunks(flat, offset):
+            numel = flat[part].numel()
+            total = np.zeros(numel)
+            for c, seed in zip(coeffs.tolist(), seeds.tolist(), strict=True):
+                total += c * draw(distribution, numel, seed, j).astype(np.float64)
+            v = flat[part].to(compute)
+            if update.undo_alpha != 0.0:
+                v = v + undo * _drawn(flat[part], distribution, update.undo_seed, j)
+            v = v * decay
+            v = v + torch.from_numpy(total).to(x.device, compute) * unit
+            if update.grid != 0.0:
+                v = torch.round(v * (1.0 / update.grid)) * update.grid
+            flat[part] = v.to(x.dtype)
 
     fused_forward: ClassVar[bool] = False
     """Whether recurrent_nats is faster than probe by probe through torch."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..distributions import parse
 from . import recurrent_reference
 from .base import CELLS, DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
 
@@ -73,6 +74,48 @@ class CpuBackend(Backend):
             seeds.ctypes.data,
             len(seeds),
             shift,
+            offset,
+            update.undo_alpha,
+            update.undo_seed & _MASK,
+            update.decay,
+            update.grid,
+        )
+
+    def probe_from(self, distribution: str, out: Tensor, seed: int, offset: int) -> None:
+        _C.probe_from(*parse(distribution), out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset)
+
+    def apply_probe_from(self, distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+        _C.apply_probe_from(
+            *parse(distribution),
+            x.data_ptr(),
+            _CODE[x.dtype],
+            out.data_ptr(),
+            _CODE[out.dtype],
+            x.numel(),
+            alpha,
+            seed & _MASK,
+            offset,
+        )
+
+    def accumulate_probes_from(
+        self,
+        distribution: str,
+        x: Tensor,
+        coeffs: npt.NDArray[np.float64],
+        scale: float,
+        seeds: npt.NDArray[np.int64],
+        offset: int,
+        update: Update,
+    ) -> None:
+        _C.accumulate_probes_from(
+            *parse(distribution),
+            x.data_ptr(),
+            _CODE[x.dtype],
+            x.numel(),
+            coeffs.ctypes.data,
+            seeds.ctypes.data,
+            len(seeds),
+            scale,
             offset,
             update.undo_alpha,
             update.undo_seed & _MASK,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from .base import RecurrentWeights
 
@@ -21,11 +24,16 @@ _LOGITS = 256 << 20
 
 def population_bytes(weights: RecurrentWeights) -> int:
     """Bytes that the members and states of a population may take on the parameters' device, besides logits."""
-    device = weights.bias.device
+    return members_bytes(weights.tensors, CPU_BYTES)
+
+
+def members_bytes(parameters: Sequence[Tensor], cpu_bytes: int) -> int:
+    """As `population_bytes`, for a model with these parameters; cpu_bytes: the answer on a CPU."""
+    device = parameters[0].device
     if device.type != "cuda":
-        return CPU_BYTES
+        return cpu_bytes
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
-    size = 8 if weights.bias.dtype == torch.float64 else 4
-    wanted = max(_GPU_BYTES, _GPU_COPIES * size * sum(x.numel() for x in weights.tensors))
+    size = 8 if parameters[0].dtype == torch.float64 else 4
+    wanted = max(_GPU_BYTES, _GPU_COPIES * size * sum(x.numel() for x in parameters))
     return max(min(int(free * _SHARE) - _LOGITS, wanted), 0)

@@ -2,12 +2,13 @@
 
 Arithmetic (the contract): elements are computed in float64 for float64 tensors and in float32 otherwise, each operation
 rounded to nearest even, and cast once to the result's dtype (float64 to a 16-bit dtype by way of float32, as torch
-casts). Sums over seeds are exact integers.
+casts). Sums over seeds are exact integers. Probes of other distributions come from `base`, whose methods every backend
+inherits that has no kernel for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +17,13 @@ from torch import Tensor
 
 from ..philox import probe_bits
 from . import recurrent_reference
-from .base import Backend, RecurrentWeights, Update
-
-_CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
-    for start in range(0, x.numel(), _CHUNK):
-        yield slice(start, min(start + _CHUNK, x.numel())), offset + start
+from .base import Backend, RecurrentWeights, Update, chunks, compute_dtype
 
 
 def _signs(like: Tensor, seed: int, offset: int) -> Tensor:
     """p(seed) in the compute dtype of `like`, with its number of elements."""
     bits = torch.from_numpy(probe_bits(like.numel(), seed, offset)).to(like.device)
-    return bits.to(_compute_dtype(like)) * 2 - 1
+    return bits.to(compute_dtype(like)) * 2 - 1
 
 
 class ReferenceBackend(Backend):
@@ -45,20 +35,20 @@ class ReferenceBackend(Backend):
 
     def probe(self, out: Tensor, seed: int, offset: int) -> None:
         flat = out.view(-1)
-        for part, j in _chunks(flat, offset):
+        for part, j in chunks(flat, offset):
             flat[part] = _signs(flat[part], seed, j).to(out.dtype)
 
     def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        flat, result, compute = x.view(-1), out.view(-1), _compute_dtype(x)
+        flat, result, compute = x.view(-1), out.view(-1), compute_dtype(x)
         step = torch.tensor(alpha, dtype=compute, device=x.device)
-        for part, j in _chunks(flat, offset):
+        for part, j in chunks(flat, offset):
             result[part] = flat[part].to(compute) + step * _signs(flat[part], seed, j)
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
-        flat, compute = x.view(-1), _compute_dtype(x)
+        flat, compute = x.view(-1), compute_dtype(x)
         leave = torch.tensor(alpha, dtype=compute, device=x.device)
         enter = torch.tensor(next_alpha, dtype=compute, device=x.device)
-        for part, j in _chunks(flat, offset):
+        for part, j in chunks(flat, offset):
             left = flat[part].to(compute) + leave * _signs(flat[part], seed, j)
             flat[part] = left + enter * _signs(flat[part], next_seed, j)
 
@@ -71,12 +61,12 @@ class ReferenceBackend(Backend):
         offset: int,
         update: Update,
     ) -> None:
-        flat, compute = x.view(-1), _compute_dtype(x)
+        flat, compute = x.view(-1), compute_dtype(x)
         scale, undo, decay = (
             torch.tensor(value, dtype=compute, device=x.device)
             for value in (2.0**-shift, update.undo_alpha, update.decay)
         )
-        for part, j in _chunks(flat, offset):
+        for part, j in chunks(flat, offset):
             numel = flat[part].numel()
             total = np.zeros(numel, np.int64)
             for q, seed in zip(quantised.tolist(), seeds.tolist(), strict=True):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models import RecurrentLM, States
+from ..models import LanguageModel, States
 
 
 @dataclass(frozen=True)
 class DecodingState:
     """Where a text stands: all that its continuation depends on, of a size that does not grow with the text.
 
-    states: of the model after the last token read, each [N, 1, D], float32 (float64 if the parameters are).
+    states: of the model after the last token read, of a batch of one, float32 (float64 if the parameters are).
     logits: [1, V] of the token that comes next, of the same dtype.
     """
 
@@ -28,14 +28,14 @@ class DecodingState:
 
 
 @torch.no_grad()
-def read_prompt(model: RecurrentLM, tokens_1T: Tensor, state: DecodingState | None = None) -> DecodingState:
-    """The state after reading tokens, in one call of the kernel and in memory that does not grow with T.
+def read_prompt(model: LanguageModel, tokens_1T: Tensor, state: DecodingState | None = None) -> DecodingState:
+    """The state after reading tokens, in memory that does not grow with T.
 
     Bit for bit the same however a text is cut into prompts that are read one after the other (on the CPU, for
-    parameters other than float64).
+    parameters other than float64, by any model but an sLSTM, which is the same to rounding).
 
     tokens_1T: int64 or int32 [1, T], values in [0, V), T at least 1.
-    state: after an earlier part of the same text, left as it is; None starts from zeros.
+    state: after an earlier part of the same text, left as it is; None starts from the model's initial states.
 
     Raises ValueError if the tokens are not such a tensor, or the state is not one of this model.
     """
@@ -46,7 +46,7 @@ def read_prompt(model: RecurrentLM, tokens_1T: Tensor, state: DecodingState | No
 
 
 def generate(
-    model: RecurrentLM,
+    model: LanguageModel,
     state: DecodingState,
     count: int,
     *,
@@ -77,7 +77,7 @@ def generate(
 
 
 def _tokens(
-    model: RecurrentLM,
+    model: LanguageModel,
     state: DecodingState,
     count: int,
     temperature: float,

@@ -15,10 +15,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..backends.base import DTYPES
-from ..models import MODELS, RecurrentLM
+from ..models import MODEL_NAMES, LanguageModel, build_model
 from ..train.config import UsageError
 
-_NEEDED = ("cell", "embed_dim", "hidden_size", "num_heads")
+_NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
+_OPTIONAL = ("memory_slots", "memory_width")
+"""Null, or not there, for a model without a memory."""
+
 _SHOWN_SYMBOLS = 120
 """A vocabulary up to this size is shown in full in an error."""
 
@@ -34,7 +37,7 @@ class LoadedRun:
     """
 
     path: Path
-    model: RecurrentLM
+    model: LanguageModel
     symbols: tuple[str, ...]
     weights_sha256: str
 
@@ -80,15 +83,16 @@ def load_run(path: str | Path) -> LoadedRun:
     return LoadedRun(path, model, tuple(vocabulary), hashlib.sha256(data).hexdigest())
 
 
-def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> RecurrentLM:
+def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> LanguageModel:
     for name in _NEEDED:
         if not isinstance(config, dict) or name not in config:
             raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {name}")
-    cell, *sizes = (config[name] for name in _NEEDED)
-    if cell not in list(MODELS):
-        raise UsageError(f"{path / 'config.json'} has an unknown cell {cell!r}: known are {', '.join(MODELS)}")
+    name = config["model"]
+    if name not in MODEL_NAMES:
+        raise UsageError(f"{path / 'config.json'} has an unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
+    sizes = {size: config[size] for size in _NEEDED[1:]} | {size: config.get(size) for size in _OPTIONAL}
     try:
-        model = MODELS[cell](vocab_size, *sizes, device="meta")  # nothing is drawn or allocated yet
+        model = build_model(name, vocab_size, **sizes, device="meta")  # nothing is drawn or allocated yet
     except ValueError as error:
         raise UsageError(f"{path / 'config.json'} is not the config of a run: {error}") from error
 

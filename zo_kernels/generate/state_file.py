@@ -16,27 +16,26 @@ from .run import LoadedRun
 
 _FORMAT = "zo_kernels decoding state"
 _VERSION = "1"
-_STATE_NAMES = "hc"
 
 
 def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
     """Writes a state of the run's model to a safetensors file, which appears whole or not at all.
 
-    Its tensors are `logits` [1, V] and the cell's states `h` and, for an LSTM, `c`, each [N, 1, D]; its metadata are
-    `format`, `version`, `cell` and `weights_sha256`. An earlier state of that name is replaced.
+    Its tensors are `logits` [1, V] and the model's states by their names (`state_names`), of a batch of one; its
+    metadata are `format`, `version`, `model` and `weights_sha256`. An earlier state of that name is replaced.
 
     Raises UsageError if the file can't be written, or exists and is not a state.
     """
     path = Path(path)
     check_target(path)
-    named = dict(zip(_STATE_NAMES, state.states, strict=False), logits=state.logits)
+    named = dict(zip(run.model.state_names, state.states, strict=True), logits=state.logits)
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()
     }
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
-        "cell": run.model.cell,
+        "model": run.model.name,
         "weights_sha256": run.weights_sha256,
     }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -62,10 +61,10 @@ def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
     metadata, tensors = _read(path)
     if metadata["version"] != _VERSION:
         raise UsageError(f"{path} is a state of format version {metadata['version']}, but this one reads {_VERSION}")
-    if (metadata["cell"], metadata["weights_sha256"]) != (run.model.cell, run.weights_sha256):
+    if metadata["weights_sha256"] != run.weights_sha256:
         raise UsageError(f"{path} is a state of other weights than those of {run.path}: save it again with these")
     states = run.model.initial_states(1)
-    names = _STATE_NAMES[: len(states)]
+    names = run.model.state_names
     expected = dict(zip(names, (state.shape for state in states), strict=True), logits=(1, run.model.vocab_size))
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {k: tuple(v) for k, v in expected.items()}:
         raise UsageError(f"{path} is damaged: its tensors don't fit its weights, save it again")
@@ -96,6 +95,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except SafetensorError as error:
         raise UsageError(f"{path} is not a saved state ({error})") from error
-    if metadata.get("format") != _FORMAT or not {"version", "cell", "weights_sha256"} <= metadata.keys():
+    if metadata.get("format") != _FORMAT or not {"version", "weights_sha256"} <= metadata.keys():
         raise UsageError(f"{path} is not a saved state: it was not written by --save-state")
     return metadata, tensors

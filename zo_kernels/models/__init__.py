@@ -2,20 +2,31 @@
 
 from ..ops.checks import IGNORE_INDEX
 from .base import RecurrentLM
+from .build import MODEL_NAMES, build_model, has_memory
 from .cells import GRU, LSTM, MODELS, Elman
+from .dnc import DNC
 from .flash import FlashLM
 from .language import LanguageModel, States
+from .paper_dnc import PaperDNC
 from .population import ModelPopulation
+from .presets import PRESETS, Preset
 
 __all__ = [
+    "DNC",
     "GRU",
     "IGNORE_INDEX",
     "LSTM",
     "MODELS",
+    "MODEL_NAMES",
+    "PRESETS",
     "Elman",
     "FlashLM",
     "LanguageModel",
     "ModelPopulation",
+    "PaperDNC",
+    "Preset",
     "RecurrentLM",
     "States",
+    "build_model",
+    "has_memory",
 ]

@@ -16,10 +16,11 @@ from ..arena import flat_offsets
 from ..backends.base import CELLS, CellShape, RecurrentWeights
 from ..ops import recurrent_logits, recurrent_nats
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
-from .language import LanguageModel, States
+from .language import States
+from .recurrent_layer import RecurrentLayerLM
 
 
-class RecurrentLM(LanguageModel):
+class RecurrentLM(RecurrentLayerLM):
     """Token embedding, one recurrent layer of N independent heads, output projection to the vocabulary.
 
     What LSTM, GRU and Elman have in common; they say what a head computes. `recurrent_weight` and `bias` have the
@@ -54,7 +55,7 @@ class RecurrentLM(LanguageModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._set_sizes(vocab_size, embed_dim, hidden_size, num_heads)
+        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads)
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))

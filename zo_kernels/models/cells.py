@@ -30,9 +30,7 @@ class LSTM(RecurrentLM):
             self.bias[:, n].flatten(),
             self.bias.new_zeros(4 * self.head_dim),
         )
-        output_TBD, h_1BD, c_1BD = torch.lstm(
-            embedded_TBE, states_1BD, weights, True, 1, 0.0, False, False, False
-        )  # has_biases, num_layers, dropout, train, bidirectional, batch_first
+        output_TBD, h_1BD, c_1BD = torch.lstm(embedded_TBE, states_1BD, weights, *_layer())
         return output_TBD, (h_1BD, c_1BD)
 
 
@@ -61,7 +59,7 @@ class GRU(RecurrentLM):
             torch.cat((bias_r, bias_z, bias_n)),
             torch.cat((nothing, nothing, bias_g)),
         )
-        output_TBD, h_1BD = torch.gru(embedded_TBE, states_1BD[0], weights, True, 1, 0.0, False, False, False)
+        output_TBD, h_1BD = torch.gru(embedded_TBE, states_1BD[0], weights, *_layer())
         return output_TBD, (h_1BD,)
 
 
@@ -81,8 +79,17 @@ class Elman(RecurrentLM):
             self.bias[0, n],
             torch.zeros_like(self.bias[0, n]),
         )
-        output_TBD, h_1BD = torch.rnn_tanh(embedded_TBE, states_1BD[0], weights, True, 1, 0.0, False, False, False)
+        output_TBD, h_1BD = torch.rnn_tanh(embedded_TBE, states_1BD[0], weights, *_layer())
         return output_TBD, (h_1BD,)
+
+
+def _layer() -> tuple[bool, int, float, bool, bool, bool]:
+    """What torch's layers take behind their weights.
+
+    has_biases, num_layers, dropout, train, bidirectional, batch_first: in training mode alone cuDNN keeps what a
+    backward pass needs.
+    """
+    return True, 1, 0.0, torch.is_grad_enabled(), False, False
 
 
 MODELS: dict[str, type[RecurrentLM]] = {model.cell: model for model in (LSTM, GRU, Elman)}

@@ -21,10 +21,11 @@ from ..flash.population import PopulationForward, walk
 from ..ops.checks import IGNORE_INDEX, check_targets_form, check_tokens, check_tokens_form
 from .base import RecurrentLM
 from .cells import MODELS
-from .language import SIZES, LanguageModel, States
+from .language import States
+from .recurrent_layer import SIZES, RecurrentLayerLM
 
 
-class FlashLM(LanguageModel):
+class FlashLM(RecurrentLayerLM):
     """Token embedding, one recurrent layer of N independent heads run by FlashRNN, output projection to the vocabulary.
 
     What `RecurrentLM` is on the CPU: the same models, and sLSTM, with the same methods, for CUDA devices. There
@@ -64,7 +65,7 @@ class FlashLM(LanguageModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._set_sizes(vocab_size, embed_dim, hidden_size, num_heads)
+        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads)
         if cell not in CELLS:
             raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
         if backend is not None and backend not in BACKENDS:

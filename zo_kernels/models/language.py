@@ -1,94 +1,82 @@
-"""What the language models with one recurrent layer have in common: sizes, states, populations."""
+"""What the language models have in common: states, populations, and what is asked of each."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..backends.base import CellShape
+from ..backends.base import PRECISIONS
 from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
 from .population import ModelPopulation
 
 States = tuple[Tensor, ...]
-"""What a model carries from token to token: the hidden state h and, for an LSTM, the cell state c, each [N, B, D].
-
-`torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
-"""
-
-SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
+"""What a model carries from token to token, in the order of its `state_names`."""
 
 
 class LanguageModel(nn.Module):
     """A language model whose populations are evaluated at many probes at once."""
 
-    cell: str
-    """FlashRNN's name of the cell."""
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    """What `population` takes, where the device has it too."""
 
     vocab_size: int
     embed_dim: int
     hidden_size: int
     num_heads: int
-    head_dim: int
-    input_weight: Tensor
-    recurrent_weight: Tensor
-    bias: Tensor
+    embedding: Tensor
     output_weight: Tensor
 
-    def _set_sizes(self, vocab_size: int, embed_dim: int, hidden_size: int, num_heads: int) -> None:
-        """Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size."""
-        for name, size in zip(SIZES, (vocab_size, embed_dim, hidden_size, num_heads), strict=True):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, not {size!r}")
-        if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
-        self.vocab_size = vocab_size
-        self.embed_dim = embed_dim
-        self.hidden_size = hidden_size
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What `build_model` calls it."""
+
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]:
+        """The names of the states, in their order."""
+
+    @property
+    @abstractmethod
+    def num_products(self) -> int:
+        """Multiply-adds of one token's forward pass, without the savings of a token table."""
 
     @abstractmethod
-    def _cell_shape(self) -> CellShape:
-        """The numbers of rows and states of the model's cell."""
+    def initial_states(self, batch_size: int) -> States:
+        """The states that `batch_size` sequences start from."""
 
     @abstractmethod
-    def _as_recurrent(self) -> list[Tensor]:
-        """The parameters, or views of them, as `RecurrentLM` lays them out."""
+    def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
 
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+        tokens_BT: int64 or int32 [B, T], values in [0, V).
+        states: those after an earlier segment of the same sequences; None starts from `initial_states`.
 
-        The embedding is N(0, 1); matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
-        projection, D for the recurrence and H for the output projection; biases are 0, those of an LSTM's or sLSTM's
-        forget gate 1: an open one carries the state over many tokens from the first step on.
+        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range (the last on the CPU;
+        other devices report it in their own way), or the states' shape does not fit.
         """
 
-        def unfilled(weight: Tensor) -> Tensor:
-            return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)
+    @abstractmethod
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the scored positions, from the initial states: float64 scalar.
 
-        embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
-        embedding.copy_(unfilled(embedding).normal_(generator=generator))
-        for weight, fan_in in (
-            (input_weight, self.embed_dim),
-            (recurrent_weight, self.head_dim),
-            (output_weight, self.hidden_size),
-        ):
-            bound = 1 / math.sqrt(fan_in)
-            weight.copy_(unfilled(weight).uniform_(-bound, bound, generator=generator))
-        output_bias.zero_()
-        bias.zero_()
-        if self.cell in ("lstm", "slstm"):
-            bias[1].fill_(1.0)
+        tokens_BT: int64 or int32 [B, T], values in [0, V).
+        targets_BT: int64 [B, T], values in [0, V), or -100 where a position is not scored. If none is, the loss is NaN,
+            as in torch.
 
-    def initial_states(self, batch_size: int) -> States:
-        """The zero states, each [N, B, D], that a sequence starts from: h; h, c; or an sLSTM's h, c, n, m."""
-        shape = (self.num_heads, batch_size, self.head_dim)
-        return tuple(self.bias.new_zeros(shape) for _ in range(self._cell_shape().states))
+        Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
+        """
+
+    @abstractmethod
+    def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """Logits [B, V] after the last token and the states there, both float32 (float64 if the parameters are).
+
+        The way to generate: as `forward`, in memory that does not grow with T. Raises as `forward` does.
+        """
 
     def population_loss(
         self,
@@ -110,7 +98,7 @@ class LanguageModel(nn.Module):
             alone would, and frozen ones are not perturbed.
         eps: finite; float32 parameters see it rounded to float32.
         states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
-        precision: "float32", or "bfloat16" for faster products.
+        precision: one of `precisions`: "float32", or "bfloat16" for faster products.
 
         Raises ValueError and TypeError as `loss` does, and for wrong seeds or states; these are then as they were.
         """
@@ -132,20 +120,26 @@ class LanguageModel(nn.Module):
         """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
 
     def population_states(self, probes: int, batch_size: int) -> States:
-        """The zero states of `probes` probes: each [n, 2, N, B, D], float32 (float64 if the parameters are)."""
-        dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
-        shape = (probes, 2, self.num_heads, batch_size, self.head_dim)
-        return tuple(self.bias.new_zeros(shape, dtype=dtype) for _ in range(self._cell_shape().states))
+        """The initial states of `probes` probes: each [n, 2, *initial], float32 (float64 if the parameters are)."""
+        return tuple(
+            state.to(self.wide_dtype).expand(probes, 2, *state.shape).contiguous()
+            for state in self.initial_states(batch_size)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return self.output_weight.device
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """What populations are computed in: float64 for float64 parameters, else float32."""
+        return torch.float64 if self.output_weight.dtype == torch.float64 else torch.float32
 
     def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
         """Raises ValueError as `loss` does, without computing anything."""
         check_tokens(tokens_BT, self.vocab_size)
         check_targets(tokens_BT, targets_BT, self.vocab_size)
-
-    @property
-    def num_products(self) -> int:
-        """Multiply-adds of one token's forward pass, without the token table's savings."""
-        return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
 
     def population(
         self,
@@ -164,5 +158,18 @@ class LanguageModel(nn.Module):
 
         Raises ValueError as `loss` does, if a size is below 1, or if no position is scored.
         """
-        tokens_BT, targets_BT = tokens_BT.to(self.bias.device), targets_BT.to(self.bias.device)
+        tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
+
+    def _set_sizes(self, **sizes: int) -> None:
+        """Sets attributes. Raises ValueError if one is not a positive integer; none is set then."""
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        for name, size in sizes.items():
+            setattr(self, name, size)
+
+
+def unfilled(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Where to draw float32 values for a parameter, so that they are the same on every device and in every dtype."""
+    return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)

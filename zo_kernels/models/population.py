@@ -48,7 +48,7 @@ class ModelPopulation:
     def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
         """Losses float64 [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
 
-        Raises as `RecurrentLM.population_loss` does.
+        Raises as `LanguageModel.population_loss` does.
         """
         block = len(seeds) or 1
         if self._batches[0][0].device.type == "cpu":

@@ -12,14 +12,14 @@ _LIMIT = 2**31
 _MIN_SHIFT, _MAX_SHIFT = -96, 126
 
 
+@np.errstate(over="ignore")
 def quantise(coeffs: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int32], int]:
     """Integers q [n] and a shift s with coeffs ~ q * 2^-s: q = rint(coeffs * 2^s), s the largest with sum |q| < 2^31.
 
     s is at most 126 (coefficients of 2^-127 and below count as 0). Raises ValueError for coefficients that are not
     finite, or so large (their absolute sum reaches 2^127) that the sum would not be a float32.
     """
-    with np.errstate(over="ignore"):
-        total = float(np.abs(coeffs).sum())
+    total = float(np.abs(coeffs).sum())
     if not math.isfinite(total) and not np.isfinite(coeffs).all():
         at = int(np.flatnonzero(~np.isfinite(coeffs))[0])
         raise ValueError(f"coefficients must be finite, but coeffs[{at}] is {coeffs[at]}")

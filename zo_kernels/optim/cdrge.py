@@ -30,6 +30,4 @@ class CDRGE(ZeroOrder):
         mode: str = "auto",
         grid: float | None = None,
     ) -> None:
-        super().__init__(
-            params, lr, eps=eps, probes=probes, seed=seed, weight_decay=weight_decay, mode=mode, grid=grid
-        )
+        super().__init__(params, lr, eps=eps, probes=probes, seed=seed, weight_decay=weight_decay, mode=mode, grid=grid)

@@ -50,10 +50,10 @@ class ZeroOrder(Optimizer):
     max_distance: cosine distance up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`).
         `step` then takes a sequence of closures or populations, one per micro-batch. None: no filter.
     weight_decay: decoupled.
-    mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only), which are first
-        rounded to a grid of spacing 2^-k and so restored bit for bit, with no memory beyond them; eps counts rounded to
-        that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it before the
-        update. "auto": in place where dtype and distribution allow it.
+    mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only), which are
+        first rounded to a grid of spacing 2^-k and so restored bit for bit, with no memory beyond them; eps counts
+        rounded to that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it
+        before the update. "auto": in place where dtype and distribution allow it.
     grid: the spacing, a power of two; None chooses the finest that lets the group's largest parameter grow fourfold.
 
     Dropout and the like must be off or repeat themselves (`model.eval()`): losses are compared. Write parameters
@@ -224,7 +224,11 @@ class ZeroOrder(Optimizer):
     def _begin(self) -> tuple[Perturbation, list[HyperParameters], list[float]]:
         assert self._perturbation is not None
         hyper = [hyper_parameters(group) for group in self.param_groups]
-        return self._perturbation, hyper, self._perturbation.begin([h.eps for h in hyper], self.estimator.probes_at_once)
+        return (
+            self._perturbation,
+            hyper,
+            self._perturbation.begin([h.eps for h in hyper], self.estimator.probes_at_once),
+        )
 
     def _seeds(self) -> Tensor:
         return torch.from_numpy(probe_seeds(self.seed, self.steps_taken, self.probes))

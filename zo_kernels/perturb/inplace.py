@@ -31,9 +31,7 @@ class InPlace(Perturbation):
     ) -> None:
         super().__init__(arena, segments, distribution)
         if not is_exact_in_place(distribution):
-            raise ValueError(
-                f"{distribution} probes can't be undone bit for bit in place: use mode='shadow', which keeps theta aside"
-            )
+            raise ValueError(f"{distribution} probes can't be undone bit for bit in place: use mode='shadow'")
         dtype = arena.flat.dtype
         Grid.of_spacing(1.0, dtype)  # refuses 16-bit dtypes
         self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, dtype) for s in spacings]

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     steps = "1 step" if replayed.replayed == 1 else f"{replayed.replayed} steps"
-    print(f"step {replayed.step}: {steps} replayed from a checkpoint in {replayed.seconds:.2f} s; weights in {config.out}")
+    print(
+        f"step {replayed.step}: {steps} replayed from a checkpoint in {replayed.seconds:.2f} s; weights in {config.out}"
+    )
     return EXIT_DONE
 
 

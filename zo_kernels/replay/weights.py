@@ -19,8 +19,8 @@ from ..train.stored import read_config
 
 
 class Replayed(NamedTuple):
-    """weights: the model's state_dict. step: after how many steps. replayed: how many of them were taken again, from the
-    nearest checkpoint on. seconds: that took."""
+    """weights: the model's state_dict. step: after how many steps. replayed: how many of them were taken again, from
+    the nearest checkpoint on. seconds: that took."""
 
     weights: Mapping[str, Tensor]
     step: int

@@ -47,7 +47,9 @@ def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn) -> Beginning:
             raise UsageError(f"the data of {folder.path} have changed since: they have another vocabulary now")
         step = restore(folder.path, read_config(folder.path), folder.journal, run.solver, None, warn)
         if step is None:  # stopped before its first checkpoint
-            step = 0 if config.fork is None else _start_from(config, run, gate, warn)
+            step = folder.journal.first_step
+            if config.fork is not None:
+                _start_from(replace(config, fork_step=step), run, gate, warn)
             folder.journal.truncate(step)
     except (OSError, ValueError) as error:
         folder.close()

@@ -60,6 +60,8 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             seed=config.seed,
             device=config.device,
         )
+        if config.precision not in model.precisions:
+            raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")
         solver = SOLVERS[config.solver](config, model, gate)
         if isinstance(solver, ZeroOrderSolver) and solver.optimizer.mode == "inplace":
             theta = solver.optimizer.arena.flat  # as the first step will

@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         stored = read_config(run)
         if given.task not in (None, stored.task):
             raise UsageError(f"the task of {run} is {stored.task}, not {given.task}")
-        default = replace(stored, out=None, resume=None, fork=None, fork_step=None, lr_search=False)
+        default = stored if given.fork is None else replace(stored, out=None, fork=None, fork_step=None)
     else:
         default = _with_preset(_task_default(given.task or "copy"), given.preset)
     config = tyro.cli(TrainConfig, prog=_PROGRAM, default=default, args=arguments)

@@ -119,7 +119,7 @@ class TrainConfig:
     probes: int = 96
     """Random directions n of a step, which takes 2n forward passes (cd) and makes one update."""
     distribution: Annotated[str, shown("NAME")] = "rademacher"
-    """Of a probe's elements: rademacher, normal, uniform, or sparse-K, which moves one parameter in K (a power of 2)."""
+    """Of a probe's elements: rademacher, normal, uniform, or sparse-K, which moves one parameter in K = 2, 4, 8, ..."""
     transforms: Annotated[str, shown("LIST", "(default: none)")] = ""
     """What happens to the estimate, as in clip-norm:1,momentum:0.9:8; docs/training.md lists all."""
     dense: Annotated[str | None, shown("{" + ",".join(DENSE_RULES) + "}", "(default: none)")] = None

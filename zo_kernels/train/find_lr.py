@@ -29,7 +29,9 @@ def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> Searc
 
     def trial(lr: float) -> float:
         loss = _final_loss(replace(config, lr=lr, steps=steps), gate)
-        console.print(f"        lr {lr:<10.3g} loss {loss:.3f}" if math.isfinite(loss) else f"        lr {lr:<10.3g} diverges")
+        console.print(
+            f"        lr {lr:<10.3g} loss {loss:.3f}" if math.isfinite(loss) else f"        lr {lr:<10.3g} diverges"
+        )
         return loss
 
     try:

@@ -109,9 +109,7 @@ class _Loop:
         lr = lr_at(run.config, step)
 
         def record(taken: Taken) -> None:
-            row = Row(
-                step, lr, taken.eps, run.config.seed, taken.coeffs.numpy(), taken.loss, self._clock.elapsed()
-            )
+            row = Row(step, lr, taken.eps, run.config.seed, taken.coeffs.numpy(), taken.loss, self._clock.elapsed())
             self._folder.record(row)
             rows.append(row)
 
@@ -151,9 +149,7 @@ class _Loop:
 
     def _save_checkpoint(self, step: int) -> None:
         run = self._run
-        self._folder.save_checkpoint(
-            step, run.model.state_dict(), run.solver.state(), keep=run.config.keep_checkpoints
-        )
+        self._folder.save_checkpoint(step, run.model.state_dict(), run.solver.state(), keep=run.config.keep_checkpoints)
 
     def _log(self, metrics: Metrics) -> None:
         values = dict(metrics)

@@ -29,9 +29,9 @@ JOURNAL = "journal.sqlite"
 class RunFolder:
     """An open run folder; a context manager that closes it. One process at a time has it open for writing.
 
-    config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors, loss.png. The journal
-    and the checkpoints are what a run continues from; metrics.jsonl says in text what the journal says. Files other
-    than the journal and metrics.jsonl, which grow line by line, appear whole or not at all.
+    config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors, loss.png. The
+    journal and the checkpoints are what a run continues from; metrics.jsonl says in text what the journal says. Files
+    other than the journal and metrics.jsonl, which grow line by line, appear whole or not at all.
 
     Built by `create` and `open`, which raise UsageError if the folder is not fit for it.
     """
@@ -46,9 +46,7 @@ class RunFolder:
         self._metrics: TextIO | None = None
 
     @classmethod
-    def create(
-        cls, config: TrainConfig, symbols: Sequence[str], *, first_step: int = 0
-    ) -> RunFolder:
+    def create(cls, config: TrainConfig, symbols: Sequence[str], *, first_step: int = 0) -> RunFolder:
         """A new folder: the config's `out`, or runs/TASK-DATE-TIME.
 
         symbols: the character of each token. first_step: as for `Journal.create`.
@@ -81,8 +79,10 @@ class RunFolder:
         self._metrics = path.open("a", encoding="utf-8")
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Appends a line to metrics.jsonl, for which `begin_metrics` was called; a value that is not finite becomes null,
-        for JSON has no number for it."""
+        """Appends a line to metrics.jsonl, which `begin_metrics` has begun.
+
+        A value that is not finite becomes null, for JSON has no number for it.
+        """
         assert self._metrics is not None
         self._metrics.write(_as_line(metrics))
         self._metrics.flush()
@@ -151,7 +151,7 @@ def config_digest(config: TrainConfig) -> bytes:
 
 
 def metrics_of(row: Row, scores: Scores, forwards: int) -> dict[str, float]:
-    """The line of metrics.jsonl of a step that was taken. scores: of the parameters after it, if they were validated."""
+    """The line of metrics.jsonl of a step that was taken. scores: of the parameters after it, if they have any."""
     done = row.step + 1
     return {
         "step": done,

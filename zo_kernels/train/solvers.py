@@ -14,7 +14,7 @@ from ..bptt import BPTT
 from ..dense import DENSE_RULES
 from ..estimators import ESTIMATORS, Population
 from ..journal import Row
-from ..models import IGNORE_INDEX, LanguageModel
+from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
 from ..optim import StepReport, ZeroOrder
 from ..tasks import Batch
 from ..transforms import parse_transforms
@@ -128,7 +128,9 @@ class ZeroOrderSolver(Solver):
     def _loss(self, batch: Batch, micro_batch_size: int | None) -> Population | Callable[[], Tensor]:
         """The batch's loss as the optimizer takes it."""
         config = self._config
-        if config.distribution == "rademacher" and backend_for(batch.tokens.device.type).fused_forward:
+        # RecurrentLM's population is a kernel of the backend, that of the others a batch of members in torch.
+        at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
+        if config.distribution == "rademacher" and at_once:
             population = self.model.population(*batch, micro_batch_size=micro_batch_size, precision=config.precision)
             return Interruptible(population, self._gate)
         micro_batches = _split(batch, micro_batch_size)

@@ -31,7 +31,8 @@ def read_config(run: Path) -> TrainConfig:
     hints = typing.get_type_hints(TrainConfig)
     if not isinstance(values, dict) or values.keys() != hints.keys():
         raise UsageError(f"{path} is not the config of a run, or of another version of zo_kernels")
-    return TrainConfig(**{field.name: _restored(values[field.name], hints[field.name]) for field in fields(TrainConfig)})
+    names = [field.name for field in fields(TrainConfig)]
+    return TrainConfig(**{name: _restored(values[name], hints[name]) for name in names})
 
 
 def _restored(value: Any, hint: Any) -> Any:

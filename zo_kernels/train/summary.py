@@ -43,7 +43,8 @@ def title(config: TrainConfig, model: LanguageModel) -> str:
 def _step(config: TrainConfig) -> str:
     if config.solver == "bptt":
         return f"back-propagation, {config.optimizer},"
-    parts = [f"{config.probes} probes" if config.distribution == "rademacher" else f"{config.probes} {config.distribution} probes"]
+    kind = "" if config.distribution == "rademacher" else f"{config.distribution} "
+    parts = [f"{config.probes} {kind}probes"]
     if config.estimator != "cd":
         parts.append(config.estimator)
     parts += [part for part in (config.transforms, config.dense) if part]

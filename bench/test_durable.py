@@ -1,0 +1,66 @@
+"""What a durable run costs: the journal's rows, and steps taken again from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
+
+import zo_kernels as zo
+from bench.compare import compare
+from zo_kernels.journal import Journal, Row
+from zo_kernels.train.build import build
+from zo_kernels.train.command_line import parse
+from zo_kernels.train.interrupt_gate import InterruptGate
+from zo_kernels.train.solvers import Taken
+
+PROBES = 96
+
+
+def test_journal_over_a_step(benchmark: BenchmarkFixture, threads: int, tmp_path: Path) -> None:
+    """A row of the journal, over a step of the default run, which is a small one."""
+    config = parse([])
+    run = build(config, InterruptGate())
+    batch = run.task.batch(0)
+    coeffs: list[np.ndarray] = []
+
+    def step() -> None:
+        run.solver.step(batch, 1e-6, lambda taken: note(taken))
+
+    def note(taken: Taken) -> None:
+        coeffs[:] = [taken.coeffs.numpy()]
+
+    step()
+    with Journal.create(tmp_path / "journal.sqlite") as journal:
+
+        def append() -> None:
+            journal.append(Row(journal.next_step, 0.3, 0.03, 0, coeffs[0], 1.5, 0.1))
+
+        compare(benchmark, append, step, rounds=200, at_most=0.02)
+
+
+@pytest.mark.parametrize("size", [10_000_000], ids=["10M"])
+def test_replay_over_accumulate(benchmark: BenchmarkFixture, threads: int, size: int, tmp_path: Path) -> None:
+    """A step from its row in the journal, over the accumulate kernel alone on the same seeds."""
+    parameter = nn.Parameter(torch.zeros(size))
+    opt = zo.optim.CDRGE([parameter], lr=1e-3, eps=2**-7, probes=PROBES)
+    theta, random = torch.zeros(size), np.random.default_rng(0)
+    rounds = 21
+    with Journal.create(tmp_path / "journal.sqlite") as journal:
+        for step in range(rounds + 2):
+            journal.append(Row(step, 1e-3, 2**-7, 0, random.standard_normal(PROBES).astype(np.float32), 1.0, 0.0))
+        rows = journal.rows()
+        opt.replay(torch.from_numpy(next(rows).coeffs.copy()))
+        coeffs = torch.from_numpy(random.standard_normal(PROBES)) * 1e-3
+        seeds = torch.from_numpy(zo.philox.probe_seeds(0, 0, PROBES))
+        compare(
+            benchmark,
+            lambda: opt.replay(torch.from_numpy(next(rows).coeffs.copy())),
+            lambda: zo.ops.accumulate_probes_(theta, coeffs, seeds),
+            rounds=rounds,
+            at_most=1.3,
+        )

@@ -1,0 +1,63 @@
+"""Models by name, as the command line and the folder of a run call them."""
+
+from __future__ import annotations
+
+import torch
+
+from .cells import MODELS
+from .dnc import DNC
+from .flash import FlashLM
+from .language import LanguageModel
+from .memory import MemoryLM
+from .paper_dnc import PaperDNC
+
+_WITH_MEMORY: dict[str, type[MemoryLM]] = {"dnc": DNC, "paper-dnc": PaperDNC}
+
+MODEL_NAMES: tuple[str, ...] = (*MODELS, "slstm", *_WITH_MEMORY)
+"""What `build_model` knows."""
+
+
+def has_memory(name: str) -> bool:
+    """Whether the model of that name takes memory_slots and memory_width."""
+    return name in _WITH_MEMORY
+
+
+def build_model(
+    name: str,
+    vocab_size: int,
+    *,
+    embed_dim: int,
+    hidden_size: int,
+    num_heads: int,
+    memory_slots: int | None = None,
+    memory_width: int | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+) -> LanguageModel:
+    """The float32 model of a name in MODEL_NAMES.
+
+    hidden_size: of all heads together; of a DNC, of its controller.
+    num_heads: independent heads of the recurrent layer, which must divide hidden_size; of a DNC, read heads.
+    memory_slots, memory_width: of a DNC's memory, which needs both; no other model has one.
+    seed: of the initial parameters, which are then the same on every device and leave torch's global random state
+        alone; None draws them from that state.
+
+    Raises ValueError if there is no such model, a size is not a positive integer or is missing, num_heads does not
+    divide hidden_size where it must, or a memory is given to a model without one.
+    """
+    if name not in MODEL_NAMES:
+        raise ValueError(f"unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
+    memory = {"memory_slots": memory_slots, "memory_width": memory_width}
+    given = [option for option, size in memory.items() if size is not None]
+    if not has_memory(name):
+        if given:
+            raise ValueError(f"the model {name} has no memory: leave {given[0]} out")
+        if name == "slstm":
+            return FlashLM(vocab_size, embed_dim, hidden_size, num_heads, cell=name, seed=seed, device=device)
+        return MODELS[name](vocab_size, embed_dim, hidden_size, num_heads, seed=seed, device=device)
+    if memory_slots is None or memory_width is None:
+        missing = next(option for option, size in memory.items() if size is None)
+        raise ValueError(f"the model {name} has a memory: give {missing} too")
+    return _WITH_MEMORY[name](
+        vocab_size, embed_dim, hidden_size, memory_slots, memory_width, num_heads, seed=seed, device=device
+    )

@@ -1,0 +1,9 @@
+"""Pictures of runs side by side: `python -m zo_kernels.plot`, and the function that it calls.
+
+plot_runs(["runs/first", "runs/second"], "compare.png", sets=["validation", "train"], log_y=True)
+"""
+
+from ..train.config import UsageError
+from .compare import plot_runs
+
+__all__ = ["UsageError", "plot_runs"]

@@ -1,0 +1,30 @@
+"""The command line: `python -m zo_kernels.plot --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..train.config import UsageError
+from .compare import plot_runs
+from .config import parse
+
+EXIT_DONE, EXIT_ERROR = 0, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws as the arguments say (None: those of the process) and returns the exit code: 0, or 2 after bad input."""
+    config = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        plot_runs(
+            config.runs, config.out, x=config.x, y=config.y, sets=config.sets, smooth=config.smooth, log_y=config.log_y
+        )
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    print(f"written to {config.out}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What a picture needs of a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..train.config import UsageError
+
+_NO_DIFFERENCE = ("out", "threads", "device")
+"""Flags that do not change what a run learns."""
+_MOST_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class PlottedRun:
+    """path: the folder as it was given. config: config.json. metrics: the lines of metrics.jsonl."""
+
+    path: Path
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+
+    def curve(self, x: str, name: str) -> tuple[list[float], list[float]]:
+        """Values of a metric, and x where it was measured: the step, or forwards or seconds of training until then."""
+        points = [
+            (at, float(value))
+            for line in self.metrics
+            if (value := line.get(name)) is not None and (at := self._at(line, x)) is not None
+        ]
+        return [at for at, _ in points], [value for _, value in points]
+
+    def losses_and_accuracies(self) -> list[str]:
+        """The names of the curves there are."""
+        names = dict.fromkeys(name for line in self.metrics for name, value in line.items() if value is not None)
+        return [name for name in names if name.endswith(("_loss", "_accuracy"))]
+
+    def _at(self, line: Mapping[str, Any], x: str) -> float | None:
+        if line["step"] == 0:
+            return 0.0
+        if x == "forwards" and x not in line:  # older runs do not say: each was one of central differences
+            probes = self.config.get("probes")
+            return None if probes is None else 2.0 * probes * line["step"]
+        return line.get(x)
+
+
+def read_run(path: Path) -> PlottedRun:
+    """A run's config and metrics so far.
+
+    Raises UsageError if there is no such folder, or it has no config.json and metrics.jsonl as the trainer writes them.
+    """
+    if not path.is_dir():
+        raise UsageError(f"there is no run folder {path}")
+    config = _decoded(path / "config.json", _text(path / "config.json"))
+    lines = _text(path / "metrics.jsonl").split("\n")[:-1]  # after the last newline there may be half a line
+    metrics = [_decoded(path / "metrics.jsonl", line) for line in lines]
+    if not all(isinstance(line.get("step"), int) for line in metrics):
+        raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
+    return PlottedRun(path, config, metrics)
+
+
+def labels(runs: Sequence[PlottedRun]) -> list[str]:
+    """A name for each run: that of its folder, if only it has it, and the flags in which the runs differ."""
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    flags = dict.fromkeys(name for run in runs for name in run.config)
+    differing = [
+        name
+        for name in flags
+        if name not in _NO_DIFFERENCE and len({json.dumps(run.config.get(name)) for run in runs}) > 1
+    ]
+    return [_label(name, run.config, differing) for name, run in zip(names, runs, strict=True)]
+
+
+def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> str:
+    parts = [f"{flag.replace('_', ' ')} {config[flag]}" for flag in differing if config.get(flag) is not None]
+    if not parts:
+        return name
+    more = [] if len(parts) <= _MOST_SHOWN else ["..."]
+    return f"{name} ({', '.join(parts[:_MOST_SHOWN] + more)})"
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"{file.parent} is not the folder of a run: it has no {file.name}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read {file}: {error}") from error
+
+
+def _decoded(file: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{file} is not what a run writes: it holds {text.strip()[:40]!r} and not an object")
+    return value
