@@ -55,10 +55,10 @@ def _train(config: TrainConfig, backend: str, gate: InterruptGate, console: Cons
     found = None
     if config.lr_search:
         try:
-            found = find_lr(config, gate, console)
+            lr, found = find_lr(config, gate, console)
         except KeyboardInterrupt:
             raise UsageError("interrupted while searching for a learning rate: there is no run yet") from None
-        config = replace(config, lr=found.best, lr_search=False)
+        config = replace(config, lr=lr, lr_search=False)
     run, folder, start = begin(config, gate, lambda warning: console.print(f"warning: {warning}", style="yellow"))
     with ExitStack() as stack:
         stack.enter_context(folder)

@@ -1,4 +1,4 @@
-"""`--lr search`: short trial runs, of which the best one's learning rate is taken."""
+"""`--lr search`: short trial runs, and a learning rate a margin below the best one's."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from .lr_search import SearchResult, search
 _REACH = 30.0
 """The first grid goes from the task's own learning rate over this to it times this."""
 
+_MARGIN = 3.0
+"""What the best trial's learning rate is divided by: the fastest at the beginning is close to one that diverges later,
+and over a whole run slower than a third of it (bench/results/training.md)."""
 
-def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> SearchResult:
-    """The learning rate whose trial ends with the lowest loss; prints each trial.
+_LOST = 1.3
+"""How far above its first a loss of a trial may be: those of runs that learn stay below 1.02 times it."""
 
-    A trial is the whole run in small, its decay included: a twentieth of its steps, at least 20, from the same initial
-    parameters on the same batches. Its loss is the mean of the last quarter's training losses. Raises UsageError if
-    all diverge.
+
+def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple[float, SearchResult]:
+    """A third of the learning rate whose trial ends with the lowest loss, and all trials; prints each.
+
+    A trial is the beginning of the run: a tenth of its steps, at least 40, each with the same initial parameters and
+    batches. Its loss is the mean of its last quarter's training losses; one that rises well above the first is lost.
+    Raises UsageError if all diverge.
     """
-    steps = max(20, config.steps // 20)
+    steps = min(config.steps, max(40, config.steps // 10))
     console.print(f"search  trials of {steps} steps around lr {config.lr:g}")
 
     def trial(lr: float) -> float:
-        loss = _final_loss(replace(config, lr=lr, steps=steps), gate)
+        loss = _final_loss(replace(config, lr=lr), steps, gate)
         console.print(
             f"        lr {lr:<10.3g} loss {loss:.3f}" if math.isfinite(loss) else f"        lr {lr:<10.3g} diverges"
         )
@@ -38,18 +45,21 @@ def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> Searc
         found = search(trial, config.lr / _REACH, config.lr * _REACH)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    console.print(f"        best: --lr {found.best:.3g}")
-    return found
+    lr = float(f"{found.best / _MARGIN:.3g}")
+    console.print(f"        best {found.best:.3g}: the run takes a third of it, --lr {lr:g}")
+    return lr, found
 
 
-def _final_loss(config: TrainConfig, gate: InterruptGate) -> float:
+def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate) -> float:
     run = build(config, gate)
     losses: list[float] = []
     try:
-        for step in range(config.steps):
+        for step in range(steps):
             batch = run.task.batch(step).to(run.device)
             losses.append(run.solver.step(batch, lr_at(config, step), lambda taken: None).loss)
+            if losses[-1] > _LOST * losses[0]:
+                return math.inf
     except (DivergenceError, GridRangeError):
         return math.inf
-    last = losses[-max(1, config.steps // 4) :]
+    last = losses[-max(1, steps // 4) :]
     return math.fsum(last) / len(last)
