@@ -76,7 +76,7 @@ def labels(runs: Sequence[PlottedRun]) -> list[str]:
 
 
 def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> str:
-    parts = [f"{flag.replace('_', ' ')} {config[flag]}" for flag in differing if config.get(flag) is not None]
+    parts = [f"{flag.replace('_', ' ')} {config[flag]}" for flag in differing if config.get(flag) not in (None, "", [])]
     if not parts:
         return name
     more = [] if len(parts) <= _MOST_SHOWN else ["..."]
