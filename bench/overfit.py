@@ -23,13 +23,13 @@ from zo_kernels.train.command_line import parse
 from zo_kernels.train.interrupt_gate import InterruptGate
 
 GOAL = 0.1
-MODELS = ("paper-lstm-100k", "paper-dnc-300k", "dnc-300k")
+MODELS = ("paper-lstm-100k", "paper-dnc-300k")
 ZO = ["--solver", "zo", "--probes", "512", "--eps", "0.03"]
 WAYS: dict[str, tuple[list[str], list[float]]] = {
-    "CD-RGE, 512 probes": (ZO, [1.0, 3.0, 0.3, 10.0]),
-    "CD-RGE, 512 probes, momentum 0.9": ([*ZO, "--transforms", "momentum:0.9:32"], [0.3, 1.0, 0.1, 3.0]),
-    "BPTT, SGD": (["--solver", "bptt", "--optimizer", "sgd"], [1.0, 3.0, 0.3, 10.0, 30.0, 0.1]),
-    "BPTT, AdamW": (["--solver", "bptt", "--optimizer", "adamw"], [0.01, 0.03, 0.003, 0.1, 0.001]),
+    "CD-RGE, 512 probes": (ZO, [0.3, 1.0, 3.0, 0.55, 1.8, 5.5, 0.18]),
+    "CD-RGE, 512 probes, momentum 0.9": ([*ZO, "--transforms", "momentum:0.9:32"], [0.1, 0.3, 1.0, 0.18, 0.55, 1.8]),
+    "BPTT, SGD": (["--solver", "bptt", "--optimizer", "sgd"], [1.0, 3.0, 10.0, 1.8, 5.5, 18.0, 0.55]),
+    "BPTT, AdamW": (["--solver", "bptt", "--optimizer", "adamw"], [0.03, 0.1, 0.01, 0.055, 0.18, 0.018]),
 }
 """Flags and learning rates, the likeliest first: a trial that is slower than the best so far ends there."""
 

@@ -3,9 +3,9 @@
     python examples/finetune_causal_lm.py                               # a small GPT-2 with random weights, on bytes
     python examples/finetune_causal_lm.py --pretrained FOLDER --lr 1e-6 --eps 1e-3
 
-No gradient is computed: a step evaluates the loss at theta + eps p and theta - eps p for a few random probes p, and the
-parameters, in memory that does not grow with the depth of the model. FOLDER holds a model and its tokenizer, as
-`save_pretrained` writes them; nothing is downloaded. Needs `pip install transformers`.
+No gradient is computed: a step evaluates the loss at theta + eps p and theta - eps p for a few random probes p, in the
+memory of one forward pass. FOLDER holds a model and its tokenizer, as `save_pretrained` writes them; nothing is
+downloaded. Needs `pip install transformers`.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def test_a_learning_rate_is_searched_and_taken(tmp_path: Path, capsys: pytest.Ca
     assert len(tried) >= 7
     best = min(tried, key=lambda pair: pair[1])[0]
     config = json.loads((out / "config.json").read_text())
-    assert config["lr"] == float(f"{best / 3:.3g}")
-    assert f"best {best:.3g}: the run takes a third of it, --lr {config['lr']:g}" in said
+    assert config["lr"] == float(f"{best / 2:.3g}")
+    assert f"best {best:.3g}: the run takes half of it, --lr {config['lr']:g}" in said
     same = tmp_path / "same"
     assert main([*SMALL, "--lr", str(config["lr"]), "--steps", "6", "--out", str(same)]) == 0
     assert (same / "weights.safetensors").read_bytes() == (out / "weights.safetensors").read_bytes()

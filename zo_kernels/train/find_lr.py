@@ -16,16 +16,16 @@ from .lr_search import SearchResult, search
 _REACH = 30.0
 """The first grid goes from the task's own learning rate over this to it times this."""
 
-_MARGIN = 3.0
-"""What the best trial's learning rate is divided by: the fastest at the beginning is close to one that diverges later,
-and over a whole run slower than a third of it (bench/results/training.md)."""
+_MARGIN = 2.0
+"""What the best trial's learning rate is divided by: the fastest at the beginning is close to one that diverges, and
+noisier over a whole run (bench/results/training.md)."""
 
 _LOST = 1.3
 """How far above its first a loss of a trial may be: those of runs that learn stay below 1.02 times it."""
 
 
 def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple[float, SearchResult]:
-    """A third of the learning rate whose trial ends with the lowest loss, and all trials; prints each.
+    """Half the learning rate whose trial ends with the lowest loss, and all trials; prints each.
 
     A trial is the beginning of the run: a tenth of its steps, at least 40, each with the same initial parameters and
     batches. Its loss is the mean of its last quarter's training losses; one that rises well above the first is lost.
@@ -46,7 +46,7 @@ def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple
     except ValueError as error:
         raise UsageError(str(error)) from error
     lr = float(f"{found.best / _MARGIN:.3g}")
-    console.print(f"        best {found.best:.3g}: the run takes a third of it, --lr {lr:g}")
+    console.print(f"        best {found.best:.3g}: the run takes half of it, --lr {lr:g}")
     return lr, found
 
 
