@@ -6,6 +6,7 @@ A server process, which has imported everything, forks them: each is there in mi
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -26,23 +27,30 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.train.crashes"])
 
 
-def start(arguments: list[str], moment: str | None = None, number: int = 0) -> multiprocessing.Process:
-    """A process that trains, and kills itself at the `number`-th time (from 0) that it comes to a moment of MOMENTS."""
-    process = _server.Process(target=_run, args=(arguments, moment, number))
+def start(
+    arguments: list[str], moment: str | None = None, number: int = 0, most_bytes: int | None = None
+) -> multiprocessing.Process:
+    """A process that trains, and kills itself at the `number`-th time (from 0) that it comes to a moment of MOMENTS.
+
+    most_bytes: of any file that it can write, as if the disk were full then.
+    """
+    process = _server.Process(target=_run, args=(arguments, moment, number, most_bytes))
     process.start()
     return process
 
 
-def finish(arguments: list[str], moment: str | None = None, number: int = 0) -> int:
+def finish(arguments: list[str], moment: str | None = None, number: int = 0, most_bytes: int | None = None) -> int:
     """Its exit code."""
-    process = start(arguments, moment, number)
+    process = start(arguments, moment, number, most_bytes)
     process.join(120)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 
 
-def _run(arguments: list[str], moment: str | None, number: int) -> None:
+def _run(arguments: list[str], moment: str | None, number: int, most_bytes: int | None) -> None:
     torch.set_num_threads(1)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     if moment is not None:
         owner, name, when = MOMENTS[moment]
         _die_at(owner, name, when, number)

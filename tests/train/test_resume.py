@@ -123,6 +123,16 @@ def test_ctrl_c_and_resume(whole: Path, tmp_path: Path) -> None:
     assert runs_alike(out, whole)
 
 
+@pytest.mark.parametrize("most_bytes", [40_000, 70_000])
+def test_a_full_disk_loses_no_step(most_bytes: int, whole: Path, tmp_path: Path) -> None:
+    """A row of the journal, or the picture, is what does not fit."""
+    out = tmp_path / "run"
+    assert finish([*RUN, "--out", str(out)], most_bytes=most_bytes) == 2
+    assert finish(["--resume", str(out)]) == 0
+    assert runs_alike(out, whole)
+    assert without_seconds(out) == without_seconds(whole)
+
+
 def test_a_finished_run_stays_what_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (whole / "weights.safetensors").read_bytes()
     assert main(["--resume", str(whole)]) == 0

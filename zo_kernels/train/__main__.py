@@ -75,9 +75,12 @@ def _train(config: TrainConfig, backend: str, gate: InterruptGate, console: Cons
             outcome = train(run, folder, start, reporter, gate, loggers)
         metrics = list(journaled_metrics(folder.journal, run.solver.forwards))
         picture = title(config, run.model)
-        folder.finish(
-            run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
-        )
+        try:
+            folder.finish(
+                run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
+            )
+        except CheckpointError as error:
+            outcome = Outcome(failure=outcome.failure or str(error))
         print_summary(console, run, metrics)
     console.print(f"files in {folder.path}")
     return outcome

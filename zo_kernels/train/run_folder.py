@@ -95,9 +95,12 @@ class RunFolder:
             checkpoint_path(self.path, old).unlink()
 
     def finish(self, weights: Mapping[str, Tensor], draw: Callable[[Path], object]) -> None:
-        """Saves the weights, and the picture that `draw` writes to a path."""
+        """Saves the weights, and the picture that `draw` writes to a path. Raises CheckpointError."""
         write_atomically(self.path / "weights.safetensors", weights)
-        _replace(self.path / "loss.png", draw)
+        try:
+            _replace(self.path / "loss.png", draw)
+        except OSError as error:
+            raise CheckpointError(f"can't write {self.path / 'loss.png'}: {error.strerror}") from error
 
     def close(self) -> None:
         """Idempotent."""
