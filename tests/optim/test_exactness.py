@@ -66,7 +66,15 @@ def test_many_cycles_leave_no_trace(mode, dtype):
     assert torch.equal(bits(parameter), before)
 
 
-def test_a_signal_in_the_middle_of_a_step_restores_theta():
+@pytest.fixture
+def interrupts():
+    """Python's own SIGINT: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_in_the_middle_of_a_step_restores_theta(interrupts):
     parameter = nn.Parameter(torch.randn(3000))
     opt = zo.optim.CDRGE([parameter], lr=0.1, probes=50)
     opt.step(lambda: 1.0)
@@ -162,7 +170,7 @@ def test_an_update_below_the_grid_is_said_once(caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_signal_during_the_update_takes_the_whole_step(monkeypatch):
+def test_a_signal_during_the_update_takes_the_whole_step(interrupts, monkeypatch):
     parameters = [nn.Parameter(torch.zeros(300)) for _ in range(2)]
     interrupted, undisturbed = (zo.optim.CDRGE([p], lr=0.5, probes=1) for p in parameters)
     accumulate = zo.ops.accumulate_probes_
