@@ -9,7 +9,8 @@ Shape suffixes: M members, B batch, T time, V vocabulary, E embedding, K size of
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -126,10 +127,11 @@ class MembersLM(LanguageModel):
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         offsets, chunk = flat_offsets(self), self.probes_at_once(len(tokens_BT))
         parts = [torch.zeros(0, 2, dtype=torch.float64)]
-        for first in range(0, len(seeds), chunk):
-            probes = slice(first, first + chunk)
-            weights = self._perturbed(offsets, seeds[probes], eps)
-            parts.append(self._chunk_nats(weights, tokens_BT, targets_BT, [state[probes] for state in states]))
+        with _one_thread() if self.device.type == "cpu" and chunk > 1 else nullcontext():
+            for first in range(0, len(seeds), chunk):
+                probes = slice(first, first + chunk)
+                weights = self._perturbed(offsets, seeds[probes], eps)
+                parts.append(self._chunk_nats(weights, tokens_BT, targets_BT, [state[probes] for state in states]))
         return torch.cat(parts)
 
     def probes_at_once(self, batch_size: int) -> int:
@@ -244,6 +246,21 @@ class MembersLM(LanguageModel):
                     f"state {name} must be {dtype or 'a tensor'} of shape {expected} on {self.device}, "
                     f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
                 )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within it torch has one thread: products that fit the caches are too small to share.
+
+    Two threads take three quarters of the time of one at best, and many times as long where other processes hold a
+    core: a time step is some forty calls.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _embedded(weights: Weights, tokens_BT: Tensor) -> Iterable[Tensor]:

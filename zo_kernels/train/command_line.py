@@ -141,7 +141,12 @@ def _task_default(task: str) -> TrainConfig:
     return DEFAULTS[task]
 
 
+_DEFAULT_PARAMETERS = 21_000
+"""About as many have the models that the tasks' learning rates were chosen for."""
+
+
 def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:
+    """The sizes of a preset, and a learning rate for them: it falls with the root of the number of parameters."""
     if name is None:
         return config
     _check_choice("preset", name, tuple(PRESETS))
@@ -149,6 +154,7 @@ def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:
     return replace(
         config,
         preset=name,
+        lr=float(f"{config.lr * math.sqrt(_DEFAULT_PARAMETERS / preset.parameters):.2g}"),
         model=preset.model,
         embed_dim=preset.embed_dim,
         hidden_size=preset.hidden_size,

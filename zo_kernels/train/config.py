@@ -64,7 +64,7 @@ class TrainConfig:
     fork_step: Annotated[int | None, shown("INT", "(default: the last one)")] = None
     """Step of that run, any, after which the new one begins."""
     preset: Annotated[str | None, shown("NAME", f"(optional: {', '.join(PRESETS)})")] = None
-    """Sizes of the paper's models, for the flags that name a size."""
+    """Sizes of the paper's models, for the flags that name a size, and a learning rate for them."""
 
     task: Annotated[str, shown("{" + ",".join(TASKS) + "}")]
     """What to learn: a rule, from random letters or digits; one batch by heart; or the next token of a text."""

@@ -36,7 +36,8 @@ def print_header(console: Console, run: Run, backend: str) -> None:
 
 def title(config: TrainConfig, model: LanguageModel) -> str:
     """Of the picture of a run."""
-    how = f"BPTT with {config.optimizer}" if config.solver == "bptt" else f"{config.estimator}, {config.probes} probes"
+    estimator = "CD-RGE" if config.estimator == "cd" else config.estimator
+    how = f"BPTT with {config.optimizer}" if config.solver == "bptt" else f"{estimator} with {config.probes} probes"
     return f"{config.task}: {type(model).__name__}, hidden size {config.hidden_size}, {how}"
 
 
