@@ -114,7 +114,16 @@ def _check_models(gpu: bool) -> list[Step]:
     if gpu:
         steps += [Step(_NEEDS["kernel"], "bench.gpu.check_population:kernel", 5, "models"), _correlation("kernel")]
     rest = [_check_cell("gru"), _check_cell("elman"), *(_check_cell(cell, "forward") for cell in _CELLS)]
-    return [*steps, _correlation("batched"), *rest]
+    return [*steps, _correlation("batched"), *rest, *_check_kinds()]
+
+
+def _check_kinds() -> list[Step]:
+    steps = [
+        Step(f"check.{what}", f"bench.gpu.check_kinds:{what}", 4, "models") for what in ("distributions", "replays")
+    ]
+    for name in ("dnc", "paper-dnc"):
+        steps.append(Step(f"check.memory.{name}", "bench.gpu.check_kinds:memory", 4, "models", {"name": name}))
+    return [*steps, Step("check.bptt", "bench.gpu.check_kinds:bptt", 10, "models")]
 
 
 def _check_cell(cell: str, what: str = "population") -> Step:
