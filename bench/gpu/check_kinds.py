@@ -17,6 +17,8 @@ from zo_kernels.models.build import has_memory
 from zo_kernels.optim import ZeroOrder
 from zo_kernels.transforms import Transform, clip_norm, momentum
 
+from .check_population import without_tf32
+
 _DISTRIBUTIONS = ("rademacher", "normal", "uniform", "sparse-4")
 _NUMEL = 5000
 _SHAPE = Shape(vocab=11, embed=8, heads=2, head_dim=8, batch=4, time=6)
@@ -76,7 +78,7 @@ def memory(device: str, name: str) -> dict[str, Any]:
     wanted = here.population_loss(tokens, targets, seeds, 2.0**-6)
     got = there.population_loss(tokens.to(device), targets.to(device), seeds, 2.0**-6).cpu()
     apart = float((got - wanted).abs().max())
-    with torch.no_grad():
+    with torch.no_grad(), without_tf32():
         plain = abs(float(there.loss(tokens.to(device), targets.to(device))) - float(here.loss(tokens, targets)))
     worst = max(apart, plain)
     assert worst <= _LOSS_APART, f"{name}: losses are apart by {worst:.2g}, allowed {_LOSS_APART}"
@@ -102,7 +104,8 @@ def _moved(name: str, device: str, tokens: Tensor, targets: Tensor, length: int 
     """By how much each parameter moves at lr 1."""
     model = _model(name, device)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    BPTT(model, lr=1.0, checkpoint_length=length).step(tokens.to(device), targets.to(device))
+    with without_tf32():
+        BPTT(model, lr=1.0, checkpoint_length=length).step(tokens.to(device), targets.to(device))
     return {key: (p.detach() - before[key]).cpu() for key, p in model.named_parameters()}
 
 
