@@ -12,6 +12,10 @@ class GridRangeError(RuntimeError):
     """
 
 
+class ReplicaError(RuntimeError):
+    """Another replica failed, or does not hold the same parameters."""
+
+
 class JournalError(RuntimeError):
     """A run's journal can't be read or written, is damaged, or is not the journal of this run."""
 

@@ -13,19 +13,23 @@ from torch.optim import Optimizer
 from .. import ops
 from ..arena import ParameterArena
 from ..dense import DenseRule
+from ..distributed import Replicas
 from ..distributions import check_distribution, is_exact_in_place
 from ..errors import DivergenceError
-from ..estimators import CentralDifference, Estimate, Estimator, Population
+from ..estimators import CentralDifference, Estimator, Population
 from ..gradient import SeedGradient
 from ..grid import Grid
 from ..interrupts import deferred_interrupts
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, chain
-from ..transforms.agreement import agree
-from .evaluators import Closure, ClosureEvaluator, PopulationEvaluator
+from .estimating import estimated
+from .evaluators import Closure
 from .groups import HyperParameters, hyper_parameters, named, segments_of
 from .report import StepReport
+
+_CHECK_EVERY = 100
+"""Steps from one comparison of the replicas' parameters to the next."""
 
 
 class ZeroOrder(Optimizer):
@@ -55,6 +59,10 @@ class ZeroOrder(Optimizer):
         rounded to that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it
         before the update. "auto": in place where dtype and distribution allow it.
     grid: the spacing, a power of two; None chooses the finest that lets the group's largest parameter grow fourfold.
+
+    Where a process group of torch.distributed is initialised, its processes are replicas of one model: each evaluates
+    its share of a step's probes, and they exchange losses (`zo_kernels.distributed`). All must be built alike, take the
+    same steps on the same batches, and get the same bits that one process alone would.
 
     Dropout and the like must be off or repeat themselves (`model.eval()`): losses are compared. Write parameters
     through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`, between steps.
@@ -133,15 +141,13 @@ class ZeroOrder(Optimizer):
         """
         theta, hyper, eps = self._begin()
         seeds = self._seeds()
+        replicas = Replicas.present()
+        if replicas is not None and self.steps_taken % _CHECK_EVERY == 0:
+            replicas.check_same(theta.theta, self.steps_taken)
         try:
-            if self.max_distance is None:
-                if isinstance(closure, Sequence):
-                    raise ValueError("a sequence of closures is for optimizers with max_distance: pass one closure")
-                estimate = self._estimate(closure, theta, seeds, eps)
-            else:
-                if not isinstance(closure, Sequence) or not closure:
-                    raise ValueError("with max_distance, step takes a sequence of closures, one per micro-batch")
-                estimate = self._agreed([self._estimate(c, theta, seeds, eps) for c in closure], seeds)
+            estimate = estimated(
+                closure, self.estimator, theta, seeds, eps, max_distance=self.max_distance, replicas=replicas
+            )
             coeffs = torch.full((len(seeds),), math.nan, dtype=torch.float32)
             coeffs[torch.isin(seeds, estimate.gradient.seeds)] = _as_float32(estimate.gradient.coeffs)
             self._advance(estimate.losses, coeffs, theta, hyper, eps)
@@ -232,26 +238,6 @@ class ZeroOrder(Optimizer):
 
     def _seeds(self) -> Tensor:
         return torch.from_numpy(probe_seeds(self.seed, self.steps_taken, self.probes))
-
-    def _estimate(
-        self, closure: Closure | Population, theta: Perturbation, seeds: Tensor, eps: Sequence[float]
-    ) -> Estimate:
-        kind = PopulationEvaluator if isinstance(closure, Population) else ClosureEvaluator
-        return self.estimator(kind(closure, theta, eps), seeds, eps[0], self.distribution)  # type: ignore[arg-type]
-
-    def _agreed(self, estimates: Sequence[Estimate], seeds: Tensor) -> Estimate:
-        """The mean of the micro-batches' estimates that agree, along the probes that all of them have."""
-        shared = torch.stack([torch.isin(seeds, e.gradient.seeds) for e in estimates]).all(dim=0)
-        if not bool(shared.any()):
-            raise DivergenceError("no probe has finite losses on all micro-batches: lower lr or eps, or check the loss")
-        rows = seeds[shared]
-        micro = torch.stack(  # each is a mean over all probes of its own
-            [e.gradient.coeffs[torch.isin(e.gradient.seeds, rows)] * len(e.gradient) / len(rows) for e in estimates]
-        )
-        assert self.max_distance is not None
-        mean, _ = agree(micro, self.max_distance)
-        gradient = SeedGradient(rows, mean, self.distribution)
-        return Estimate(gradient, torch.stack([e.losses for e in estimates]), len(seeds) - len(rows))
 
     def _advance(
         self,

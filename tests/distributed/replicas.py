@@ -1,0 +1,154 @@
+"""Processes of a gloo group, forked by a server that has imported everything, and what each of them does."""
+
+import multiprocessing
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import zo_kernels as zo
+from zo_kernels.estimators import ESTIMATORS
+from zo_kernels.models import build_model
+from zo_kernels.optim import ZeroOrder
+from zo_kernels.transforms import momentum
+
+sys.path.append(str(Path(__file__).parents[2]))  # the processes find this module by its name
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.distributed.replicas"])
+
+
+def on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What work(rank, *arguments) returns on each rank; the text of an error in its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        queue = _server.Queue()
+        processes = [
+            _server.Process(target=_run, args=(queue, rank, world_size, f"{folder}/store", work, arguments))
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        replies = dict(queue.get(timeout=120) for _ in processes)
+        for process in processes:
+            process.join(60)
+    return [replies[rank] for rank in range(world_size)]
+
+
+def _run(queue: Any, rank: int, world_size: int, store: str, work: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    try:
+        reply = work(rank, *arguments)
+    except BaseException as error:
+        reply = f"{type(error).__name__}: {error}"
+        if not isinstance(error, (RuntimeError, KeyError)):
+            traceback.print_exc()
+    queue.put((rank, reply))
+    queue.close()
+    queue.join_thread()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    tokens, targets = torch.randint(7, (2, 3, 5), generator=torch.Generator().manual_seed(1))
+    return tokens, targets
+
+
+def train(rank: int, kind: str, name: str, steps: int) -> bytes:
+    """Trains a small model; the bits of its parameters, and of all losses it heard of."""
+    sizes: dict[str, Any] = {"memory_slots": 5, "memory_width": 4} if "dnc" in name else {}
+    model = build_model(name, 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0, **sizes)
+    options = KINDS[kind]
+    opt = ZeroOrder(model.parameters(), lr=2**-5, eps=2**-6, probes=7, seed=2, **options)
+    tokens, targets = batch()
+    heard = []
+    for _ in range(steps):
+        if opt.max_distance is not None:
+            opt.step([model.population(tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
+        elif kind == "closure":
+            opt.step(lambda: model.loss(tokens, targets))
+        else:
+            opt.step(model.population(tokens, targets))
+        assert opt.last is not None
+        heard.append(opt.last.losses.numpy().tobytes())
+    return opt.arena.flat.numpy().tobytes() + b"".join(heard)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "population": {"transforms": [momentum(0.5, 3)]},
+    "closure": {},
+    "fd": {"estimator": ESTIMATORS["fd"]()},
+    "1.5-spsa": {"estimator": ESTIMATORS["1.5-spsa"]()},
+    "2-spsa": {"estimator": ESTIMATORS["2-spsa"]()},
+    "agreement": {"max_distance": 1.5},
+}
+
+
+def sent_bytes(rank: int, probes: int) -> int:
+    """Bytes that one step hands to the process group on this rank, of all its calls."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=probes)
+    opt.step(lambda: parameter.sum())  # with the comparison of parameters
+    sent = []
+    gather = dist.all_gather
+
+    def counting(received: list[Tensor], mine: Tensor, **more: Any) -> None:
+        sent.append(mine.numel() * mine.element_size())
+        gather(received, mine, **more)
+
+    dist.all_gather = counting
+    opt.step(lambda: parameter.sum())
+    dist.all_gather = gather
+    assert len(sent) == 1
+    return sent[0]
+
+
+def fail(rank: int, failing: int) -> str:
+    """One rank's closure raises; theta is then what it was on all of them, and the next step is taken."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
+    opt.step(lambda: parameter.sum())
+    before = parameter.detach().clone()
+
+    def loss() -> Tensor:
+        if rank == failing:
+            raise KeyError("no batch")
+        return parameter.sum()
+
+    try:
+        opt.step(loss)
+    except (KeyError, zo.errors.ReplicaError) as error:
+        said = f"{type(error).__name__}: {error}"
+    assert torch.equal(parameter.detach(), before)
+    assert opt.steps_taken == 1
+    opt.step(lambda: parameter.sum())
+    return said
+
+
+def flip(rank: int, flipped: int, bit: int) -> str:
+    """One bit of one replica's parameters is flipped after the first step."""
+    parameter = torch.nn.Parameter(torch.ones(5000))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=3)
+    for step in range(101):
+        try:
+            opt.step(lambda: 1e-3 * parameter.square().sum())
+        except zo.errors.ReplicaError as error:
+            return f"{step}: {error}"
+        if step == 0 and rank == flipped:
+            opt.arena.flat.view(torch.int32)[4321] ^= 1 << bit
+    return "nothing was noticed"
+
+
+def other_seeds(rank: int) -> str:
+    """Each rank builds another model."""
+    model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=rank)
+    opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=3)
+    tokens, targets = batch()
+    opt.step(model.population(tokens, targets))
+    return "nothing was noticed"

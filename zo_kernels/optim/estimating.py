@@ -1,0 +1,61 @@
+"""A step's estimate: of one loss, or of several micro-batches' that agree; on one process, or shared among replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..distributed import Replicas, SharedEvaluator
+from ..errors import DivergenceError
+from ..estimators import Estimate, Estimator, Evaluator, Population
+from ..gradient import SeedGradient
+from ..perturb import Perturbation
+from ..transforms.agreement import agree
+from .evaluators import Closure, ClosureEvaluator, PopulationEvaluator
+
+
+def estimated(
+    closure: Closure | Population | Sequence[Closure | Population],
+    estimator: Estimator,
+    theta: Perturbation,
+    seeds: Tensor,
+    eps: Sequence[float],
+    *,
+    max_distance: float | None,
+    replicas: Replicas | None,
+) -> Estimate:
+    """The estimate along the probes of seeds [n]; the parameters are left where the last loss was taken.
+
+    Raises ValueError if `closure` is a sequence without a max_distance, or none with one, and as the estimator does.
+    """
+
+    def one(loss: Closure | Population) -> Estimate:
+        kind = PopulationEvaluator if isinstance(loss, Population) else ClosureEvaluator
+        evaluator: Evaluator = kind(loss, theta, eps)  # type: ignore[arg-type]
+        if replicas is not None:
+            evaluator = SharedEvaluator(evaluator, replicas)
+        return estimator(evaluator, seeds, eps[0], theta.distribution)
+
+    if max_distance is None:
+        if isinstance(closure, Sequence):
+            raise ValueError("a sequence of closures is for optimizers with max_distance: pass one closure")
+        return one(closure)
+    if not isinstance(closure, Sequence) or not closure:
+        raise ValueError("with max_distance, step takes a sequence of closures, one per micro-batch")
+    return _agreed([one(loss) for loss in closure], seeds, theta.distribution, max_distance)
+
+
+def _agreed(estimates: Sequence[Estimate], seeds: Tensor, distribution: str, max_distance: float) -> Estimate:
+    """The mean of the micro-batches' estimates that agree, along the probes that all of them have."""
+    shared = torch.stack([torch.isin(seeds, e.gradient.seeds) for e in estimates]).all(dim=0)
+    if not bool(shared.any()):
+        raise DivergenceError("no probe has finite losses on all micro-batches: lower lr or eps, or check the loss")
+    rows = seeds[shared]
+    micro = torch.stack(  # each is a mean over all probes of its own
+        [e.gradient.coeffs[torch.isin(e.gradient.seeds, rows)] * len(e.gradient) / len(rows) for e in estimates]
+    )
+    mean, _ = agree(micro, max_distance)
+    gradient = SeedGradient(rows, mean, distribution)
+    return Estimate(gradient, torch.stack([e.losses for e in estimates]), len(seeds) - len(rows))
