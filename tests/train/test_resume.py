@@ -223,10 +223,9 @@ def test_flags_of_a_resumed_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    process = start([*SMALL, "--steps", "1000000", "--out", str(out)])
-    while process.is_alive() and not (out / "journal.sqlite").exists():
+    process = start([*SMALL, "--steps", "1000000", "--lr", "1e-4", "--out", str(out)])
+    while process.is_alive() and not (out / "metrics.jsonl").exists():
         time.sleep(0.005)
-    time.sleep(0.1)
     try:
         assert "another process is training in" in refused(out, capsys)
     finally:

@@ -58,8 +58,9 @@ class RunFolder:
             write_text(path / "vocabulary.json", json.dumps(list(symbols)) + "\n")
         except OSError as error:
             raise UsageError(f"can't make the folder {error.filename}: {error.strerror}") from error
+        lock = _locked(path)
         journal = Journal.create(path / JOURNAL, first_step=first_step, digest=config_digest(config))
-        folder = cls(path, _locked(path), journal)
+        folder = cls(path, lock, journal)
         folder.begin_metrics([])
         return folder
 
