@@ -232,6 +232,14 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         process.kill()
 
 
+def test_a_refused_run_is_not_left_locked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = killed(tmp_path)
+    (out / "journal.sqlite").rename(out / "aside")
+    assert "there is no journal" in refused(out, capsys)
+    (out / "aside").rename(out / "journal.sqlite")
+    assert main(["--resume", str(out)]) == 0
+
+
 def test_no_such_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no run folder" in refused(tmp_path / "nowhere", capsys)
     assert "can't read config.json" in refused(tmp_path, capsys)

@@ -58,16 +58,24 @@ class RunFolder:
             write_text(path / "vocabulary.json", json.dumps(list(symbols)) + "\n")
         except OSError as error:
             raise UsageError(f"can't make the folder {error.filename}: {error.strerror}") from error
-        lock = _locked(path)
-        journal = Journal.create(path / JOURNAL, first_step=first_step, digest=config_digest(config))
-        folder = cls(path, lock, journal)
+        digest = config_digest(config)
+        folder = cls._with_lock(path, lambda: Journal.create(path / JOURNAL, first_step=first_step, digest=digest))
         folder.begin_metrics([])
         return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that is to go on."""
-        return cls(path, _locked(path), Journal.open(path / JOURNAL))
+        return cls._with_lock(path, lambda: Journal.open(path / JOURNAL))
+
+    @classmethod
+    def _with_lock(cls, path: Path, open_journal: Callable[[], Journal]) -> RunFolder:
+        lock = _locked(path)
+        try:
+            return cls(path, lock, open_journal())
+        except BaseException:
+            os.close(lock)
+            raise
 
     def record(self, row: Row) -> None:
         """Writes a step to the journal."""
