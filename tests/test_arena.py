@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 import zo_kernels as zo
 from zo_kernels.arena import flat_offsets
+from zo_kernels.layout import Segment
 
 shapes = st.lists(st.lists(st.integers(0, 20), max_size=3).map(tuple), min_size=1, max_size=8)
 
@@ -164,3 +167,47 @@ def test_offsets_once_parameters_have_moved_out_of_their_arena():
     assert not arena.holds(module.weight)
     assert again.holds(module.weight)
     assert not again.holds(nn.Parameter(again.flat[:15].view(5, 3)))  # the memory, but not the parameter
+
+
+def test_a_kernel_gets_each_segment_in_one_piece_with_its_part_of_state():
+    params = [nn.Parameter(torch.full((n,), float(n))) for n in (130, 5, 128)]
+    arena, pieces = zo.arena.ParameterArena(params), []
+    state = torch.arange(float(len(arena)))
+    first, rest = Segment(0, 256, [arena.slots[0]]), Segment(256, 512, list(arena.slots[1:]))
+    for segment in (first, rest):
+        arena.each(segment, lambda *x, offset: pieces.append((*x, offset)), state)
+        arena.each_of(state, segment, lambda x, offset: x.neg_())
+    assert [(len(x), int(at[0]), offset) for x, at, offset in pieces] == [(256, 0, 0), (256, -256, 256)]
+    assert torch.equal(torch.cat([x for x, *_ in pieces]), arena.flat)
+    assert float(state.sum()) == -sum(range(512))
+    assert arena.magnitudes(arena.slots) == [130.0, 5.0, 128.0]
+    assert arena.magnitudes(arena.slots[1:], state) == [260.0, 511.0]
+    assert arena.largest(first, state) == 255.0
+
+
+def test_state_takes_and_gives_parameters():
+    p = nn.Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16))
+    arena = zo.arena.ParameterArena([p])
+    theta = arena.zeros(torch.float32)
+    theta[:3] = torch.tensor([1.001, 2.5, 3.0])
+    with torch.no_grad():
+        arena.take(arena.slots[0], theta)
+        assert theta[:3].tolist() == [1.0, 2.0, 3.0]
+        theta[0] = 1.001  # whose cast is the parameter
+        arena.take(arena.slots[0], theta)
+        assert float(theta[0]) == pytest.approx(1.001, rel=1e-6)
+        before = arena.versions()
+        p[0] = 7.0
+        assert arena.versions() != before
+        arena.write(theta)
+    assert p.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_what_defines_dtensors_is_not_imported():
+    """It takes half as long as torch itself."""
+    code = """
+import sys, torch, zo_kernels as zo
+zo.arena.ParameterArena([torch.nn.Parameter(torch.zeros(3))])
+assert 'torch.distributed.tensor' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,28 +8,18 @@ walk the whole model in one launch. Elements between tensors are padding and sta
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .backends.base import DTYPES
+from .grid import largest_magnitude
+from .layout import NOTHING_TO_TRAIN, Arena, Segment, Slot, common_kind, is_dtensor, listed, refuse_overlap, slots_of
 from .philox import BLOCK_SIGNS
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where one parameter tensor lies in the flat parameter space."""
-
-    name: str
-    offset: int
-    numel: int
-    shape: torch.Size
-
-
-class ParameterArena:
+class ParameterArena(Arena):
     """Moves the trainable parameters of a module into one flat tensor, of which they become views.
 
     params: a module, or parameters, or (name, parameter) pairs, in flat order. Frozen ones (requires_grad False) stay
@@ -37,27 +27,16 @@ class ParameterArena:
 
     The parameters' values do not change, but their memory does: build the arena after `model.to(...)`, and do not
     replace `parameter.data` afterwards. Raises ValueError if there is nothing to train, parameters differ in dtype or
-    device or overlap partly in memory, and TypeError for a dtype the kernels do not know.
+    device, overlap partly in memory or are DTensors (for which see `zo_kernels.sharded`), and TypeError for a dtype the
+    kernels do not know.
     """
 
-    flat: Tensor
-    """All parameters and the padding between them: [numel], dtype and device of the parameters."""
-    slots: tuple[Slot, ...]
-
     def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        named = _distinct(_named(params))
-        first_name, first = named[0][0], named[0][1][0]
-        if first.dtype not in DTYPES:
-            raise TypeError(f"{first_name} has dtype {first.dtype}; zo_kernels trains {', '.join(map(str, DTYPES))}")
-        for name, (p, *_) in named:
-            if p.dtype != first.dtype or p.device != first.device:
-                raise ValueError(
-                    f"all trainable parameters must share one dtype and device, but {first_name} is {first.dtype} on "
-                    f"{first.device} and {name} is {p.dtype} on {p.device}"
-                )
-        self.slots, offset = _slots(named)
-        self.flat = torch.zeros(offset, dtype=first.dtype, device=first.device)
-        self._members: list[tuple[Slot, Tensor]] = []
+        named = _distinct(listed(params))
+        self.dtype, self.device = common_kind([(name, p) for name, (p, *_) in named])
+        self.slots, offset = slots_of([(name, p) for name, (p, *_) in named])
+        self._flat = torch.zeros(offset, dtype=self.dtype, device=self.device)
+        self._members = []
         with torch.no_grad():
             for slot, (_, sharing) in zip(self.slots, named, strict=True):
                 home = self.view(slot)
@@ -68,52 +47,71 @@ class ParameterArena:
         gaps = [
             torch.arange(s.offset + s.numel, -(-(s.offset + s.numel) // BLOCK_SIGNS) * BLOCK_SIGNS) for s in self.slots
         ]
-        self._padding = torch.cat(gaps).to(self.flat.device)
+        self._padding = torch.cat(gaps).to(self._flat.device)
         _arenas.add(self)
 
+    @property
+    def flat(self) -> Tensor:
+        """All parameters and the padding between them: [numel], dtype and device of the parameters."""
+        return self._flat
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self._flat]
+
     def __len__(self) -> int:
-        """Elements of the flat tensor, padding included."""
-        return self.flat.numel()
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters, padding excluded."""
-        return sum(slot.numel for slot in self.slots)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The parameters that live here, in flat order (those that share a slot follow each other)."""
-        return [p for _, p in self._members]
+        return self._flat.numel()
 
     def view(self, slot: Slot) -> Tensor:
         """The parameter of `slot` as a view of the flat tensor."""
-        return self.flat[slot.offset : slot.offset + slot.numel].view(slot.shape)
+        return self._of(slot, self._flat).view(slot.shape)
 
-    def slot_of(self, parameter: Tensor) -> Slot:
-        """Where `parameter` lies. Raises KeyError if it is not one of the arena's."""
-        for slot, p in self._members:
-            if p is parameter:
-                return slot
-        raise KeyError("this parameter is not in the arena")
+    @staticmethod
+    def _of(slot: Slot, flat: Tensor) -> Tensor:
+        return flat[slot.offset : slot.offset + slot.numel]
 
     def holds(self, parameter: Tensor) -> bool:
         """Whether `parameter` is one of the arena's and still lies in it."""
-        base, size = self.flat.data_ptr(), self.flat.element_size()
+        base, size = self._flat.data_ptr(), self._flat.element_size()
         return any(p is parameter and p.data_ptr() == base + slot.offset * size for slot, p in self._members)
 
     def check(self) -> None:
-        """Raises RuntimeError if a parameter no longer lies in the arena, as after `model.to(...)`."""
-        base, size = self.flat.data_ptr(), self.flat.element_size()
+        base, size = self._flat.data_ptr(), self._flat.element_size()
         for slot, p in self._members:
-            if p.dtype != self.flat.dtype or (slot.numel and p.data_ptr() != base + slot.offset * size):
+            if p.dtype != self._flat.dtype or (slot.numel and p.data_ptr() != base + slot.offset * size):
                 raise RuntimeError(
                     f"parameter {slot.name} has moved since the optimizer was built: build the optimizer after "
                     "model.to(...), .half() and the like, and do not assign to parameter.data"
                 )
 
-    def clear_padding(self, flat: Tensor | None = None) -> None:
-        """Sets the padding of the flat tensor (or of another of its layout) back to 0."""
-        (self.flat if flat is None else flat).index_fill_(0, self._padding, 0)
+    def zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros_like(self._flat, dtype=dtype)
+
+    def versions(self) -> list[Hashable]:
+        return [p._version for p in self.parameters]
+
+    def each(self, segment: Segment, kernel: Callable[..., Any], *state: Tensor) -> None:
+        self.each_of(self._flat, segment, kernel, *state)
+
+    def each_of(self, state: Tensor, segment: Segment, kernel: Callable[..., Any], *more: Tensor) -> None:
+        kernel(*(x[segment.start : segment.stop] for x in (state, *more)), offset=segment.start)
+
+    def magnitudes(self, slots: Sequence[Slot], state: Tensor | None = None) -> list[float]:
+        return [largest_magnitude(self._of(slot, self._flat if state is None else state)) for slot in slots]
+
+    def largest(self, segment: Segment, state: Tensor) -> float:
+        return largest_magnitude(state[segment.start : segment.stop])
+
+    def take(self, slot: Slot, theta: Tensor) -> None:
+        copied, parameter = self._of(slot, theta), self._of(slot, self._flat)
+        if not torch.equal(copied.to(self.dtype), parameter):
+            copied.copy_(parameter)
+
+    def write(self, theta: Tensor) -> None:
+        self._flat.copy_(theta)
+
+    def clear_padding(self, state: Tensor | None = None) -> None:
+        (self._flat if state is None else state).index_fill_(0, self._padding, 0)
 
 
 _arenas: weakref.WeakSet[ParameterArena] = weakref.WeakSet()
@@ -135,24 +133,9 @@ def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
         return {p: homes[0].slot_of(p).offset for p in parameters if homes[0].holds(p)}
     if not any(p.requires_grad for p in parameters):
         return {}
-    named = _distinct(_named(module))
-    return {p: slot.offset for slot, (_, sharing) in zip(_slots(named)[0], named, strict=True) for p in sharing}
-
-
-def _slots(named: list[tuple[str, list[Tensor]]]) -> tuple[tuple[Slot, ...], int]:
-    """Slots of parameters in flat order, and where the space ends."""
-    slots, offset = [], 0
-    for name, (p, *_) in named:
-        slots.append(Slot(name, offset, p.numel(), p.shape))
-        offset += -(-p.numel() // BLOCK_SIGNS) * BLOCK_SIGNS
-    return tuple(slots), offset
-
-
-def _named(params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    if isinstance(params, nn.Module):
-        return list(params.named_parameters())
-    listed = list(params)
-    return [p if isinstance(p, tuple) else (f"parameter {i}", p) for i, p in enumerate(listed)]
+    named = _distinct(listed(module))
+    slots, _ = slots_of([(name, p) for name, (p, *_) in named])
+    return {p: slot.offset for slot, (_, sharing) in zip(slots, named, strict=True) for p in sharing}
 
 
 def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
@@ -162,6 +145,10 @@ def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]
     for name, p in named:
         if not p.requires_grad:
             continue
+        if is_dtensor(p):
+            raise ValueError(
+                f"parameter {name} is a DTensor: use zo_kernels.sharded, and closures instead of populations"
+            )
         key = (p.data_ptr(), p.shape, p.stride()) if p.numel() else id(p)
         if key in found:
             if not any(p is known for known in found[key][1]):
@@ -172,9 +159,6 @@ def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]
             extent = 1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
             spans.append((p.data_ptr(), p.data_ptr() + extent * p.element_size(), name))
     if not found:
-        raise ValueError("there is nothing to train: no parameter requires a gradient")
-    spans.sort()
-    for (_, end, name), (start, _, other) in pairwise(spans):
-        if start < end:
-            raise ValueError(f"parameters {name} and {other} overlap in memory: share a whole parameter or none of it")
+        raise ValueError(NOTHING_TO_TRAIN)
+    refuse_overlap(spans)
     return list(found.values())

@@ -15,7 +15,8 @@ from torch import Tensor
 class DenseRule(ABC):
     """Gradients to descent directions: state = rule.init(theta), then theta -= lr * rule.update(gradient, state, step).
 
-    Gradients have the shape, dtype and device of theta.
+    Gradients have the shape, dtype and device of theta. Where parameters are sharded, both are this process's part of
+    them, with padding, so that a rule has to be elementwise.
     """
 
     @abstractmethod

@@ -1,5 +1,10 @@
 """Errors of a training step, which leave the parameters as they were before it, and of the files of a run."""
 
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
 
 class DivergenceError(RuntimeError):
     """The loss of every probe was NaN or infinite: there is nothing to step along."""
@@ -13,7 +18,40 @@ class GridRangeError(RuntimeError):
 
 
 class ReplicaError(RuntimeError):
-    """Another replica failed, or does not hold the same parameters."""
+    """Another replica failed, is gone, or is not where it should be."""
+
+
+class ReplicaStoppedError(ReplicaError):
+    """Another replica was interrupted: Ctrl-C or SIGTERM."""
+
+
+class ReplicasDifferError(ReplicaError):
+    """Replicas do not hold the same parameters.
+
+    step: before which it was found. digests: of each rank's parameters, in order.
+    """
+
+    def __init__(self, step: int, digests: Sequence[int]) -> None:
+        self.step, self.digests = step, list(digests)
+        counts = Counter(self.digests).most_common()
+        usual = counts[0][0]
+        others = [str(rank) for rank, found in enumerate(self.digests) if found != usual]
+        if len(counts) > 1 and counts[1][1] == counts[0][1]:  # as many hold one as the other
+            ranks = (
+                f"ranks {', '.join(str(rank) for rank in range(len(self.digests)))} do not all hold the same parameters"
+            )
+        elif len(others) == 1:
+            ranks = f"rank {others[0]} holds other parameters than the rest"
+        else:
+            ranks = f"ranks {', '.join(others)} hold other parameters than the rest"
+        super().__init__(
+            f"{ranks} before step {step}: build the model from the same seed on every rank, and change parameters on "
+            "all of them or none"
+        )
+
+
+class ProcessGroupError(RuntimeError):
+    """The processes of a launch did not all meet, or one of them died or stopped answering."""
 
 
 class JournalError(RuntimeError):

@@ -3,16 +3,19 @@
 import multiprocessing
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer would import, in each process anew
 import torch.distributed as dist
 from torch import Tensor
 
 import zo_kernels as zo
+from zo_kernels.distributed import SHARDS, Replicas
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import build_model
 from zo_kernels.optim import ZeroOrder
@@ -46,7 +49,7 @@ def _run(queue: Any, rank: int, world_size: int, store: str, work: Callable[...,
         reply = work(rank, *arguments)
     except BaseException as error:
         reply = f"{type(error).__name__}: {error}"
-        if not isinstance(error, (RuntimeError, KeyError)):
+        if not isinstance(error, (RuntimeError, KeyError, KeyboardInterrupt)):
             traceback.print_exc()
     queue.put((rank, reply))
     queue.close()
@@ -66,6 +69,8 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
     model = build_model(name, 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0, **sizes)
     options = KINDS[kind]
     opt = ZeroOrder(model.parameters(), lr=2**-5, eps=2**-6, probes=7, seed=2, **options)
+    if dist.is_initialized() and kind in SHARDS:
+        opt.replicas = Replicas(shard=kind, balance=True, check_every=1)
     tokens, targets = batch()
     heard = []
     for _ in range(steps):
@@ -73,6 +78,8 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
             opt.step([model.population(tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
         elif kind == "closure":
             opt.step(lambda: model.loss(tokens, targets))
+        elif kind in SHARDS:
+            opt.step(model.population(tokens, targets, micro_batch_size=1, segment_length=2))
         else:
             opt.step(model.population(tokens, targets))
         assert opt.last is not None
@@ -83,6 +90,8 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
 KINDS: dict[str, dict[str, Any]] = {
     "population": {"transforms": [momentum(0.5, 3)]},
     "closure": {},
+    "batch": {},
+    "both": {},
     "fd": {"estimator": ESTIMATORS["fd"]()},
     "1.5-spsa": {"estimator": ESTIMATORS["1.5-spsa"]()},
     "2-spsa": {"estimator": ESTIMATORS["2-spsa"]()},
@@ -96,15 +105,15 @@ def sent_bytes(rank: int, probes: int) -> int:
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=probes)
     opt.step(lambda: parameter.sum())  # with the comparison of parameters
     sent = []
-    gather = dist.all_gather
+    exchange = dist.all_to_all_single
 
-    def counting(received: list[Tensor], mine: Tensor, **more: Any) -> None:
-        sent.append(mine.numel() * mine.element_size())
-        gather(received, mine, **more)
+    def counting(received: Tensor, mine: Tensor, **more: Any) -> Any:
+        sent.append(mine[1:].numel() * mine.element_size())  # not the one to itself
+        return exchange(received, mine, **more)
 
-    dist.all_gather = counting
+    dist.all_to_all_single = counting
     opt.step(lambda: parameter.sum())
-    dist.all_gather = gather
+    dist.all_to_all_single = exchange
     assert len(sent) == 1
     return sent[0]
 
@@ -129,6 +138,45 @@ def fail(rank: int, failing: int) -> str:
     assert opt.steps_taken == 1
     opt.step(lambda: parameter.sum())
     return said
+
+
+def stop(rank: int, stopping: int) -> str:
+    """One rank gets a Ctrl-C."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
+
+    def loss() -> Tensor:
+        if rank == stopping:
+            raise KeyboardInterrupt
+        return parameter.sum()
+
+    opt.step(loss)
+    return "nothing was noticed"
+
+
+def out_of_step(rank: int) -> str:
+    """Rank 1 takes a step more than the others."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
+    opt.step(lambda: parameter.sum())
+    opt.steps_taken += rank == 1
+    opt.step(lambda: parameter.sum())
+    return "nothing was noticed"
+
+
+def balanced(rank: int, exchanges: int) -> list[int]:
+    """How many of 40 rows this rank evaluates in each exchange; rank 1 takes four times as long for one."""
+    replicas, counts = Replicas(balance=True), []
+
+    def evaluate(mine: slice) -> Tensor:
+        count = mine.stop - mine.start
+        counts.append(count)
+        time.sleep(count * (0.004 if rank == 1 else 0.001))
+        return torch.arange(mine.start, mine.stop, dtype=torch.float64)
+
+    for _ in range(exchanges):
+        assert replicas.exchange(evaluate, 40, ()).tolist() == list(range(40))
+    return counts
 
 
 def flip(rank: int, flipped: int, bit: int) -> str:

@@ -3,23 +3,30 @@
 A server process, which has imported everything, forks them: each is there in milliseconds.
 """
 
+from __future__ import annotations
+
 import contextlib
+import io
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer would import, in each process anew
 
 from zo_kernels import checkpoint
+from zo_kernels.distributed import Replicas
 from zo_kernels.journal import Journal
 from zo_kernels.optim import ZeroOrder
 from zo_kernels.train import run_folder
 from zo_kernels.train.__main__ import main
+from zo_kernels.train.ranks import Ranks
 from zo_kernels.train.run_folder import RunFolder
 
 sys.path.append(str(Path(__file__).parents[2]))  # the processes find this module by its name
@@ -47,19 +54,80 @@ def finish(arguments: list[str], moment: str | None = None, number: int = 0, mos
     return process.exitcode
 
 
-def _run(arguments: list[str], moment: str | None, number: int, most_bytes: int | None) -> None:
+def launch(arguments: list[str], world_size: int, moments: Mapping[int, tuple[str, int]] | None = None) -> Launch:
+    """Processes that train together, as torchrun starts them. moments: (moment, number) by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **{"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"TORCHELASTIC_RUN_ID": "job", "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": "False"},
+    }
+    launched = Launch([])
+    for rank in range(world_size):
+        moment, number = (moments or {}).get(rank, (None, 0))
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs))
+        process.start()
+        theirs.close()
+        launched.members.append((process, ours))
+    return launched
+
+
+class Launch:
+    """Processes that train together."""
+
+    def __init__(self, members: list[tuple[multiprocessing.Process, Any]]) -> None:
+        self.members = members
+
+    def signal(self, rank: int, number: int) -> None:
+        pid = self.members[rank][0].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def finish(self) -> list[tuple[int, str]]:
+        """Exit code and stderr of each."""
+        ends = []
+        for process, output in self.members:
+            process.join(60)
+            assert process.exitcode is not None, "a process hangs"
+            try:
+                ends.append((process.exitcode, output.recv()))
+            except EOFError:
+                ends.append((process.exitcode, ""))
+        return ends
+
+
+def _run(
+    arguments: list[str],
+    moment: str | None,
+    number: int,
+    most_bytes: int | None,
+    variables: Mapping[str, str] | None = None,
+    output: Any = None,
+) -> None:
     torch.set_num_threads(1)
+    os.environ.update(variables or {})
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     if moment is not None:
         owner, name, when = MOMENTS[moment]
         _die_at(owner, name, when, number)
+    said = io.StringIO()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        os._exit(main([*arguments, "--threads", "1"]))
+        with contextlib.redirect_stderr(sys.stderr if output is None else said):
+            code = main([*arguments, "--threads", "1"])
+        if output is not None:
+            output.send(said.getvalue())
+        os._exit(code)
 
 
 def _die_at(owner: Any, name: str, when: str, number: int) -> None:
-    """Replaces a function by one that kills the process at its `number`-th call, before or after doing its work."""
+    """Replaces a function by one that kills the process at its `number`-th call, before or after doing its work.
+
+    when "flip": instead of dying, one bit of the parameters flips before the work.
+    """
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -68,6 +136,8 @@ def _die_at(owner: Any, name: str, when: str, number: int) -> None:
         calls += 1
         if calls == number + 1 and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
+        if calls == number + 1 and when == "flip":
+            args[0].arena.flat.view(torch.int32)[3] ^= 1 << 22
         result = original(*args, **kwargs)
         if calls == number + 1 and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -89,6 +159,10 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "scores written": (Journal, "add_scores", "after"),
     "line not written": (RunFolder, "add_metrics", "before"),
     "weights not written": (RunFolder, "finish", "before"),
+    "losses not sent": (Replicas, "exchange", "before"),
+    "losses heard": (Replicas, "exchange", "after"),
+    "group joined": (Ranks, "__init__", "after"),
+    "bit flipped": (ZeroOrder, "step", "flip"),
 }
 """Where a run may die: a function, and whether its work is done then."""
 

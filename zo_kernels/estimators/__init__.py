@@ -3,7 +3,7 @@
 estimate = ESTIMATORS["cd"]()(evaluator, seeds, eps=2**-6)  # estimate.gradient is a SeedGradient
 """
 
-from .base import Estimate, Estimator, Evaluator, Measured, Population
+from .base import BatchPopulation, Estimate, Estimator, Evaluator, Measured, Population
 from .central import CentralDifference
 from .forward import AntitheticDifference, ForwardDifference
 from .spsa import SPSA2, SPSA15
@@ -22,6 +22,7 @@ __all__ = [
     "SPSA2",
     "SPSA15",
     "AntitheticDifference",
+    "BatchPopulation",
     "CentralDifference",
     "Estimate",
     "Estimator",

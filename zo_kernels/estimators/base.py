@@ -23,6 +23,22 @@ class Population(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchPopulation(Population, Protocol):
+    """A population whose batch consists of micro-batches, of which several processes may each evaluate some.
+
+    parts: how many. scored: positions of the whole batch that are scored; a loss is the sum over the parts, in their
+    order, divided by it.
+    """
+
+    parts: int
+    scored: int
+
+    def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
+        """Sums over one micro-batch, float64 [n, 2], at the points of `population_loss`."""
+        ...
+
+
 class Evaluator(ABC):
     """The losses around theta, L(theta + ...); seeds are int64 [n], the results float64."""
 

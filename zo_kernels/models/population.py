@@ -17,7 +17,7 @@ _CALL_WORK = 1e11
 
 
 class ModelPopulation:
-    """Losses of a language model on one batch; a `zo_kernels.estimators.Population`.
+    """Losses of a language model on one batch; a `zo_kernels.estimators.BatchPopulation`.
 
     Built by `model.population(tokens, targets)`. The batch is walked in micro-batches and segments; a loss is the sum
     of their nats over the number of scored positions of all, so that it is that of the whole batch.
@@ -45,27 +45,34 @@ class ModelPopulation:
         self._batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
         self._segment_length = segment_length or tokens_BT.shape[1]
 
+    @property
+    def parts(self) -> int:
+        """Micro-batches."""
+        return len(self._batches)
+
     def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
         """Losses float64 [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
 
         Raises as `LanguageModel.population_loss` does.
         """
-        block = len(seeds) or 1
-        if self._batches[0][0].device.type == "cpu":
-            work = self.model.num_products * sum(tokens.numel() for tokens, _ in self._batches) * 2
-            block = max(int(_CALL_WORK / work), torch.get_num_threads())
-        return torch.cat([self._nats(part, eps) for part in seeds.split(block)]) / self.scored
-
-    def _nats(self, seeds: Tensor, eps: float) -> Tensor:
         total = torch.zeros(len(seeds), 2, dtype=torch.float64)
-        for tokens, targets in self._batches:
-            segments = list(
-                zip(tokens.split(self._segment_length, 1), targets.split(self._segment_length, 1), strict=True)
-            )
-            carry = len(segments) > 1
-            states = self.model.population_states(len(seeds), len(tokens)) if carry else ()
-            for segment, segment_targets in segments:
-                total += self.model.population_nats(
-                    segment, segment_targets, seeds, eps, states=states, precision=self._precision
-                )
+        for part in range(self.parts):
+            total += self.part_nats(part, seeds, eps)
+        return total / self.scored
+
+    def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
+        """Cross-entropy summed over the scored positions of one micro-batch: float64 [n, 2]."""
+        tokens, targets = self._batches[part]
+        block = len(seeds) or 1
+        if tokens.device.type == "cpu":
+            block = max(int(_CALL_WORK / (self.model.num_products * tokens.numel() * 2)), torch.get_num_threads())
+        return torch.cat([self._nats(tokens, targets, some, eps) for some in seeds.split(block)])
+
+    def _nats(self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float) -> Tensor:
+        total = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        length = self._segment_length
+        segments = list(zip(tokens_BT.split(length, 1), targets_BT.split(length, 1), strict=True))
+        states = self.model.population_states(len(seeds), len(tokens_BT)) if len(segments) > 1 else ()
+        for tokens, targets in segments:
+            total += self.model.population_nats(tokens, targets, seeds, eps, states=states, precision=self._precision)
         return total

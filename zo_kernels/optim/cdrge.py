@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..arena import ParameterArena
+from ..distributed import Replicas
+from ..layout import Arena
 from .zero_order import ZeroOrder
 
 
@@ -20,7 +21,7 @@ class CDRGE(ZeroOrder):
 
     def __init__(
         self,
-        params: Iterable[Any] | ParameterArena,
+        params: Iterable[Any] | Arena,
         lr: float,
         *,
         eps: float | None = None,
@@ -29,5 +30,16 @@ class CDRGE(ZeroOrder):
         weight_decay: float = 0.0,
         mode: str = "auto",
         grid: float | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
-        super().__init__(params, lr, eps=eps, probes=probes, seed=seed, weight_decay=weight_decay, mode=mode, grid=grid)
+        super().__init__(
+            params,
+            lr,
+            eps=eps,
+            probes=probes,
+            seed=seed,
+            weight_decay=weight_decay,
+            mode=mode,
+            grid=grid,
+            replicas=replicas,
+        )

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..distributed import Replicas, SharedEvaluator
+from ..distributed import Replicas
 from ..errors import DivergenceError
 from ..estimators import Estimate, Estimator, Evaluator, Population
 from ..gradient import SeedGradient
 from ..perturb import Perturbation
+from ..sharded import ShardedArena
 from ..transforms.agreement import agree
 from .evaluators import Closure, ClosureEvaluator, PopulationEvaluator
+from .sharded import ShardedClosureEvaluator
+from .shared import SharedEvaluator
 
 
 def estimated(
@@ -28,12 +31,19 @@ def estimated(
 ) -> Estimate:
     """The estimate along the probes of seeds [n]; the parameters are left where the last loss was taken.
 
-    Raises ValueError if `closure` is a sequence without a max_distance, or none with one, and as the estimator does.
+    Raises ValueError if `closure` is a sequence without a max_distance, or none with one, or a population of sharded
+    parameters, and as the estimator does.
     """
 
     def one(loss: Closure | Population) -> Estimate:
-        kind = PopulationEvaluator if isinstance(loss, Population) else ClosureEvaluator
-        evaluator: Evaluator = kind(loss, theta, eps)  # type: ignore[arg-type]
+        evaluator: Evaluator
+        if isinstance(theta.arena, ShardedArena):
+            if isinstance(loss, Population):
+                raise ValueError("a population reads whole parameters, but these are sharded: pass a closure")
+            evaluator = ShardedClosureEvaluator(loss, theta, eps, theta.arena)
+        else:
+            kind = PopulationEvaluator if isinstance(loss, Population) else ClosureEvaluator
+            evaluator = kind(loss, theta, eps)  # type: ignore[arg-type]
         if replicas is not None:
             evaluator = SharedEvaluator(evaluator, replicas)
         return estimator(evaluator, seeds, eps[0], theta.distribution)

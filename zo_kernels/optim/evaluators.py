@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..estimators import Evaluator, Population
+from ..estimators import BatchPopulation, Evaluator, Population
 from ..perturb import Displacement, Perturbation
 
 Closure = Callable[[], "Tensor | float"]
@@ -56,6 +56,9 @@ class ClosureEvaluator(Evaluator):
 class PopulationEvaluator(Evaluator):
     """Asks a population, which knows Rademacher probes and one eps for all parameters."""
 
+    batched: BatchPopulation | None
+    """The population, if it consists of several micro-batches."""
+
     def __init__(self, population: Population, theta: Perturbation, eps: Sequence[float]) -> None:
         if len(set(eps)) > 1:
             raise ValueError("a population is evaluated with one eps, but the groups differ in theirs")
@@ -64,6 +67,13 @@ class PopulationEvaluator(Evaluator):
         self._population = population
         self._theta = theta
         self._eps = list(eps)
+        self.batched = population if isinstance(population, BatchPopulation) and population.parts > 1 else None
+
+    def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
+        """Float64 [n, 2]: sums over one micro-batch of a `batched` population."""
+        assert self.batched is not None
+        self._theta.leave()
+        return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()

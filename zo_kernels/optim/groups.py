@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arena import ParameterArena, Slot
-from ..perturb import Segment
+from ..layout import Arena, Segment, Slot
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def named(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:
     return found
 
 
-def segments_of(arena: ParameterArena, groups: list[dict[str, Any]]) -> list[Segment]:
+def segments_of(arena: Arena, groups: list[dict[str, Any]]) -> list[Segment]:
     """One stretch of the flat parameter space per group; groups follow each other in it."""
     segments: list[Segment] = []
     taken: set[Slot] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,25 +12,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import ops
-from ..arena import ParameterArena
 from ..dense import DenseRule
-from ..distributed import Replicas
+from ..distributed import Replicas, digest
 from ..distributions import check_distribution, is_exact_in_place
 from ..errors import DivergenceError
 from ..estimators import CentralDifference, Estimator, Population
 from ..gradient import SeedGradient
 from ..grid import Grid
 from ..interrupts import deferred_interrupts
+from ..layout import Arena
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
+from ..sharded import ShardedArena, arena_of
 from ..transforms import Context, State, Transform, chain
 from .estimating import estimated
 from .evaluators import Closure
 from .groups import HyperParameters, hyper_parameters, named, segments_of
 from .report import StepReport
-
-_CHECK_EVERY = 100
-"""Steps from one comparison of the replicas' parameters to the next."""
 
 
 class ZeroOrder(Optimizer):
@@ -40,8 +39,9 @@ class ZeroOrder(Optimizer):
     A step calls the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd; gradients
     are neither needed nor made.
 
-    params: parameters, parameter groups or a `ParameterArena`. They move into one flat tensor (see `ParameterArena`):
-        build the optimizer after `model.to(...)`.
+    params: parameters, parameter groups or an arena. They move into one flat tensor (see `ParameterArena`), or, where
+        some are DTensors, stay where they are (`ShardedArena`): build the optimizer after `model.to(...)` and
+        `fully_shard`.
     lr, eps: step size and perturbation; eps None means eps = lr, at every step (schedulers included). Both, and
         weight_decay and grid, may be set per group.
     estimator: from losses to coefficients (`zo_kernels.estimators`). None: central differences.
@@ -59,15 +59,14 @@ class ZeroOrder(Optimizer):
         rounded to that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it
         before the update. "auto": in place where dtype and distribution allow it.
     grid: the spacing, a power of two; None chooses the finest that lets the group's largest parameter grow fourfold.
-
-    Where a process group of torch.distributed is initialised, its processes are replicas of one model: each evaluates
-    its share of a step's probes, and they exchange losses (`zo_kernels.distributed`). All must be built alike, take the
-    same steps on the same batches, and get the same bits that one process alone would.
+    replicas: processes that share the work of a step and exchange losses (`zo_kernels.distributed.Replicas`); None
+        takes those of the default process group of torch.distributed, if one of several processes is initialised. All
+        must be built alike and take the same steps on the same batches; they get the bits that one process alone would.
 
     Dropout and the like must be off or repeat themselves (`model.eval()`): losses are compared. Write parameters
     through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`, between steps.
 
-    Raises ValueError for hyper-parameters out of range, and what `ParameterArena` and `Grid` raise.
+    Raises ValueError for hyper-parameters out of range, and what `ParameterArena`, `ShardedArena` and `Grid` raise.
     """
 
     before_update: Callable[[StepReport], None] | None
@@ -76,7 +75,7 @@ class ZeroOrder(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any] | ParameterArena,
+        params: Iterable[Any] | Arena,
         lr: float,
         *,
         eps: float | None = None,
@@ -90,6 +89,7 @@ class ZeroOrder(Optimizer):
         weight_decay: float = 0.0,
         mode: str = "auto",
         grid: float | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         if not isinstance(probes, int) or probes < 1:
             raise ValueError(f"probes must be a positive integer, not {probes!r}")
@@ -103,6 +103,7 @@ class ZeroOrder(Optimizer):
         self.probes, self.seed, self.distribution = probes, seed, distribution
         self.estimator = CentralDifference() if estimator is None else estimator
         self.max_distance = max_distance
+        self.replicas = replicas
         self.steps_taken = 0
         self.last: StepReport | None = None
         self.before_update = None
@@ -110,14 +111,19 @@ class ZeroOrder(Optimizer):
         self._transform_state: State = self._transform.init()
         self._dense, self._dense_state = dense, {}
         self._perturbation: Perturbation | None = None  # until the groups are known, in super().__init__
-        arena = params if isinstance(params, ParameterArena) else None
+        arena = params if isinstance(params, Arena) else None
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "grid": grid}
         super().__init__(arena.parameters if arena else params, defaults)  # type: ignore[arg-type]
         for group in self.param_groups:
             hyper_parameters(group)
-        self.arena = arena or ParameterArena(named(self.param_groups))
+        self.arena = arena or arena_of(named(self.param_groups))
+        if isinstance(self.arena, ShardedArena):
+            if replicas is not None:
+                raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
+            if self.arena.replica_group is not None:
+                self.replicas = Replicas(self.arena.replica_group)
         segments = segments_of(self.arena, self.param_groups)
-        exact_in_place = self.arena.flat.dtype in (torch.float32, torch.float64) and is_exact_in_place(distribution)
+        exact_in_place = self.arena.dtype in (torch.float32, torch.float64) and is_exact_in_place(distribution)
         self.mode = mode if mode != "auto" else "inplace" if exact_in_place else "shadow"
         if self.mode == "inplace":
             grids = [group["grid"] for group in self.param_groups]
@@ -141,9 +147,9 @@ class ZeroOrder(Optimizer):
         """
         theta, hyper, eps = self._begin()
         seeds = self._seeds()
-        replicas = Replicas.present()
-        if replicas is not None and self.steps_taken % _CHECK_EVERY == 0:
-            replicas.check_same(theta.theta, self.steps_taken)
+        replicas = self._replicas()
+        if replicas is not None:
+            replicas.begin_step(self.steps_taken, self.digest)
         try:
             estimate = estimated(
                 closure, self.estimator, theta, seeds, eps, max_distance=self.max_distance, replicas=replicas
@@ -172,6 +178,11 @@ class ZeroOrder(Optimizer):
         losses = torch.zeros(0, dtype=torch.float64)
         self._advance(losses, coeffs, theta, hyper, eps, hook=False)
 
+    def digest(self) -> int:
+        """64 bits that tell theta from any that differs in one bit: what replicas compare."""
+        assert self._perturbation is not None
+        return digest(*self._perturbation.tensors)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction: later ones would change the flat parameter space (RuntimeError)."""
         if self._perturbation is not None:
@@ -190,6 +201,8 @@ class ZeroOrder(Optimizer):
             "transforms": dict(self._transform_state),
             "dense": dict(self._dense_state),
         }
+        if isinstance(self.arena, ShardedArena):
+            own["spans"] = self.arena.spans
         if isinstance(self._perturbation, InPlace):
             own["grids"] = [None if g is None else g.spacing for g in self._perturbation.grids]
         elif isinstance(self._perturbation, Shadow):
@@ -201,7 +214,7 @@ class ZeroOrder(Optimizer):
         """Continues the run a `state_dict` was taken from; load the model's parameters too, before or after.
 
         Raises ValueError, changing nothing, if it is not of an optimizer over parameters of the same sizes, with the
-        same mode, transforms and dense rule.
+        same mode, transforms and dense rule, and sharded alike where the state has their size.
         """
         own = state_dict.get("zo_kernels")
         if own is None:
@@ -209,6 +222,9 @@ class ZeroOrder(Optimizer):
         slots = [(slot.offset, slot.numel) for slot in self.arena.slots]
         if [tuple(s) for s in own["slots"]] != slots:
             raise ValueError("this state belongs to parameters of other sizes or in another order")
+        spans = self.arena.spans if isinstance(self.arena, ShardedArena) else []
+        if [tuple(s) for s in own.get("spans", [])] != spans and (self._dense_state or self.mode == "shadow"):
+            raise ValueError("this state was saved with the parameters sharded otherwise: load it on as many processes")
         if own["mode"] != self.mode:
             raise ValueError(f"this state was saved in mode {own['mode']!r}, but the optimizer has mode {self.mode!r}")
         for kind, mine in (("transforms", self._transform_state), ("dense", self._dense_state)):
@@ -220,7 +236,7 @@ class ZeroOrder(Optimizer):
         for name, value in self._dense_state.items():
             value.copy_(own["dense"][name])
         if isinstance(self._perturbation, InPlace):
-            dtype = self.arena.flat.dtype
+            dtype = self.arena.dtype
             self._perturbation.grids = [None if g is None else Grid.of_spacing(g, dtype) for g in own["grids"]]
         elif isinstance(self._perturbation, Shadow):
             self._perturbation.theta.copy_(own["theta"])
@@ -235,6 +251,12 @@ class ZeroOrder(Optimizer):
             hyper,
             self._perturbation.begin([h.eps for h in hyper], self.estimator.probes_at_once),
         )
+
+    def _replicas(self) -> Replicas | None:
+        """Who shares this step's work: of sharded parameters, those who hold the same parts."""
+        if self.replicas is None and not isinstance(self.arena, ShardedArena):
+            return Replicas.present()
+        return self.replicas
 
     def _seeds(self) -> Tensor:
         return torch.from_numpy(probe_seeds(self.seed, self.steps_taken, self.probes))
@@ -285,23 +307,18 @@ class ZeroOrder(Optimizer):
         self, theta: Perturbation, gradient: SeedGradient, hyper: Sequence[HyperParameters], scales: Sequence[float]
     ) -> None:
         assert self._dense is not None
-        written = torch.zeros_like(theta.theta)
+        written = self.arena.zeros(theta.dtype)
         for segment, scale in zip(theta.segments, scales, strict=True):
-            ops.accumulate_probes_(
-                segment.of(written),
-                scale * gradient.coeffs,
-                gradient.seeds,
-                offset=segment.start,
+            kernel = partial(
+                ops.accumulate_probes_,
+                coeffs=scale * gradient.coeffs,
+                seeds=gradient.seeds,
                 distribution=self.distribution,
             )
+            self.arena.each_of(written, segment, kernel)
         self.arena.clear_padding(written)
         direction = self._dense.update(written, self._dense_state, self.steps_taken)
-        theta.update_densely(
-            [
-                DenseUpdate(segment.of(direction), h.lr, 1.0 - h.lr * h.weight_decay)
-                for segment, h in zip(theta.segments, hyper, strict=True)
-            ]
-        )
+        theta.update_densely(direction, [DenseUpdate(h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper])
 
 
 def _as_float32(coeffs: Tensor) -> Tensor:

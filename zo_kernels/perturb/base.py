@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..arena import ParameterArena, Slot
-
-
-@dataclass
-class Segment:
-    """Elements start .. stop of the flat parameter space: the parameters of one group."""
-
-    start: int
-    stop: int
-    slots: list[Slot]
-
-    def of(self, flat: Tensor) -> Tensor:
-        return flat[self.start : self.stop]
+from ..layout import Arena, Segment, Slot
 
 
 @dataclass
@@ -35,11 +25,13 @@ class GroupUpdate:
 
 @dataclass
 class DenseUpdate:
-    """theta = decay * theta - lr * direction for one segment; direction has its shape."""
+    """theta = decay * theta - lr * direction for one segment."""
 
-    direction: Tensor
     lr: float
     decay: float
+
+    def __call__(self, theta: Tensor, direction: Tensor, *, offset: int) -> None:
+        theta.mul_(self.decay).sub_(direction, alpha=self.lr)
 
 
 Displacement = tuple[int, Sequence[float]]
@@ -49,16 +41,25 @@ Displacement = tuple[int, Sequence[float]]
 class Perturbation(ABC):
     """Where theta is, and how it moves. `move` to as many points as wanted, then `update` or `leave`."""
 
-    def __init__(self, arena: ParameterArena, segments: Sequence[Segment], distribution: str) -> None:
+    dtype: torch.dtype
+    """Of theta."""
+
+    def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
         self.arena = arena
+        self.dtype = arena.dtype
         self.segments = list(segments)
         self.distribution = distribution
-        self._versions: list[int] | None = None
+        self._versions: list[Hashable] | None = None
 
     @property
     @abstractmethod
     def theta(self) -> Tensor:
-        """The flat tensor that is theta while the parameters are not moved."""
+        """What theta is while the parameters are not moved, as one flat tensor of the arena's layout."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """The memory that holds theta while the parameters are not moved: contiguous tensors."""
 
     @abstractmethod
     def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
@@ -80,11 +81,12 @@ class Perturbation(ABC):
         """Changes theta and makes the parameters theta. Raises GridRangeError, having changed nothing."""
 
     @abstractmethod
-    def update_densely(self, updates: Sequence[DenseUpdate]) -> None:
-        """As `update`, along directions written out."""
+    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
+        """As `update`, along a direction written out, state of the arena; it may be overwritten."""
 
-    def _apply(self, x: Tensor, alpha: float, seed: int, offset: int) -> None:
-        ops.apply_probe_(x, alpha, seed, offset=offset, distribution=self.distribution)
+    def _apply(self, alpha: float, seed: int) -> Callable[..., Any]:
+        """The kernel that adds alpha p(seed)."""
+        return partial(ops.apply_probe_, alpha=alpha, seed=seed, distribution=self.distribution)
 
     def forget_versions(self) -> None:
         """Makes the next step take all parameters in anew."""
@@ -93,15 +95,19 @@ class Perturbation(ABC):
     def _changed_slots(self) -> set[Slot]:
         """Slots whose parameters were written from outside since the last step (all, before the first)."""
         self.arena.check()
-        parameters = self.arena.parameters
         if self._versions is None:
             return set(self.arena.slots)
-        return {
-            self.arena.slot_of(p) for p, known in zip(parameters, self._versions, strict=True) if p._version != known
-        }
+        versions = zip(self.arena.parameters, self.arena.versions(), self._versions, strict=True)
+        return {self.arena.slot_of(p) for p, now, known in versions if now != known}
 
     def _note_versions(self, *, written: bool) -> None:
-        parameters = self.arena.parameters
         if written:  # kernels write to memory: autograd must hear of it
-            torch.autograd.graph.increment_version(parameters)
-        self._versions = [p._version for p in parameters]
+            torch.autograd.graph.increment_version(self.arena.parameters)
+        self._versions = self.arena.versions()
+
+
+def require_finite(slots: Sequence[Slot], magnitudes: Sequence[float]) -> None:
+    """Raises ValueError, naming the parameter, if a magnitude is not finite."""
+    for slot, magnitude in zip(slots, magnitudes, strict=True):
+        if not magnitude < float("inf"):
+            raise ValueError(f"parameter {slot.name} holds a NaN or infinite value")

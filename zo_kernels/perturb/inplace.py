@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..arena import ParameterArena
 from ..distributions import is_exact_in_place
 from ..errors import GridRangeError
-from ..grid import Grid, largest_magnitude
+from ..grid import Grid
 from ..interrupts import deferred_interrupts
-from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment
+from ..layout import Arena, Slot
+from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
 
 _logger = logging.getLogger("zo_kernels")
 
@@ -24,7 +25,7 @@ class InPlace(Perturbation):
 
     def __init__(
         self,
-        arena: ParameterArena,
+        arena: Arena,
         segments: Sequence[Segment],
         distribution: str,
         spacings: Sequence[float | None],
@@ -32,9 +33,8 @@ class InPlace(Perturbation):
         super().__init__(arena, segments, distribution)
         if not is_exact_in_place(distribution):
             raise ValueError(f"{distribution} probes can't be undone bit for bit in place: use mode='shadow'")
-        dtype = arena.flat.dtype
-        Grid.of_spacing(1.0, dtype)  # refuses 16-bit dtypes
-        self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, dtype) for s in spacings]
+        Grid.of_spacing(1.0, self.dtype)  # refuses 16-bit dtypes
+        self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, self.dtype) for s in spacings]
         self._bounds = [0.0] * len(self.segments)  # upper bounds of max |theta|
         self._at: tuple[Displacement, ...] = ()
         self._warned = False
@@ -42,6 +42,10 @@ class InPlace(Perturbation):
     @property
     def theta(self) -> Tensor:
         return self.arena.flat
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return self.arena.tensors
 
     def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
         changed = self._changed_slots()
@@ -66,11 +70,13 @@ class InPlace(Perturbation):
         (seed, alphas), (next_seed, next_alphas) = self._at[0], to[0]
         with deferred_interrupts():  # from probe to probe in one pass
             for segment, alpha, next_alpha in zip(self.segments, alphas, next_alphas, strict=True):
-                theta, offset = segment.of(self.arena.flat), segment.start
                 if next_seed == seed:
-                    ops.apply_probe_(theta, next_alpha - alpha, seed, offset=offset)
+                    self.arena.each(segment, self._apply(next_alpha - alpha, seed))
                 else:
-                    ops.swap_probe_(theta, -alpha, seed, next_alpha, next_seed, offset=offset)
+                    kernel = partial(
+                        ops.swap_probe_, alpha=-alpha, seed=seed, next_alpha=next_alpha, next_seed=next_seed
+                    )
+                    self.arena.each(segment, kernel)
             self._at = to
 
     def leave(self) -> None:
@@ -81,7 +87,7 @@ class InPlace(Perturbation):
     def _displace(self, by: Sequence[Displacement], sign: float) -> None:
         for seed, alphas in by:
             for alpha, segment in zip(alphas, self.segments, strict=True):
-                self._apply(segment.of(self.arena.flat), sign * alpha, seed, segment.start)
+                self.arena.each(segment, self._apply(sign * alpha, seed))
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
         steps = [float(u.coeffs.abs().sum()) for u in updates]
@@ -95,31 +101,32 @@ class InPlace(Perturbation):
         with deferred_interrupts():
             seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
             for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-                ops.accumulate_probes_(
-                    segment.of(self.arena.flat),
-                    u.coeffs,
-                    seeds,
-                    offset=segment.start,
+                kernel = partial(
+                    ops.accumulate_probes_,
+                    coeffs=u.coeffs,
+                    seeds=seeds,
                     decay=u.decay,
                     grid=self._grid(k).spacing,
                     undo_alpha=-alphas[k],
                     undo_seed=seed,
                     distribution=self.distribution,
                 )
+                self.arena.each(segment, kernel)
                 self._bounds[k] += steps[k] + self._grid(k).spacing
             self._at = ()
             self.arena.clear_padding()
             self._note_versions(written=True)
 
-    def update_densely(self, updates: Sequence[DenseUpdate]) -> None:
+    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
         self.leave()
-        steps = [abs(u.lr) * largest_magnitude(u.direction) for u in updates]
+        sizes = [self.arena.largest(segment, direction) for segment in self.segments]
+        steps = [abs(u.lr) * size for u, size in zip(updates, sizes, strict=True)]
         for k, step in enumerate(steps):
             self._require_range(k, step)
         self._warn_if_lost(steps)
         with deferred_interrupts():
             for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-                segment.of(self.arena.flat).mul_(u.decay).sub_(u.direction, alpha=u.lr)
+                self.arena.each(segment, u, direction)
                 self._round_to_grid(k)
                 self._bounds[k] += steps[k] + self._grid(k).spacing
             self.arena.clear_padding()
@@ -143,33 +150,32 @@ class InPlace(Perturbation):
 
     def _snap(self, k: int, eps: float) -> None:
         """Takes in the segment's parameters as they are now: checks them and rounds them to the grid."""
-        self._bounds[k] = self._measure(k)
-        grid = self.grids[k] or Grid.for_range(self._bounds[k] + eps, self.arena.flat.dtype)
+        self._bounds[k], _ = self._measure(k)
+        grid = self.grids[k] or Grid.for_range(self._bounds[k] + eps, self.dtype)
         self.grids[k] = grid
         self._require_range(k, 0.0)
         self._round_to_grid(k)
 
     def _round_to_grid(self, k: int) -> None:
-        segment, none = self.segments[k], torch.zeros(0, dtype=torch.int64)
-        ops.accumulate_probes_(
-            segment.of(self.arena.flat), none.double(), none, offset=segment.start, grid=self._grid(k).spacing
-        )
+        none, spacing = torch.zeros(0, dtype=torch.int64), self._grid(k).spacing
+        kernel = partial(ops.accumulate_probes_, coeffs=none.double(), seeds=none, grid=spacing)
+        self.arena.each(self.segments[k], kernel)
 
-    def _measure(self, k: int) -> float:
-        for slot in self.segments[k].slots:
-            if not largest_magnitude(self.arena.view(slot)) < float("inf"):
-                raise ValueError(f"parameter {slot.name} holds a NaN or infinite value")
-        return largest_magnitude(self.segments[k].of(self.arena.flat))
+    def _measure(self, k: int) -> tuple[float, Slot]:
+        """The largest magnitude in segment k, and which parameter has it."""
+        slots = self.segments[k].slots
+        found = self.arena.magnitudes(slots)
+        require_finite(slots, found)
+        return max(zip(found, slots, strict=True), key=lambda pair: pair[0])
 
     def _require_range(self, k: int, reach: float) -> None:
         """Raises GridRangeError unless every parameter of segment k may change by `reach` and stay on the grid."""
         grid = self._grid(k)
         if self._bounds[k] + reach < grid.limit:
             return
-        self._bounds[k] = self._measure(k)
+        self._bounds[k], slot = self._measure(k)
         if self._bounds[k] + reach < grid.limit:
             return
-        slot = max(self.segments[k].slots, key=lambda s: largest_magnitude(self.arena.view(s)))
         raise GridRangeError(
             f"parameter {slot.name} (largest magnitude {self._bounds[k]:.6g}, could move by {reach:.3g}) may leave the "
             f"range {grid.limit:g} in which its grid of {grid.spacing:g} is exact; lower lr, set a coarser grid "

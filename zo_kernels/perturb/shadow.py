@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..arena import ParameterArena
-from ..grid import largest_magnitude
 from ..interrupts import deferred_interrupts
-from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment
+from ..layout import Arena
+from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
 
 
 class Shadow(Perturbation):
@@ -20,26 +20,26 @@ class Shadow(Perturbation):
     theta of 16-bit parameters is kept in float32, so that updates smaller than their last bit add up.
     """
 
-    def __init__(self, arena: ParameterArena, segments: Sequence[Segment], distribution: str) -> None:
+    def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
         super().__init__(arena, segments, distribution)
-        wide = arena.flat.dtype if arena.flat.dtype.itemsize >= 4 else torch.float32
-        self._theta = arena.flat.to(wide, copy=True)
+        self.dtype = arena.dtype if arena.dtype.itemsize >= 4 else torch.float32
+        self._theta = arena.flat.to(self.dtype, copy=True)
         self._moved = False
 
     @property
     def theta(self) -> Tensor:
         return self._theta
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self._theta]
+
     def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
-        changed = self._changed_slots()
-        for slot in changed:
-            span = slice(slot.offset, slot.offset + slot.numel)
-            # A parameter that is the cast of theta (as after loading both from a checkpoint) is no change.
-            if not torch.equal(self.theta[span].to(self.arena.flat.dtype), self.arena.flat[span]):
-                self.theta[span].copy_(self.arena.flat[span])
-            if not largest_magnitude(self.theta[span]) < float("inf"):
-                raise ValueError(f"parameter {slot.name} holds a NaN or infinite value")
+        changed = sorted(self._changed_slots(), key=lambda slot: slot.offset)
+        for slot in changed:  # one that is the cast of theta (as after loading both from a checkpoint) is no change
+            self.arena.take(slot, self.theta)
         if changed:
+            require_finite(changed, self.arena.magnitudes(changed, self.theta))
             self._note_versions(written=False)
         return list(eps)
 
@@ -47,45 +47,40 @@ class Shadow(Perturbation):
         self._moved = True
         for number, (seed, alphas) in enumerate(to):
             for alpha, segment in zip(alphas, self.segments, strict=True):
-                perturbed = segment.of(self.arena.flat)
                 if number:
-                    self._apply(perturbed, alpha, seed, segment.start)
-                    continue
-                ops.apply_probe(
-                    segment.of(self.theta),
-                    alpha,
-                    seed,
-                    offset=segment.start,
-                    out=perturbed,
-                    distribution=self.distribution,
-                )
+                    self.arena.each(segment, self._apply(alpha, seed))
+                else:
+                    self.arena.each(segment, partial(self._cast_probe, alpha, seed), self.theta)
+
+    def _cast_probe(self, alpha: float, seed: int, perturbed: Tensor, theta: Tensor, *, offset: int) -> None:
+        ops.apply_probe(theta, alpha, seed, offset=offset, out=perturbed, distribution=self.distribution)
 
     def leave(self) -> None:
         if self._moved:
-            self.arena.flat.copy_(self.theta)
+            self.arena.write(self.theta)
             self._moved = False
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
         with deferred_interrupts():
             for segment, u in zip(self.segments, updates, strict=True):
-                ops.accumulate_probes_(
-                    segment.of(self.theta),
-                    u.coeffs,
-                    seeds,
-                    offset=segment.start,
+                kernel = partial(
+                    ops.accumulate_probes_,
+                    coeffs=u.coeffs,
+                    seeds=seeds,
                     decay=u.decay,
                     distribution=self.distribution,
                 )
+                self.arena.each_of(self.theta, segment, kernel)
             self._cast_theta()
 
-    def update_densely(self, updates: Sequence[DenseUpdate]) -> None:
+    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
         with deferred_interrupts():
             for segment, u in zip(self.segments, updates, strict=True):
-                segment.of(self.theta).mul_(u.decay).sub_(u.direction, alpha=u.lr)
+                self.arena.each_of(self.theta, segment, u, direction)
             self._cast_theta()
 
     def _cast_theta(self) -> None:
         self.arena.clear_padding(self.theta)
-        self.arena.flat.copy_(self.theta)
+        self.arena.write(self.theta)
         self._moved = False
         self._note_versions(written=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,8 +12,9 @@ from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from ..errors import CheckpointError, JournalError
-from .begin import begin
+from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError
+from ..process_group import launched, process_group
+from .begin import Beginning, begin
 from .build import computing
 from .command_line import parse
 from .config import TrainConfig, UsageError
@@ -19,69 +22,108 @@ from .find_lr import find_lr
 from .interrupt_gate import InterruptGate
 from .loggers import LOGGERS, Logger
 from .loop import Outcome, train
+from .lr_search import SearchResult
 from .plot import plot_losses
+from .ranks import Ranks
+from .record import FolderRecord, Record
+from .relaunch import going_on
 from .reporter import Reporter
 from .run_folder import RunFolder, journaled_metrics, write_text
 from .summary import print_header, print_summary, title
 
-EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_DONE, EXIT_ERROR = 0, 2
+_EXIT_SIGNAL = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the arguments say (None: those of the process) and returns the exit code.
 
-    0 if all steps were done, 2 after bad input or if the run could not go on, 130 after Ctrl-C. Except after bad input,
-    the run folder is complete.
+    0 if all steps were done, 2 after bad input or if the run could not go on, 130 after Ctrl-C, 143 after SIGTERM.
+    Except after bad input or the loss of another process, the run folder is complete.
+
+    Started by torchrun, it is one of the processes that share the run.
     """
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    is_quiet = int(os.environ.get("LOCAL_RANK", "0")) != 0  # what all ranks have to say, one says
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
-        with InterruptGate() as gate, computing(config) as backend:
-            outcome = _train(config, backend, gate, console)
-    except (UsageError, JournalError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        config = parse(sys.argv[1:] if arguments is None else arguments, silent=is_quiet)
+    except UsageError as error:
+        if not is_quiet:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    who = ""
+    try:
+        with InterruptGate() as gate, ExitStack() as stack:
+            if launched():
+                stack.enter_context(process_group(config.device, config.timeout))
+            ranks = Ranks(config)
+            who = f"rank {ranks.rank}: " if ranks.count > 1 else ""
+            backend = stack.enter_context(computing(config))
+            outcome = _train(config, backend, gate, ranks)
+    except (UsageError, JournalError, CheckpointError, ReplicaError, ProcessGroupError) as error:
+        print(f"{who}error: {error}", file=sys.stderr)
         return EXIT_ERROR
     if outcome.interrupted:
-        print("interrupted: the weights are those of the last whole step, all files are written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        if ranks.rank == 0:
+            print("interrupted: the weights are those of the last whole step, all files are written", file=sys.stderr)
+        return _EXIT_SIGNAL + (gate.requested or signal.SIGINT)
     if outcome.failure is not None:
-        print(f"error: {outcome.failure}", file=sys.stderr)
+        print(f"{who}error: {outcome.failure}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_DONE
 
 
-def _train(config: TrainConfig, backend: str, gate: InterruptGate, console: Console) -> Outcome:
-    loggers = _loggers(config)
+def _train(config: TrainConfig, backend: str, gate: InterruptGate, ranks: Ranks) -> Outcome:
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=ranks.rank != 0)
+    if ranks.is_launched:
+        config = ranks.agree(lambda: going_on(config))
+    loggers = _loggers(config) if ranks.rank == 0 else []
     found = None
     if config.lr_search:
         try:
-            lr, found = find_lr(config, gate, console)
+            lr, found = find_lr(config, gate, ranks, console)
         except KeyboardInterrupt:
             raise UsageError("interrupted while searching for a learning rate: there is no run yet") from None
         config = replace(config, lr=lr, lr_search=False)
-    run, folder, start = begin(config, gate, lambda warning: console.print(f"warning: {warning}", style="yellow"))
-    with ExitStack() as stack:
-        stack.enter_context(folder)
-        if found is not None:
-            write_text(folder.path / "lr_search.json", json.dumps(found.tried) + "\n")
+    beginning = begin(config, gate, ranks, lambda warning: console.print(f"warning: {warning}", style="yellow"))
+    if beginning.folder is None:
+        return train(beginning, Record(), gate, ranks)
+    with beginning.folder as folder, ExitStack() as stack:
         for logger in loggers:
             stack.callback(logger.close)
-            _start(logger, config, folder, start)
-        print_header(console, run, backend)
-        if start:
-            console.print(f"resumed after step {start} of {config.steps}")
-        probes = config.probes if config.solver == "zo" else 0
-        with Reporter(console, config.steps, start=start, probes=probes) as reporter:
-            outcome = train(run, folder, start, reporter, gate, loggers)
-        metrics = list(journaled_metrics(folder.journal, run.solver.forwards))
-        picture = title(config, run.model)
-        try:
-            folder.finish(
-                run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
-            )
-        except CheckpointError as error:
-            outcome = Outcome(failure=outcome.failure or str(error))
-        print_summary(console, run, metrics)
+            _start(logger, config, folder, beginning.step)
+        return _train_in(folder, beginning, found, console, backend, loggers, gate, ranks)
+
+
+def _train_in(
+    folder: RunFolder,
+    beginning: Beginning,
+    found: SearchResult | None,
+    console: Console,
+    backend: str,
+    loggers: Sequence[Logger],
+    gate: InterruptGate,
+    ranks: Ranks,
+) -> Outcome:
+    """The part of rank 0, which has the folder."""
+    run, start = beginning.run, beginning.step
+    config = run.config
+    if found is not None:
+        write_text(folder.path / "lr_search.json", json.dumps(found.tried) + "\n")
+    print_header(console, run, backend, ranks.count)
+    if start:
+        console.print(f"resumed after step {start} of {config.steps}")
+    probes = config.probes if config.solver == "zo" else 0
+    with Reporter(console, config.steps, start=start, probes=probes) as reporter:
+        outcome = train(beginning, FolderRecord(run, folder, reporter, loggers), gate, ranks)
+    metrics = list(journaled_metrics(folder.journal, run.solver.forwards))
+    picture = title(config, run.model)
+    try:
+        folder.finish(
+            run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
+        )
+    except CheckpointError as error:
+        outcome = Outcome(failure=outcome.failure or str(error))
+    print_summary(console, run, metrics)
     console.print(f"files in {folder.path}")
     return outcome
 

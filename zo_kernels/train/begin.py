@@ -11,35 +11,79 @@ from .build import Run, build, build_solver
 from .config import TrainConfig, UsageError
 from .durable import open_for_reading, restore
 from .interrupt_gate import InterruptGate
+from .ranks import Ranks
 from .run_folder import RunFolder
 from .stored import read_config
 
 Warn = Callable[[str], None]
 
+_PATIENCE = 60.0
+"""Seconds that a process which was started anew waits for the one before it to let go of the folder."""
+
 
 class Beginning(NamedTuple):
-    """A run, its open folder, and how many steps it has behind it."""
+    """A run, its folder (open, on rank 0 alone), and how many steps it has behind it.
+
+    first_step: of its journal. is_scored: whether the parameters it begins with were validated before.
+    """
 
     run: Run
-    folder: RunFolder
+    folder: RunFolder | None
     step: int
+    first_step: int
+    is_scored: bool
 
 
-def begin(config: TrainConfig, gate: InterruptGate, warn: Warn) -> Beginning:
-    """Brings a run to its next step.
+def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) -> Beginning:
+    """Brings a run to its next step, on all ranks.
 
     Raises UsageError, JournalError or CheckpointError if that can't be; a folder that was there is then what it was.
+    Where it is another rank that can't, ReplicaError.
     """
-    if config.resume is not None:
-        return _resumed(config, gate, warn)
+    opened: list[tuple[Run, RunFolder, int]] = []
+
+    def on_first() -> tuple[int, int, bool]:
+        opened.append(
+            _begun(config, gate, warn)
+            if config.resume is None
+            else _resumed(config, gate, warn, _PATIENCE if ranks.is_launched else 0.0)
+        )
+        _, folder, step = opened[0]
+        return step, folder.journal.first_step, bool(folder.journal.scores(step))
+
+    run = None if ranks.rank == 0 else build(replace(config, resume=None), gate)
+    folder = None
+    step, first_step, is_scored = ranks.agree(on_first)
+    if run is None:
+        run, folder, _ = opened[0]
+    ranks.join(run.solver)
+    try:
+        if step > 0:
+            share_state(run, ranks)
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
+    return Beginning(run, folder, step, first_step, is_scored)
+
+
+def share_state(run: Run, ranks: Ranks) -> None:
+    """Gives all ranks the parameters and the solver's state of rank 0."""
+    state = ranks.spread([run.model.state_dict(), run.solver.state()] if ranks.rank == 0 else None)
+    if ranks.rank != 0:
+        run.model.load_state_dict(state[0])
+        run.solver.load_state(state[1])
+
+
+def _begun(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
     run = build(config, gate)
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
-    return Beginning(run, RunFolder.create(config, run.task.symbols, first_step=step), step)
+    return run, RunFolder.create(config, run.task.symbols, first_step=step), step
 
 
-def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn) -> Beginning:
+def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: float) -> tuple[Run, RunFolder, int]:
     assert config.resume is not None
-    folder = RunFolder.open(config.resume)
+    folder = RunFolder.open(config.resume, patience=patience)
     try:
         run = build(replace(config, resume=None), gate)
         symbols = json.loads((folder.path / "vocabulary.json").read_text(encoding="utf-8"))
@@ -57,7 +101,7 @@ def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn) -> Beginning:
     except BaseException:
         folder.close()
         raise
-    return Beginning(run, folder, step)
+    return run, folder, step
 
 
 def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) -> int:

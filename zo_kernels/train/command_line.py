@@ -13,6 +13,7 @@ import tyro
 
 from ..bptt import OPTIMIZERS
 from ..dense import DENSE_RULES
+from ..distributed import SHARDS
 from ..estimators import ESTIMATORS
 from ..models import MODEL_NAMES
 from ..models.presets import PRESETS
@@ -24,15 +25,18 @@ from .stored import read_config
 
 _PROGRAM = "python -m zo_kernels.train"
 
-_FREE_ON_RESUME = ("resume", "threads", "backend", "checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence")
+FREE_ON_RESUME = (
+    *("resume", "threads", "backend", "checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
+    *("shard", "balance", "check_every", "heal", "timeout"),
+)
 """Fields that a resumed run may change: they do not change its steps."""
 
 _OF_ZO = ("estimator", "distribution", "transforms", "dense")
 _OF_BPTT = ("optimizer", "checkpoint_length")
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The config that command-line arguments ask for. Prints help or a parse error and exits, as tyro does.
+def parse(arguments: Sequence[str], *, silent: bool = False) -> TrainConfig:
+    """The config that command-line arguments ask for. Prints help or a parse error, unless silent, and exits.
 
     Raises UsageError if there is no such task, preset or run, and as `check` does.
     """
@@ -56,7 +60,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         default = stored if given.fork is None else replace(stored, out=None, fork=None, fork_step=None)
     else:
         default = _with_preset(_task_default(given.task or "copy"), given.preset)
-    config = tyro.cli(TrainConfig, prog=_PROGRAM, default=default, args=arguments)
+    config = tyro.cli(TrainConfig, prog=_PROGRAM, default=default, args=arguments, console_outputs=not silent)
     if given.lr == "search":
         config = replace(config, lr_search=True)
     if config.resume is not None:
@@ -77,7 +81,10 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"the task {config.task} needs {flag(name)}")
         if name not in known and getattr(config, name) is not None:
             raise UsageError(f"{flag(name)} does not apply to the task {config.task}")
-    for name in ("steps", "validate_every", "threads", "micro_batch_size", "checkpoint_every", "keep_checkpoints"):
+    for name in (
+        *("steps", "validate_every", "threads", "micro_batch_size"),
+        *("checkpoint_every", "keep_checkpoints", "check_every"),
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{flag(name)} must be at least 1, not {value}")
@@ -87,6 +94,7 @@ def check(config: TrainConfig) -> None:
         ("estimator", tuple(ESTIMATORS)),
         ("optimizer", OPTIMIZERS),
         ("device", ("cpu", "cuda")),
+        ("shard", SHARDS),
     ):
         _check_choice(name, getattr(config, name), choices)
     if config.dense is not None:
@@ -94,6 +102,10 @@ def check(config: TrainConfig) -> None:
     for name in config.log:
         _check_choice("log", name, tuple(LOGGERS))
     _check_solver(config)
+    if not (math.isfinite(config.timeout) and config.timeout > 0):
+        raise UsageError(f"--timeout must be positive and finite, not {config.timeout}")
+    if config.shard != "probes" and config.micro_batch_size is None:
+        raise UsageError(f"--shard {config.shard} shares out micro-batches: give --micro-batch-size too")
     if config.precision == "bfloat16" and math.frexp(config.eps)[0] != 0.5:
         raise UsageError(
             f"--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not {config.eps}"
@@ -128,7 +140,7 @@ def _check_solver(config: TrainConfig) -> None:
 def _check_resumed(config: TrainConfig, stored: TrainConfig) -> None:
     """A resumed run has its own flags, but for a few that do not change its steps."""
     for field in fields(TrainConfig):
-        if field.name not in _FREE_ON_RESUME and getattr(config, field.name) != getattr(stored, field.name):
+        if field.name not in FREE_ON_RESUME and getattr(config, field.name) != getattr(stored, field.name):
             raise UsageError(
                 f"{flag(field.name)} is {getattr(stored, field.name)} in {config.resume}, whose run --resume continues "
                 f"as it was: start another one from it with --fork {config.resume}"

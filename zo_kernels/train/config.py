@@ -12,6 +12,7 @@ import tyro
 from ..backends.base import PRECISIONS
 from ..bptt import OPTIMIZERS
 from ..dense import DENSE_RULES
+from ..distributed import SHARDS
 from ..estimators import ESTIMATORS
 from ..models import MODEL_NAMES
 from ..models.presets import PRESETS
@@ -157,6 +158,16 @@ class TrainConfig:
     """Where the model runs."""
     threads: Annotated[int | None, shown("INT", "(default: one per core)")] = None
     """CPU threads; the results of forward passes alone do not depend on their number."""
+    shard: Annotated[str, shown("{" + ",".join(SHARDS) + "}")] = "probes"
+    """What the processes of torchrun share out: the probes, the micro-batches of --micro-batch-size, or both."""
+    balance: bool = False
+    """Deal shares by the processes' measured speed; the results do not depend on it."""
+    check_every: int = 100
+    """Steps from one comparison of the processes' parameters to the next."""
+    heal: bool = False
+    """When they differ, rebuild them from the journal and go on, instead of ending with an error."""
+    timeout: float = 60.0
+    """Seconds to wait for another process, beyond ten times the longest step, before giving it up."""
     precision: Annotated[str, shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
     """Of the forward passes' products: bfloat16 is faster on a processor that has it, and needs an eps of 2^-k."""
     backend: Annotated[str, shown("NAME")] = "auto"

@@ -12,6 +12,7 @@ from .build import build
 from .config import TrainConfig, UsageError, lr_at
 from .interrupt_gate import InterruptGate
 from .lr_search import SearchResult, search
+from .ranks import Ranks
 
 _REACH = 30.0
 """The first grid goes from the task's own learning rate over this to it times this."""
@@ -24,7 +25,7 @@ _LOST = 1.3
 """How far above its first a loss of a trial may be: those of runs that learn stay below 1.02 times it."""
 
 
-def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple[float, SearchResult]:
+def find_lr(config: TrainConfig, gate: InterruptGate, ranks: Ranks, console: Console) -> tuple[float, SearchResult]:
     """Half the learning rate whose trial ends with the lowest loss, and all trials; prints each.
 
     A trial is the beginning of the run: a tenth of its steps, at least 40, each with the same initial parameters and
@@ -35,7 +36,7 @@ def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple
     console.print(f"search  trials of {steps} steps around lr {config.lr:g}")
 
     def trial(lr: float) -> float:
-        loss = _final_loss(replace(config, lr=lr), steps, gate)
+        loss = _final_loss(replace(config, lr=lr), steps, gate, ranks)
         console.print(
             f"        lr {lr:<10.3g} loss {loss:.3f}" if math.isfinite(loss) else f"        lr {lr:<10.3g} diverges"
         )
@@ -50,8 +51,9 @@ def find_lr(config: TrainConfig, gate: InterruptGate, console: Console) -> tuple
     return lr, found
 
 
-def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate) -> float:
+def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate, ranks: Ranks) -> float:
     run = build(config, gate)
+    ranks.join(run.solver)
     losses: list[float] = []
     try:
         for step in range(steps):

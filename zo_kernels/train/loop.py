@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from ..errors import CheckpointError, DivergenceError, GridRangeError, JournalError
+from ..distributed import Replicas
+from ..errors import (
+    CheckpointError,
+    DivergenceError,
+    GridRangeError,
+    JournalError,
+    ReplicasDifferError,
+    ReplicaStoppedError,
+)
 from ..journal import Row, Scores
 from ..models import LanguageModel
-from ..tasks import BatchSets, Score, score
-from .build import Run
+from ..tasks import Batch, BatchSets, Score, score
+from .begin import Beginning
 from .config import lr_at
+from .heal import heal
 from .interrupt_gate import InterruptGate
-from .loggers import Logger
-from .reporter import Reporter
-from .run_folder import Metrics, RunFolder, journaled_metrics, metrics_of
-from .solvers import Taken
+from .ranks import Ranks
+from .record import Record
+from .solvers import Taken, ZeroOrderSolver
 from .watch import Watch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: with all its steps done, unless one of these says otherwise.
 
-    interrupted: by Ctrl-C.
+    interrupted: by Ctrl-C or SIGTERM, on this rank or another.
     failure: why there is no next step.
     """
 
@@ -35,128 +47,110 @@ class Outcome:
     failure: str | None = None
 
 
-def train(
-    run: Run, folder: RunFolder, start: int, reporter: Reporter, gate: InterruptGate, loggers: Sequence[Logger]
-) -> Outcome:
-    """Takes the steps of a run from `start` on; validates before the first, after the last, and every so often between.
+def train(beginning: Beginning, record: Record, gate: InterruptGate, ranks: Ranks) -> Outcome:
+    """Takes the steps of a run; validates before the first, after the last, and every so often between.
 
-    Each step has a row in the folder's journal, which is written before the parameters change, and a line in its
-    metrics. Its train_loss is the mean over the probes' losses, taken around the parameters as they were before its
-    update; losses and accuracies of other sets are taken after it. However the run ends, the parameters are those
-    after its last whole step, and the journal's last row is that step's.
+    Each step has a row in the journal, which is written before the parameters change, and a line in the metrics. Its
+    train_loss is the mean over the probes' losses, taken around the parameters as they were before its update; losses
+    and accuracies of other sets are taken after it. However the run ends, the parameters are those after its last
+    whole step, and the journal's last row is that step's.
+
+    Raises ReplicaError if another rank failed or is gone.
     """
     try:
-        _Loop(run, folder, reporter, gate, loggers).go(start)
-    except KeyboardInterrupt:
+        _Loop(beginning, record, gate, ranks).go()
+    except (KeyboardInterrupt, ReplicaStoppedError):
         return Outcome(interrupted=True)
     except (DivergenceError, GridRangeError, JournalError, CheckpointError) as error:
         return Outcome(failure=str(error))
-    except OSError as error:
-        return Outcome(failure=f"can't write to {folder.path}: {error.strerror}")
     return Outcome()
 
 
 class _Loop:
-    def __init__(
-        self, run: Run, folder: RunFolder, reporter: Reporter, gate: InterruptGate, loggers: Sequence[Logger]
-    ) -> None:
-        self._run = run
-        self._folder = folder
-        self._reporter = reporter
+    def __init__(self, beginning: Beginning, record: Record, gate: InterruptGate, ranks: Ranks) -> None:
+        self._beginning = beginning
+        self._run = beginning.run
+        self._record = record
         self._gate = gate
-        self._loggers = loggers
-        self._validation_batches = run.task.validation_batches()
-        self._watch = Watch(run.config.steps, settled=run.config.curriculum or 0)
+        self._ranks = ranks
+        self._validation_batches = self._run.task.validation_batches()
+        self._watch = Watch(self._run.config.steps, settled=self._run.config.curriculum or 0)
         self._clock = Clock()
 
-    def go(self, start: int) -> None:
-        run, folder, config = self._run, self._folder, self._run.config
-        journal = folder.journal
-        journal.truncate(start)
-        if start > journal.first_step:
-            (last,) = journal.rows(start - 1, start)
-            self._clock.seconds = last.seconds
-        if not journal.scores(start):
+    def go(self) -> None:
+        record, config, start = self._record, self._run.config, self._beginning.step
+        self._clock.seconds = record.begin(start)
+        if not self._beginning.is_scored:
             self._scores_after(start)
-        lines = list(journaled_metrics(journal, run.solver.forwards))
-        folder.begin_metrics(lines)
-        if start == journal.first_step:
-            self._log(lines[-1])
-            self._save_checkpoint(start)
+        record.go_on(start)
         for step in range(start, config.steps):
             row, taken = self._step(step)
             done = step + 1
-            self._reporter.step(done, row.loss)
+            saves = done % config.checkpoint_every == 0 or done == config.steps
+            if saves:
+                self._compare(done)
             scores: Scores = {}
             try:
                 scores = self._scores_after(done)
             finally:  # the step was taken, even if its validation is interrupted
-                metrics = metrics_of(row, scores, run.solver.forwards)
-                folder.add_metrics(metrics)
-                self._log(metrics)
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                self._save_checkpoint(done)
+                record.metrics(row, scores)
+            if saves:
+                record.checkpoint(done)
             for warning in self._watch.see(done, row.loss, taken.losses, row.lr, taken.eps):
-                self._reporter.warn(warning)
+                record.warn(warning)
             if config.stop_on_divergence and self._watch.diverged:
                 raise DivergenceError(
                     f"stopped after step {done}, for the loss is {row.loss:.3g} and has long been far above its best: "
                     "lower lr, or give --no-stop-on-divergence"
                 )
 
+    def _compare(self, done: int) -> None:
+        """Lets no parameters be saved that are not those of all ranks."""
+        replicas, solver = self._ranks.replicas, self._run.solver
+        if replicas is not None and isinstance(solver, ZeroOrderSolver):
+            self._healed(lambda: replicas.check_same(done, solver.optimizer.digest))
+
+    def _healed(self, act: Callable[[], T]) -> T:
+        """Does it again if the ranks are found to differ and could be healed."""
+        try:
+            return act()
+        except ReplicasDifferError as error:
+            heal(error, self._beginning, self._ranks, self._record)
+            return act()
+
     def _step(self, step: int) -> tuple[Row, Taken]:
         run, rows = self._run, []
         lr = lr_at(run.config, step)
 
-        def record(taken: Taken) -> None:
+        def write(taken: Taken) -> None:
             row = Row(step, lr, taken.eps, run.config.seed, taken.coeffs.numpy(), taken.loss, self._clock.elapsed())
-            self._folder.record(row)
+            self._record.row(row)
             rows.append(row)
 
         with self._clock.running():
             batch = run.task.batch(step).to(run.device)
             try:
-                taken = run.solver.step(batch, lr, record)
+                taken = self._healed(lambda: run.solver.step(batch, lr, write))
             except GridRangeError:  # found after the row was written: the step was not taken
-                self._folder.journal.truncate(step)
+                self._record.take_back(step)
                 raise
+        self._record.taken(rows[0])
         return rows[0], taken
 
     def _scores_after(self, done: int) -> Scores:
         """Validates if it is time to, and at the end tests."""
         config = self._run.config
         scores: Scores = {}
-        if done % config.validate_every == 0 or done in (self._folder.journal.first_step, config.steps):
-            scores = self._validate(done, self._validation_batches)
+        if done % config.validate_every == 0 or done in (self._beginning.first_step, config.steps):
+            scores = self._measure(done, self._validation_batches, shown=True)
         if done == config.steps and (test_batches := self._run.task.test_batches()):
-            scores = {**scores, **self._measure(done, test_batches)}
+            scores = {**scores, **self._measure(done, test_batches, shown=False)}
         return scores
 
-    def _validate(self, step: int, batches: BatchSets) -> Scores:
-        with self._gate.open():
-            scores = evaluate(self._run.model, batches, self._run.device)
-        self._reporter.validation(step, scores)
-        return self._keep(step, scores)
-
-    def _measure(self, step: int, batches: BatchSets) -> Scores:
-        with self._gate.open():
-            return self._keep(step, evaluate(self._run.model, batches, self._run.device))
-
-    def _keep(self, step: int, scores: dict[str, Score]) -> Scores:
-        kept = {name: (score.loss, score.accuracy) for name, score in scores.items()}
-        self._folder.journal.add_scores(step, kept)
-        return kept
-
-    def _save_checkpoint(self, step: int) -> None:
-        run = self._run
-        self._folder.save_checkpoint(step, run.model.state_dict(), run.solver.state(), keep=run.config.keep_checkpoints)
-
-    def _log(self, metrics: Metrics) -> None:
-        values = dict(metrics)
-        step = values.pop("step")
-        assert step is not None
-        for logger in self._loggers:
-            logger.metrics(int(step), values)
+    def _measure(self, done: int, batches: BatchSets, *, shown: bool) -> Scores:
+        scores = evaluate(self._run.model, batches, self._run.device, self._gate, self._ranks.replicas)
+        self._record.scores(done, scores, shown=shown)
+        return {name: (score.loss, score.accuracy) for name, score in scores.items()}
 
 
 class Clock:
@@ -182,14 +176,27 @@ class Clock:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, batch_sets: BatchSets, device: torch.device) -> dict[str, Score]:
-    """The model's score on each set of batches."""
-    scores = {}
-    for name, batches in batch_sets.items():
-        total = Score(nats=0.0, correct=0, count=0)
-        for batch in batches:
+def evaluate(
+    model: LanguageModel, batch_sets: BatchSets, device: torch.device, gate: InterruptGate, replicas: Replicas | None
+) -> dict[str, Score]:
+    """The model's score on each set of batches, which replicas share out. May be interrupted between batches."""
+
+    def score_of(batch: Batch) -> list[float]:
+        with gate.open():  # not around the exchange: one that leaves it would leave the others there
             tokens, targets = batch.to(device)
             logits, _ = model(tokens)
-            total += score(logits, targets)
+            return list(astuple(score(logits, targets)))
+
+    scores = {}
+    for name, batches in batch_sets.items():
+
+        def rows(mine: slice, batches: Sequence[Batch] = batches) -> Tensor:
+            return torch.tensor([score_of(batch) for batch in batches[mine]], dtype=torch.float64)
+
+        count = len(batches)
+        sums = rows(slice(0, count)) if replicas is None else replicas.exchange(rows, count, (3,))
+        total = Score(nats=0.0, correct=0, count=0)
+        for nats, correct, scored in sums.tolist():
+            total += Score(nats, int(correct), int(scored))
         scores[name] = total
     return scores

@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -64,13 +66,13 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that is to go on."""
-        return cls._with_lock(path, lambda: Journal.open(path / JOURNAL))
+    def open(cls, path: Path, *, patience: float = 0.0) -> RunFolder:
+        """The folder of a run that is to go on. patience: seconds to wait for another process that has it open."""
+        return cls._with_lock(path, lambda: Journal.open(path / JOURNAL), patience)
 
     @classmethod
-    def _with_lock(cls, path: Path, open_journal: Callable[[], Journal]) -> RunFolder:
-        lock = _locked(path)
+    def _with_lock(cls, path: Path, open_journal: Callable[[], Journal], patience: float = 0.0) -> RunFolder:
+        lock = _locked(path, patience)
         try:
             return cls(path, lock, open_journal())
         except BaseException:
@@ -157,6 +159,18 @@ def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str]
     return None
 
 
+def clear_unbegun(path: Path) -> bool:
+    """Removes what is left of a run that was killed while its folder was being made. False if it is anything else."""
+    made = {"config.json", "vocabulary.json", "checkpoints"}
+    names = {item.name.lstrip(".") for item in path.iterdir()}
+    if (path / "metrics.jsonl").exists() or any(name not in made and not name.startswith(JOURNAL) for name in names):
+        return False
+    if checkpoint_steps(path):
+        return False
+    shutil.rmtree(path)
+    return True
+
+
 def config_digest(config: TrainConfig) -> bytes:
     """What a journal begins with: its rows mean what they say under this config only."""
     return hashlib.blake2b(as_json(config).encode(), digest_size=8).digest()
@@ -208,15 +222,19 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(unfinished, path)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, patience: float) -> int:
     """A descriptor of the folder, locked for as long as it is open: the kernel lets go of it if the process dies."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise UsageError(f"another process is training in {path}: wait until it ends") from error
-    return descriptor
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            if time.monotonic() >= until:
+                os.close(descriptor)
+                raise UsageError(f"another process is training in {path}: wait until it ends") from error
+        time.sleep(0.1)
 
 
 def _empty_folder(path: Path) -> Path:

@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .run_folder import Metrics
 
 
-def print_header(console: Console, run: Run, backend: str) -> None:
+def print_header(console: Console, run: Run, backend: str, processes: int = 1) -> None:
     """Says what is going to be trained, on what, and how."""
     config, task = run.config, run.task
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -23,13 +23,18 @@ def print_header(console: Console, run: Run, backend: str) -> None:
     heads = "1 head" if config.num_heads == 1 else f"{config.num_heads} heads"
     num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    where = (
+        f"{config.device} ({threads})"
+        if processes == 1
+        else f"{processes} processes of {config.device} ({threads} each)"
+    )
     lr = f"lr {config.lr:g} falling to {config.lr * config.lr_decay:g}"
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
         f"hidden size {config.hidden_size}, {heads}",
         f"step    {_step(config)} on a batch of {config.batch_size}, {lr}",
-        f"run     {config.steps} steps, seed {config.seed}, on {config.device} ({threads}), backend {backend}",
+        f"run     {config.steps} steps, seed {config.seed}, on {where}, backend {backend}",
     ):
         console.print(line)
 

@@ -1,0 +1,102 @@
+"""A model of which each process holds a part is trained to the bits of one that is whole."""
+
+import pytest
+
+from tests.distributed.replicas import on_ranks
+from tests.distributed.sharded import (
+    KINDS,
+    bad_on_one,
+    closure_calls,
+    continued,
+    far,
+    interrupted,
+    largest_temporary,
+    other_shards,
+    refused,
+    train_all,
+    train_on_parts,
+)
+
+WHOLE: dict[str, bytes] = {}
+
+
+@pytest.mark.parametrize(
+    ("layout", "world_size"),
+    [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp resharded", 2), ("dtensor", 3), ("mixed", 2), ("hsdp", 4)],
+)
+def test_a_sharded_model_is_trained_to_the_bits_of_the_whole_one(layout: str, world_size: int) -> None:
+    if not WHOLE:
+        WHOLE.update(*on_ranks(1, train_all, "plain"))
+    for found in on_ranks(world_size, train_all, layout):
+        assert [kind for kind in KINDS if found[kind] != WHOLE[kind]] == []
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_loss_is_the_mean_of_the_ranks_own(world_size: int) -> None:
+    alone = on_ranks(1, train_on_parts, "plain", world_size)
+    assert on_ranks(world_size, train_on_parts, "fsdp", world_size) == alone * world_size
+
+
+def test_replicas_of_a_mesh_share_the_probes() -> None:
+    """Ranks 0 and 1 hold one copy, 2 and 3 the other."""
+    assert on_ranks(4, closure_calls) == [4, 4, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["in place", "adam", "momentum, shadow"])
+def test_a_run_goes_on_from_its_state_and_its_rows(kind: str) -> None:
+    assert on_ranks(3, continued, kind) == [[True, True]] * 3
+
+
+def test_state_of_other_shards_is_refused() -> None:
+    for reply in on_ranks(2, other_shards):
+        assert "saved with the parameters sharded otherwise" in reply
+
+
+def test_a_value_that_is_not_finite_on_one_rank_is_named_on_all() -> None:
+    values = [float("nan"), float("inf"), float("-inf")]
+    said = ["parameter hidden.weight holds a NaN or infinite value"] * len(values)
+    assert on_ranks(3, bad_on_one, values) == [said] * 3
+
+
+def test_leaving_the_grid_is_an_error_on_all_ranks_or_none() -> None:
+    replies = on_ranks(3, far)
+    assert replies[0].startswith("parameter ")
+    assert "may leave the range" in replies[0]
+    assert replies == [replies[0]] * 3
+
+
+def test_a_closure_that_raises_leaves_theta_as_it_was() -> None:
+    assert on_ranks(2, interrupted, "after") == [["'broken'", ""]] * 2
+
+
+def test_a_forward_pass_that_raised_is_not_built_upon() -> None:
+    for first, then in on_ranks(2, interrupted, "in"):
+        assert first == "'broken'"
+        assert then.startswith("FSDP holds parameters unsharded")
+
+
+def test_no_second_copy_in_place() -> None:
+    for temporary, shard in on_ranks(2, largest_temporary):
+        assert temporary <= 128 < shard
+
+
+REFUSED = {
+    "columns": "parameter head.weight is placed as S",
+    "partial": "parameter head.weight is placed as P",
+    "uneven": "parameter head.weight is not sharded as torch.chunk would",
+    "gathered": "is what FSDP gathered for a forward pass: ask for model.parameters",
+    "population": "a population reads whole parameters, but these are sharded: pass a closure",
+    "replicas": "replicas of sharded parameters follow from their mesh",
+    "adapter": "FSDP shards the module of parameter scale, but none to be trained",
+    "arena": "is a DTensor: use zo_kernels.sharded",
+    "whole": "none of the parameters is a DTensor",
+    "shared": "parameters a and b overlap in memory",
+    "direct": "is what FSDP gathered for a forward pass",
+    "frozen": "there is nothing to train",
+}
+
+
+def test_refusals() -> None:
+    for said in on_ranks(2, refused, list(REFUSED)):
+        for message, error in zip(REFUSED.values(), said, strict=True):
+            assert message in error

@@ -1,0 +1,113 @@
+"""What a run leaves behind as it goes: rows, scores, metrics, checkpoints, and lines on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import CheckpointError
+from ..journal import Row, Scores
+from ..tasks import Score
+from .build import Run
+from .loggers import Logger
+from .reporter import Reporter
+from .run_folder import Metrics, RunFolder, journaled_metrics, metrics_of
+
+
+class Record:
+    """Of a rank that keeps none: every method does nothing."""
+
+    def begin(self, start: int) -> float:
+        """Forgets steps from `start` on, which are to be taken anew. Returns the seconds of training before."""
+        return 0.0
+
+    def go_on(self, start: int) -> None:
+        """Takes up metrics and logs where they were; the parameters before the first step are scored by now."""
+
+    def row(self, row: Row) -> None:
+        """Writes a step that is about to be taken. Raises JournalError."""
+
+    def take_back(self, step: int) -> None:
+        """Forgets the row of a step that was not taken after all."""
+
+    def taken(self, row: Row) -> None:
+        """Shows a step that was taken."""
+
+    def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
+        """Writes what the parameters score after `done` steps."""
+
+    def metrics(self, row: Row, scores: Scores) -> None:
+        """Writes the metrics of a step that was taken, and scores after it."""
+
+    def checkpoint(self, done: int) -> None:
+        """Saves the parameters and the solver's state after `done` steps. Raises CheckpointError."""
+
+    def warn(self, warning: str) -> None:
+        """Prints a warning."""
+
+
+class FolderRecord(Record):
+    """In the folder of the run, for its loggers and for the console."""
+
+    def __init__(self, run: Run, folder: RunFolder, reporter: Reporter, loggers: Sequence[Logger]) -> None:
+        self._run = run
+        self._folder = folder
+        self._reporter = reporter
+        self._loggers = loggers
+
+    def begin(self, start: int) -> float:
+        journal = self._folder.journal
+        journal.truncate(start)
+        if start == journal.first_step:
+            return 0.0
+        (last,) = journal.rows(start - 1, start)
+        return last.seconds
+
+    def go_on(self, start: int) -> None:
+        lines = list(journaled_metrics(self._folder.journal, self._run.solver.forwards))
+        with self._writing():
+            self._folder.begin_metrics(lines)
+        if start == self._folder.journal.first_step:
+            self._log(lines[-1])
+            self.checkpoint(start)
+
+    def row(self, row: Row) -> None:
+        self._folder.record(row)
+
+    def take_back(self, step: int) -> None:
+        self._folder.journal.truncate(step)
+
+    def taken(self, row: Row) -> None:
+        self._reporter.step(row.step + 1, row.loss)
+
+    def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
+        if shown:
+            self._reporter.validation(done, scores)
+        self._folder.journal.add_scores(done, {name: (s.loss, s.accuracy) for name, s in scores.items()})
+
+    def metrics(self, row: Row, scores: Scores) -> None:
+        metrics = metrics_of(row, scores, self._run.solver.forwards)
+        with self._writing():
+            self._folder.add_metrics(metrics)
+        self._log(metrics)
+
+    def checkpoint(self, done: int) -> None:
+        run = self._run
+        self._folder.save_checkpoint(done, run.model.state_dict(), run.solver.state(), keep=run.config.keep_checkpoints)
+
+    def warn(self, warning: str) -> None:
+        self._reporter.warn(warning)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"can't write to {self._folder.path}: {error.strerror}") from error
+
+    def _log(self, metrics: Metrics) -> None:
+        values = dict(metrics)
+        step = values.pop("step")
+        assert step is not None
+        for logger in self._loggers:
+            logger.metrics(int(step), values)
