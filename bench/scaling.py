@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from bench.__main__ import RESULTS, machine
 from bench.scaling_model import Failures, Link, Work, at_share, exchange, goodput, message, sent, simulate, step
 
-IMAGE = RESULTS.parent.parent / "docs" / "scaling.svg"
+IMAGE = RESULTS.parent.parent / "docs" / "images" / "scaling.png"
 RANKS = (1, 2, 4, 8, 64, 256, 1000)
 PROBES = (96, 512, 4096)
 SHARES = (0.03, 0.1, 0.5)
@@ -215,8 +215,7 @@ def draw(plans: list[tuple[Work, Link, Failures]], path: Path) -> None:
     axes[1].axhline(3, color="#9aa0a6", linewidth=1)
     axes[1].set_yticks([0.001, 0.01, 0.1, 1, 3, 10, 100], ["0.001", "0.01", "0.1", "1", "3", "10", "100"])
     axes[0].legend(fontsize=8, frameon=False)
-    with matplotlib.rc_context({"svg.hashsalt": "scaling"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=130)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 

@@ -9,7 +9,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch  # noqa: F401  (first: the CPU kernels run on the threads of its OpenMP runtime)
 
-from . import arena, dense, distributions, errors, estimators, models, ops, optim, philox, tasks, transforms
+from . import (
+    arena,
+    dense,
+    distributed,
+    distributions,
+    errors,
+    estimators,
+    models,
+    ops,
+    optim,
+    philox,
+    process_group,
+    sharded,
+    tasks,
+    transforms,
+)
 from .backends import backend, set_backend
 from .environment import show_config
 from .gradient import SeedGradient
@@ -24,6 +39,7 @@ __all__ = [
     "arena",
     "backend",
     "dense",
+    "distributed",
     "distributions",
     "errors",
     "estimators",
@@ -31,7 +47,9 @@ __all__ = [
     "ops",
     "optim",
     "philox",
+    "process_group",
     "set_backend",
+    "sharded",
     "show_config",
     "tasks",
     "transforms",

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _ANSWER = 3.0
 """Seconds for one call of a store: those of torch wait for ever for a server that is stopped."""
+_CONNECTED = 12.0
+"""Seconds for connecting to one: torch looks up the name of the address, and a name server may be slow."""
 _LONGEST_NAP = 0.5
 
 
@@ -115,7 +117,7 @@ def _meet_at(address: str, port: int, rank: int, world_size: int, deadline: floa
 
 def _serve(address: str, port: int) -> TCPStore:
     try:
-        return TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_ANSWER))
+        return TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_CONNECTED))
     except RuntimeError as error:
         raise ProcessGroupError(f"rank 0 can't open a store at {address}:{port}: {error}") from error
 
@@ -208,6 +210,7 @@ class _Boards:
 
     def __init__(self, addresses: list[tuple[str, int]], key: str) -> None:
         self._stores: dict[tuple[str, int], Store | None] = dict.fromkeys(addresses)
+        self._published: set[tuple[str, int]] = set()
         self._key = key
 
     def entries(self) -> list[str]:
@@ -220,11 +223,19 @@ class _Boards:
         return entry in self.entries()
 
     def superseded(self, mine: str) -> bool:
-        """Publishes where that has not been done yet; True if another entry stands on a board in this one's place."""
-        new = [address for address, store in self._stores.items() if store is None]
-        for address in new:
-            self._on(address, lambda store: store.set(self._key, mine))
-        return any(entry != mine for entry in self.entries())
+        """Publishes where that has not been done yet; True if another entry has replaced this one on a board."""
+
+        def publish(store: Store) -> bool:
+            store.set(self._key, mine)
+            return True
+
+        for address in self._stores:
+            if address not in self._published:
+                if self._on(address, publish):
+                    self._published.add(address)
+            elif self._on(address, self._read) not in (mine, None):
+                return True
+        return False
 
     def _read(self, store: Store) -> str | None:
         return store.get(self._key).decode() if store.check([self._key]) else None
@@ -245,8 +256,10 @@ def _connected(host: str, port: int) -> TCPStore | None:
     try:
         socket.create_connection((host, port), timeout=1.0).close()
         return bounded(
-            lambda: TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_ANSWER)),
-            _ANSWER,
+            lambda: TCPStore(
+                host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_CONNECTED)
+            ),
+            _CONNECTED,
         )
     except (OSError, RuntimeError):  # TimeoutError is an OSError
         return None

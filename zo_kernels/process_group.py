@@ -52,15 +52,14 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if device.startswith("cuda") else "gloo"
     store = meet(rank, world_size, timeout)
+    group_store = dist.PrefixStore("group", store)
+
+    def form() -> _Members:
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_LONGEST)
+        return _Members(store, rank, world_size)
+
     try:
-        members = _Members(store, rank, world_size)
-        group_store = dist.PrefixStore("group", store)
-        bounded(
-            lambda: dist.init_process_group(
-                backend, store=group_store, rank=rank, world_size=world_size, timeout=_LONGEST
-            ),
-            timeout,
-        )
+        members = bounded(form, timeout)
     except (RuntimeError, TimeoutError) as error:
         raise ProcessGroupError(f"the {backend} group was not formed: {error}") from error
     _members = members

@@ -99,7 +99,7 @@ def test_processes_that_are_killed_or_stopped(launch: Launch) -> None:
         said = f"no answer of rank {rank} for 2 s: stopped, stuck or cut off; killed rank {rank}, of this machine"
         assert said in launch.output()
     (launch.folder / "end").touch()
-    assert agent.wait(REACHED) == 0
+    assert agent.wait(REACHED) == 0, launch.output()
 
 
 def test_nodes_that_die_and_come(launch: Launch) -> None:
@@ -127,7 +127,8 @@ def test_nodes_that_die_and_come(launch: Launch) -> None:
     first = node("127.0.0.1")
     launch.met(before, 3)
     (launch.folder / "end").touch()
-    assert [agent.wait(REACHED) for agent in (first, second, third)] == [0, 0, 0]
+    codes = [agent.wait(REACHED) for agent in (first, second, third)]
+    assert codes == [0, 0, 0], launch.output()
 
 
 def listening(endpoint: str) -> None:

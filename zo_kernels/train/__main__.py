@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with InterruptGate() as gate, ExitStack() as stack:
             if launched():
-                stack.enter_context(process_group(config.device, config.timeout))
+                with gate.open():
+                    stack.enter_context(process_group(config.device, config.timeout))
             ranks = Ranks(config)
             who = f"rank {ranks.rank}: " if ranks.count > 1 else ""
             backend = stack.enter_context(computing(config))
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, JournalError, CheckpointError, ReplicaError, ProcessGroupError) as error:
         print(f"{who}error: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:  # before there was a run
+        return _EXIT_SIGNAL + (gate.requested or signal.SIGINT)
     if outcome.interrupted:
         if ranks.rank == 0:
             print("interrupted: the weights are those of the last whole step, all files are written", file=sys.stderr)

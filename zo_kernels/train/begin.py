@@ -51,11 +51,12 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
         _, folder, step = opened[0]
         return step, folder.journal.first_step, bool(folder.journal.scores(step))
 
-    run = None if ranks.rank == 0 else build(replace(config, resume=None), gate)
+    step, first_step, is_scored = ranks.agree(on_first)  # first, for it may make files of data that others read
     folder = None
-    step, first_step, is_scored = ranks.agree(on_first)
-    if run is None:
+    if opened:
         run, folder, _ = opened[0]
+    else:
+        run = build(replace(config, resume=None), gate)
     ranks.join(run.solver)
     try:
         if step > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from ..distributed import Replicas
 from ..errors import ReplicaError
-from ..process_group import launched
+from ..process_group import finish, launched
 from .config import TrainConfig, UsageError
 from .solvers import Solver, ZeroOrderSolver
 
 T = TypeVar("T")
 
-_LONGEST_ANSWER = timedelta(hours=1)
-"""What rank 0 may take to restore a run, while the others wait."""
+_LONGEST_ANSWER = timedelta(days=1)
+"""What rank 0 may take to read its data and restore a run, while the others wait."""
 
 
 class Ranks:
@@ -56,22 +57,31 @@ class Ranks:
         """
         if self.replicas is None:
             return decide()
-        answer: list[Any] = [None]
-        error: BaseException | None = None
+        answer, error = b"", None
         if self.rank == 0:
             try:
-                answer = [_Answer(decide())]
+                answer = pickle.dumps([decide()])
             except BaseException as raised:
                 error = raised
         try:
-            dist.broadcast_object_list(answer, src=0, group=self._answers)
-        except RuntimeError as lost:
-            error = error or ReplicaError(f"lost another rank: {str(lost).splitlines()[0]}")
-        if error is not None:
-            raise error
-        if answer[0] is None:
+            length = self._sent(torch.tensor([len(answer)]), self._answers)
+            if length and error is None:
+                content = torch.frombuffer(bytearray(answer or int(length)), dtype=torch.uint8)
+                answer = self._sent(content, self._answers).numpy().tobytes()
+        finally:
+            if error is not None:
+                raise error
+        if not answer:
             raise ReplicaError("rank 0 could not go on: its own output says why")
-        return answer[0].value
+        return pickle.loads(answer)[0]
+
+    def _sent(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        """Rank 0's tensor, in place of those of its kind on the others. Raises ReplicaError if another rank is gone."""
+        try:
+            finish(dist.broadcast(x, src=0, group=group, async_op=True), _LONGEST_ANSWER.total_seconds(), group)
+        except RuntimeError as error:
+            raise ReplicaError(f"lost another rank: {str(error).splitlines()[0]}") from error
+        return x
 
     def spread(self, state: Any) -> Any:
         """Rank 0's state on all ranks, tensor by tensor: any nesting of mappings, lists, tensors and plain values."""
@@ -86,18 +96,10 @@ class Ranks:
             assert self.replicas is not None
             device = self.replicas.device
             x = next(tensors).to(device) if self.rank == 0 else torch.empty(form.shape, dtype=form.dtype, device=device)
-            try:
-                dist.broadcast(x, src=0)
-            except RuntimeError as lost:
-                raise ReplicaError(f"lost another rank: {str(lost).splitlines()[0]}") from lost
-            return x.to(form.device_type)
+            return self._sent(x, None).to(form.device_type)
         if isinstance(form, dict):
             return {key: self._received(value, tensors) for key, value in form.items()}
         return [self._received(value, tensors) for value in form] if isinstance(form, list) else form
-
-
-class _Answer(NamedTuple):
-    value: Any
 
 
 class _Form(NamedTuple):
