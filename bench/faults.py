@@ -2,7 +2,8 @@
 
 kills: three processes, of which one is killed by SIGKILL ten times, at random. node: two local nodes, of which that of
 rank 0 dies and another comes. signal: SIGTERM, and the same command again. Each goes on by itself, except after the
-signal. Writes the parts that were run to bench/results/faults.json.
+signal. flips: one bit of one process's parameters, at random, under plain `CDRGE`. Writes the parts that were run to
+bench/results/faults.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.__main__ import RESULTS, machine
+from tests.distributed.replicas import flip, on_ranks
 
 STEPS, KILLS = 400, 10
 TRAIN = ["zo_kernels.train", "--threads", "1", "--steps", str(STEPS)]
@@ -159,6 +161,17 @@ def signalled(run: Run) -> dict[str, Any]:
     return {"seconds_to_end": round(ended, 2), "started_again": again}
 
 
+def flips(trials: int = 10, every: int = 100) -> dict[str, Any]:
+    """Which rank and bit after the first step, and what all ranks said `every` steps later."""
+    moments, found = random.Random(1), []
+    for _ in range(trials):
+        rank, bit = moments.randrange(3), moments.randrange(4, 32)  # the next update rounds lower ones away
+        said = on_ranks(3, flip, rank, bit)
+        named = f"{every}: rank {rank} holds other parameters than the rest before step {every}"
+        found.append({"rank": rank, "bit": bit, "named_by_all": all(reply.startswith(named) for reply in said)})
+    return {"world_size": 3, "check_every": every, "flips": found}
+
+
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {"kills": kills, "node": node, "signal": signalled}
 
 
@@ -171,7 +184,7 @@ def main(parts: list[str]) -> None:
         command = [sys.executable, "-m", *TRAIN, "--out", str(alone)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         expected = (alone / "weights.safetensors").read_bytes()
-        for part in parts:
+        for part in [part for part in parts if part != "flips"]:
             run = Run(Path(folder, part))
             try:
                 found = PARTS[part](run)
@@ -179,10 +192,13 @@ def main(parts: list[str]) -> None:
                 run.kill()
             content[part] = {**found, "identical_final_weights": run.weights() == expected}
             print(part, json.dumps(content[part]), flush=True)
+    if "flips" in parts:
+        content["flips"] = flips()
+        print("flips", json.dumps(content["flips"]), flush=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    main(sys.argv[1:] or list(PARTS))
+    main(sys.argv[1:] or [*PARTS, "flips"])

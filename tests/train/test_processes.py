@@ -192,11 +192,12 @@ def refused(arguments: list[str], world_size: int = 2) -> str:
 
 def test_refusals(whole: Path, tmp_path: Path) -> None:
     assert "holds a run whose --lr is 0.3, not 0.2" in refused([*RUN, "--lr", "0.2", "--out", str(whole)])
-    book = tmp_path / "other"
-    book.mkdir()
-    (book / "notes.txt").write_text("mine")
-    assert "is not the folder of a run" in refused([*RUN, "--out", str(book)])
-    assert (book / "notes.txt").read_text() == "mine"
+    others = (("notes.txt", "mine", "is not the folder of a run"), ("config.json", "{}", "is not the config of a run"))
+    for name, content, said in others:
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / name).write_text(content)
+        assert said in refused([*RUN, "--out", str(tmp_path / name)])
+        assert (tmp_path / name / name).read_text() == content
     sharing = refused([*RUN, "--shard", "batch", "--out", str(tmp_path / "run")])
     assert "--shard batch shares out micro-batches: give --micro-batch-size too" in sharing
     bptt = refused([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])

@@ -51,21 +51,17 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
         _, folder, step = opened[0]
         return step, folder.journal.first_step, bool(folder.journal.scores(step))
 
-    step, first_step, is_scored = ranks.agree(on_first)  # first, for it may make files of data that others read
-    folder = None
-    if opened:
-        run, folder, _ = opened[0]
-    else:
-        run = build(replace(config, resume=None), gate)
-    ranks.join(run.solver)
     try:
+        step, first_step, is_scored = ranks.agree(on_first)  # first, for it may make files of data that others read
+        run = opened[0][0] if opened else build(replace(config, resume=None), gate)
+        ranks.join(run.solver)
         if step > 0:
             share_state(run, ranks)
     except BaseException:
-        if folder is not None:
-            folder.close()
+        if opened:
+            opened[0][1].close()
         raise
-    return Beginning(run, folder, step, first_step, is_scored)
+    return Beginning(run, opened[0][1] if opened else None, step, first_step, is_scored)
 
 
 def share_state(run: Run, ranks: Ranks) -> None:

@@ -166,7 +166,7 @@ class TrainConfig:
     """Steps from one comparison of the processes' parameters to the next."""
     heal: bool = False
     """When they differ, rebuild them from the journal and go on, instead of ending with an error."""
-    timeout: float = 60.0
+    timeout: float = 30.0
     """Seconds to wait for another process, beyond ten times the longest step, before giving it up."""
     precision: Annotated[str, shown("{" + ",".join(PRECISIONS) + "}")] = "float32"
     """Of the forward passes' products: bfloat16 is faster on a processor that has it, and needs an eps of 2^-k."""

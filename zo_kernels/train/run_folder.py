@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_ato
 from ..errors import CheckpointError
 from ..journal import Journal, Row, Scores
 from .config import TrainConfig, UsageError
-from .stored import as_json
+from .stored import as_json, read_config
 
 Metrics = Mapping[str, float | None]
 """One line of metrics.jsonl: `step`, and what was measured in or after that step."""
@@ -160,13 +160,18 @@ def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str]
 
 
 def clear_unbegun(path: Path) -> bool:
-    """Removes what is left of a run that was killed while its folder was being made. False if it is anything else."""
-    made = {"config.json", "vocabulary.json", "checkpoints"}
-    names = {item.name.lstrip(".") for item in path.iterdir()}
-    if (path / "metrics.jsonl").exists() or any(name not in made and not name.startswith(JOURNAL) for name in names):
+    """Removes what is left of a run that was killed while its folder was being made. False if it is anything else.
+
+    Raises UsageError if config.json is not that of a run.
+    """
+    checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json"}
+    names = {item.name.removeprefix(".") for item in path.iterdir()}
+    if not checkpoints.is_dir() or any(checkpoints.iterdir()):
         return False
-    if checkpoint_steps(path):
+    if not all(name in made or name.startswith(JOURNAL) for name in names):  # with metrics.jsonl, it can be resumed
         return False
+    if (path / "config.json").exists():
+        read_config(path)  # raises if it is somebody else's
     shutil.rmtree(path)
     return True
 
