@@ -28,6 +28,9 @@ _FINE, _FAILED, _STOPPED = range(3)
 _HEADER = np.dtype([("status", "<i4"), ("seconds", "<f4"), ("step", "<i8"), ("digest", "<u8")])
 """What a replica says of itself in front of its losses: 24 bytes."""
 
+_FADING = 0.99
+"""By which the longest share is forgotten from exchange to exchange: the first one's compiled what others only run."""
+
 _BLOCK = 1 << 20
 """Elements that the digest widens at a time."""
 
@@ -42,7 +45,7 @@ class Replicas:
         micro-batches (`zo_kernels.estimators.BatchPopulation`); other losses are shared by probes.
     balance: deals shares by the speed that the ranks had in the steps before. False deals them evenly.
     check_every: steps from one comparison of the ranks' parameters to the next, before the first step too.
-    timeout: seconds to wait for another rank, beyond ten times the longest share so far. None: as long as the group's
+    timeout: seconds to wait for another rank, beyond ten times the longest share of late. None: as long as the group's
         own timeout lets it.
 
     The losses are the same, bit for bit, for any number of ranks, shard and balance.
@@ -114,8 +117,12 @@ class Replicas:
         started = time.perf_counter()
         try:
             if mine.stop > mine.start:
-                rows = evaluate(mine).detach().to("cpu", torch.float64).reshape(-1)
-                losses[: len(rows)] = rows.numpy()
+                rows = evaluate(mine).detach().to("cpu", torch.float64)
+                if rows.shape != (mine.stop - mine.start, *shape):
+                    raise ValueError(
+                        f"{mine.stop - mine.start} rows of {shape} were asked for, not {tuple(rows.shape)}"
+                    )
+                losses[: rows.numel()] = rows.reshape(-1).numpy()
         except BaseException as raised:  # Ctrl-C too: the others must hear of it
             header["status"] = _STOPPED if isinstance(raised, KeyboardInterrupt) else _FAILED
             error = raised
@@ -151,7 +158,7 @@ class Replicas:
 
     def _learn(self, seconds: Sequence[float], shares: Sequence[slice]) -> None:
         """What the shares took tells how to deal the next ones, and how long to wait for them."""
-        self._longest = max(self._longest, *seconds)
+        self._longest = max(_FADING * self._longest, *seconds)
         counts = [share.stop - share.start for share in shares]
         if all(counts) and all(s > 0 for s in seconds):
             speeds = [count / s for count, s in zip(counts, seconds, strict=True)]

@@ -123,7 +123,10 @@ def _check_kinds() -> list[Step]:
     ]
     for name in ("dnc", "paper-dnc"):
         steps.append(Step(f"check.memory.{name}", "bench.gpu.check_kinds:memory", 4, "models", {"name": name}))
-    return [*steps, Step("check.bptt", "bench.gpu.check_kinds:bptt", 10, "models")]
+    steps.append(Step("check.bptt", "bench.gpu.check_kinds:bptt", 10, "models"))
+    return steps + [
+        Step(f"check.{what}", f"bench.gpu.check_processes:{what}", 5, "models") for what in ("exchange", "sharded")
+    ]
 
 
 def _check_cell(cell: str, what: str = "population") -> Step:

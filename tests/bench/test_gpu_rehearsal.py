@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.tensor  # which torch loads late: not while its factories are replaced
 from torch.overrides import TorchFunctionMode
 
 import zo_kernels as zo

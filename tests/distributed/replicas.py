@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch._dynamo  # which the first optimizer would import, in each process anew
@@ -49,7 +50,7 @@ def _run(queue: Any, rank: int, world_size: int, store: str, work: Callable[...,
         reply = work(rank, *arguments)
     except BaseException as error:
         reply = f"{type(error).__name__}: {error}"
-        if not isinstance(error, (RuntimeError, KeyError, KeyboardInterrupt)):
+        if not isinstance(error, (RuntimeError, KeyError, ValueError, KeyboardInterrupt)):
             traceback.print_exc()
     queue.put((rank, reply))
     queue.close()
@@ -111,9 +112,8 @@ def sent_bytes(rank: int, probes: int) -> int:
         sent.append(mine[1:].numel() * mine.element_size())  # not the one to itself
         return exchange(received, mine, **more)
 
-    dist.all_to_all_single = counting
-    opt.step(lambda: parameter.sum())
-    dist.all_to_all_single = exchange
+    with mock.patch.object(dist, "all_to_all_single", counting):
+        opt.step(lambda: parameter.sum())
     assert len(sent) == 1
     return sent[0]
 
@@ -151,6 +151,19 @@ def stop(rank: int, stopping: int) -> str:
         return parameter.sum()
 
     opt.step(loss)
+    return "nothing was noticed"
+
+
+def too_few_losses(rank: int) -> str:
+    """A population that evaluates one probe, whatever it is asked for."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
+
+    class One:
+        def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
+            return torch.ones(1, 2, dtype=torch.float64)
+
+    opt.step(One())
     return "nothing was noticed"
 
 

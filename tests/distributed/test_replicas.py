@@ -6,7 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.distributed.replicas import balanced, fail, flip, on_ranks, other_seeds, out_of_step, sent_bytes, stop, train
+from tests.distributed.replicas import (
+    balanced,
+    fail,
+    flip,
+    on_ranks,
+    other_seeds,
+    out_of_step,
+    sent_bytes,
+    stop,
+    too_few_losses,
+    train,
+)
 from zo_kernels.distributed import digest
 from zo_kernels.optim.shared import rectangles
 from zo_kernels.sharing import even_shares, shares_by_speed
@@ -58,6 +69,11 @@ def test_a_rank_that_fails_stops_the_others() -> None:
 def test_an_interrupt_of_one_rank_stops_the_others() -> None:
     other = "ReplicaStoppedError: rank 0 was interrupted"
     assert on_ranks(3, stop, 0) == ["KeyboardInterrupt: ", other, other]
+
+
+def test_losses_of_another_number_are_an_error() -> None:
+    for reply in on_ranks(2, too_few_losses):
+        assert "3 rows of (2,) were asked for, not (1, 2)" in reply
 
 
 def test_ranks_at_different_steps_are_an_error() -> None:
