@@ -1,38 +1,31 @@
 """Processes of a gloo group, forked by a server that has imported everything, and what each of them does."""
 
-import multiprocessing
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo  # which the first optimizer would import, in each process anew
 import torch.distributed as dist
 from torch import Tensor
 
 import zo_kernels as zo
+from tests.server import server
 from zo_kernels.distributed import SHARDS, Replicas
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import build_model
 from zo_kernels.optim import ZeroOrder
 from zo_kernels.transforms import momentum
 
-sys.path.append(str(Path(__file__).parents[2]))  # the processes find this module by its name
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.distributed.replicas"])
-
 
 def on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What work(rank, *arguments) returns on each rank; the text of an error in its place."""
     with tempfile.TemporaryDirectory() as folder:
-        queue = _server.Queue()
+        queue = server.Queue()
         processes = [
-            _server.Process(target=_run, args=(queue, rank, world_size, f"{folder}/store", work, arguments))
+            server.Process(target=_run, args=(queue, rank, world_size, f"{folder}/store", work, arguments))
             for rank in range(world_size)
         ]
         for process in processes:

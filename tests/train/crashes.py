@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # which the first optimizer would import, in each process anew
 
+from tests.server import server
 from zo_kernels import checkpoint
 from zo_kernels.distributed import Replicas
 from zo_kernels.journal import Journal
@@ -29,10 +29,6 @@ from zo_kernels.train.__main__ import main
 from zo_kernels.train.ranks import Ranks
 from zo_kernels.train.run_folder import RunFolder
 
-sys.path.append(str(Path(__file__).parents[2]))  # the processes find this module by its name
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.train.crashes"])
-
 
 def start(
     arguments: list[str], moment: str | None = None, number: int = 0, most_bytes: int | None = None
@@ -41,7 +37,7 @@ def start(
 
     most_bytes: of any file that it can write, as if the disk were full then.
     """
-    process = _server.Process(target=_run, args=(arguments, moment, number, most_bytes))
+    process = server.Process(target=_run, args=(arguments, moment, number, most_bytes))
     process.start()
     return process
 
@@ -68,7 +64,7 @@ def launch(arguments: list[str], world_size: int, moments: Mapping[int, tuple[st
         moment, number = (moments or {}).get(rank, (None, 0))
         ours, theirs = multiprocessing.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs))
+        process = server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs))
         process.start()
         theirs.close()
         launched.members.append((process, ours))

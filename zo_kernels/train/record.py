@@ -67,9 +67,9 @@ class FolderRecord(Record):
         lines = list(journaled_metrics(self._folder.journal, self._run.solver.forwards))
         with self._writing():
             self._folder.begin_metrics(lines)
-        if start == self._folder.journal.first_step:
-            self._log(lines[-1])
-            self.checkpoint(start)
+            if start == self._folder.journal.first_step:
+                self._log(lines[-1])
+                self.checkpoint(start)
 
     def row(self, row: Row) -> None:
         self._folder.record(row)
@@ -89,11 +89,12 @@ class FolderRecord(Record):
         metrics = metrics_of(row, scores, self._run.solver.forwards)
         with self._writing():
             self._folder.add_metrics(metrics)
-        self._log(metrics)
+            self._log(metrics)
 
     def checkpoint(self, done: int) -> None:
-        run = self._run
-        self._folder.save_checkpoint(done, run.model.state_dict(), run.solver.state(), keep=run.config.keep_checkpoints)
+        model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints
+        with self._writing():
+            self._folder.save_checkpoint(done, model.state_dict(), solver.state(), keep=keep)
 
     def warn(self, warning: str) -> None:
         self._reporter.warn(warning)
