@@ -21,8 +21,8 @@ from bench.__main__ import RESULTS, machine
 from bench.ranks import Ranks
 from zo_kernels.estimators import BatchPopulation
 
-ROUNDS, STEPS, SETTLE = 9, 3, 8
-SIZES, SHAPE, MICRO_BATCHES = (100, 100, 240, 12), (256, 10), 8
+ROUNDS, STEPS, SETTLE = 7, 2, 8
+SIZES, SHAPE, MICRO_BATCHES = (100, 100, 240, 12), (2048, 10), 8
 WAYS: dict[str, tuple[int, dict[str, Any], bool]] = {
     "3 probes, by probes": (3, {"shard": "probes"}, False),
     "3 probes, by micro-batches": (3, {"shard": "batch"}, False),

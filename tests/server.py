@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # the processes find the tests' modules by their names
@@ -14,3 +15,4 @@ server.set_forkserver_preload(
         "torch.distributed.fsdp",
     ]
 )
+forkserver.ensure_running()  # there is one in a process: before anybody starts it without them
