@@ -15,4 +15,8 @@ server.set_forkserver_preload(
         "torch.distributed.fsdp",
     ]
 )
-forkserver.ensure_running()  # there is one in a process: before anybody starts it without them
+
+
+def start() -> None:
+    """Starts the server before others do, who would have it import less: there is one."""
+    forkserver.ensure_running()

@@ -22,6 +22,7 @@ from bench.scaling_model import (
     slowest,
     step,
 )
+from tests.server import start
 
 seconds = st.floats(1e-7, 1e-2)
 algorithms = st.sampled_from(["ring", "bruck", "direct"])
@@ -193,6 +194,7 @@ def test_what_a_step_sends_is_what_the_model_says():
     from bench.distributed import bytes_of
     from bench.ranks import Ranks
 
+    start()
     with Ranks(2) as group:
         found = bytes_of(group, steps=4)
     assert found["probes"] == 512
@@ -204,5 +206,6 @@ def test_work_that_fails_on_a_rank_is_told():
     from bench.distributed import _steps
     from bench.ranks import Ranks
 
+    start()
     with Ranks(1) as group, pytest.raises(RuntimeError, match=r"rank 0 of 1 failed:[^$]*KeyError: 'tiny, n=3'"):
         group.call(_steps, "tiny", 3)
