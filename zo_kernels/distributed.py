@@ -48,7 +48,8 @@ class Replicas:
     timeout: seconds to wait for another rank, beyond ten times the longest share of late. None: as long as the group's
         own timeout lets it.
 
-    The losses are the same, bit for bit, for any number of ranks, shard and balance.
+    The losses are the same, bit for bit, for any number of ranks, shard and balance. `rank` and `world_size` are
+    those of the group; `device` is where its messages lie.
 
     Raises ValueError for values out of range.
     """

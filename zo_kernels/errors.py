@@ -35,15 +35,11 @@ class ReplicasDifferError(ReplicaError):
         self.step, self.digests = step, list(digests)
         counts = Counter(self.digests).most_common()
         usual = counts[0][0]
-        others = [str(rank) for rank, found in enumerate(self.digests) if found != usual]
+        others = [rank for rank, found in enumerate(self.digests) if found != usual]
         if len(counts) > 1 and counts[1][1] == counts[0][1]:  # as many hold one as the other
-            ranks = (
-                f"ranks {', '.join(str(rank) for rank in range(len(self.digests)))} do not all hold the same parameters"
-            )
-        elif len(others) == 1:
-            ranks = f"rank {others[0]} holds other parameters than the rest"
+            ranks = f"{rank_names(range(len(self.digests)))} do not all hold the same parameters"
         else:
-            ranks = f"ranks {', '.join(others)} hold other parameters than the rest"
+            ranks = f"{rank_names(others)} hold{'s' * (len(others) == 1)} other parameters than the rest"
         super().__init__(
             f"{ranks} before step {step}: build the model from the same seed on every rank, and change parameters on "
             "all of them or none"
@@ -60,3 +56,8 @@ class JournalError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be read or written, or is damaged."""
+
+
+def rank_names(numbers: Sequence[int]) -> str:
+    """As messages name them: "rank 1", "ranks 1, 2"."""
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

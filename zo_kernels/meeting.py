@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from torch.distributed import Store, TCPStore
 
-from .errors import ProcessGroupError
+from .errors import ProcessGroupError, rank_names
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ def _gather(server: Store, world_size: int, deadline: float, timeout: float, sup
                 "another rank 0 of this launch has taken over: this process belongs to a former round"
             )
         if time.monotonic() > deadline:
-            message = f"{ranks(absent)} of {world_size} did not join within {timeout:g} s: see the output of each"
+            message = f"{rank_names(absent)} of {world_size} did not join within {timeout:g} s: see the output of each"
             server.set("absent", message)
             time.sleep(2 * _LONGEST_NAP)  # so that the others read it
             raise ProcessGroupError(message)
@@ -187,11 +187,6 @@ def _went(store: Store, deadline: float, current: Callable[[], bool]) -> bool:
             return False
         naps.sleep()
     return False
-
-
-def ranks(numbers: list[int]) -> str:
-    """ "rank 1", "ranks 1, 2"."""
-    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 class _Naps:

@@ -18,8 +18,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .errors import ProcessGroupError
-from .meeting import bounded, identity, meet, ranks, started
+from .errors import ProcessGroupError, rank_names
+from .meeting import bounded, identity, meet, started
 
 _PATIENT = 1.0
 """Seconds that a process waits before it says so."""
@@ -134,8 +134,8 @@ class _Members:
         except (RuntimeError, TimeoutError):  # the store is rank 0's
             absent = [0]
         killed = [rank for rank in absent if rank != self._rank and _kill(self._identities[rank])]
-        message = _unanswered(ranks(absent) if absent else "the network", seconds)
-        return f"{message}; killed {ranks(killed)}, of this machine" if killed else message
+        message = _unanswered(rank_names(absent) if absent else "the network", seconds)
+        return f"{message}; killed {rank_names(killed)}, of this machine" if killed else message
 
     def part(self) -> None:
         """Rank 0, which has the store, waits for the others to need it no more."""

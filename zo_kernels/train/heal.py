@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import ReplicaError, ReplicasDifferError
+from ..errors import ReplicaError, ReplicasDifferError, rank_names
 from .begin import Beginning, share_state
 from .durable import restore
 from .ranks import Ranks
@@ -32,8 +32,7 @@ def heal(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record:
     wrong = ranks.agree(rebuild)
     if len(wrong) == ranks.count:
         raise ReplicaError(f"no rank holds the parameters that the journal says for step {error.step}: resume the run")
-    names = f"rank {wrong[0]}" if len(wrong) == 1 else f"ranks {', '.join(map(str, wrong))}"
-    found = f"before step {error.step}, {names} did not hold the parameters that the journal says"
+    found = f"before step {error.step}, {rank_names(wrong)} did not hold the parameters that the journal says"
     if not run.config.heal:
         raise ReplicaError(f"{found}, as if memory had failed there: resume the run, or give --heal to go on at once")
     share_state(run, ranks)
