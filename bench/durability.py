@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from bench.__main__ import RESULTS, machine
-from zo_kernels.checkpoint import load_checkpoint
 from zo_kernels.replay import replay
-from zo_kernels.train.run_folder import checkpoint_path
+from zo_kernels.run.checkpoint import load_checkpoint
+from zo_kernels.run.folder import checkpoint_path
 
 KILLS, STEPS, EVERY = 20, 800, 10
 TRAIN = [sys.executable, "-m", "zo_kernels.train", "--threads", "1"]

@@ -18,9 +18,9 @@ import torch
 
 from bench.__main__ import RESULTS, machine
 from zo_kernels.errors import DivergenceError, GridRangeError
+from zo_kernels.interrupts import InterruptGate
 from zo_kernels.train.build import build
-from zo_kernels.train.command_line import parse
-from zo_kernels.train.interrupt_gate import InterruptGate
+from zo_kernels.train.cli import parse
 
 GOAL = 0.1
 MODELS = ("paper-lstm-100k", "paper-dnc-300k")

@@ -12,10 +12,10 @@ from torch import nn
 
 import zo_kernels as zo
 from bench.compare import compare
-from zo_kernels.journal import Journal, Row
+from zo_kernels.interrupts import InterruptGate
+from zo_kernels.run.journal import Journal, Row
 from zo_kernels.train.build import build
-from zo_kernels.train.command_line import parse
-from zo_kernels.train.interrupt_gate import InterruptGate
+from zo_kernels.train.cli import parse
 from zo_kernels.train.solvers import Taken
 
 PROBES = 96

@@ -5,26 +5,13 @@ opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=96, seed=0)
 loss = opt.step(lambda: model.loss(tokens, targets))
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch  # noqa: F401  (first: the CPU kernels run on the threads of its OpenMP runtime)
 
-from . import (
-    arena,
-    dense,
-    distributed,
-    distributions,
-    errors,
-    estimators,
-    models,
-    ops,
-    optim,
-    philox,
-    process_group,
-    sharded,
-    tasks,
-    transforms,
-)
+from . import distributed, distributions, errors, estimators, models, ops, optim, params, philox, tasks, transforms
 from .backends import backend, set_backend
 from .environment import show_config
 from .gradient import SeedGradient
@@ -36,9 +23,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 __all__ = [
     "SeedGradient",
-    "arena",
     "backend",
-    "dense",
     "distributed",
     "distributions",
     "errors",
@@ -46,11 +31,19 @@ __all__ = [
     "models",
     "ops",
     "optim",
+    "params",
     "philox",
-    "process_group",
     "set_backend",
-    "sharded",
     "show_config",
     "tasks",
     "transforms",
 ]
+
+_PROGRAMS = ("generate", "plot", "replay", "train")
+
+
+def __getattr__(name: str) -> Any:
+    """The programs are imported when they are first used: they need tyro, rich and matplotlib."""
+    if name in _PROGRAMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 
+class UsageError(Exception):
+    """The user asked for what can't be done; the message is one sentence that says why."""
+
+
 class DivergenceError(RuntimeError):
     """The loss of every probe was NaN or infinite: there is nothing to step along."""
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from tests.cases import assert_same_bits
 from tests.recurrent import Shape, make_batch
-from zo_kernels.bptt import BPTT
-from zo_kernels.dense import Adam
 from zo_kernels.models import MODEL_NAMES, LanguageModel, build_model
 from zo_kernels.models.build import has_memory
 from zo_kernels.optim import ZeroOrder
+from zo_kernels.optim.dense import Adam
+from zo_kernels.train.bptt import BPTT
 from zo_kernels.transforms import Transform, clip_norm, momentum
 
 from .check_population import without_tf32

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import zo_kernels as zo
 from tests.recurrent import SMALL, TOLERANCE, Shape, copies, make_batch, make_model, make_seeds, make_states
-from zo_kernels.arena import flat_offsets
-from zo_kernels.backends import recurrent_reference as exact
 from zo_kernels.backends.base import RecurrentWeights
+from zo_kernels.backends.recurrent import reference as exact
 from zo_kernels.models import IGNORE_INDEX, RecurrentLM, States
+from zo_kernels.params.arena import flat_offsets
 
 from .ways import turned_on
 

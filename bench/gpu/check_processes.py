@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 import zo_kernels as zo
 from tests.cases import assert_same_bits
-from zo_kernels.distributed import Replicas, digest
+from zo_kernels.distributed.replicas import Replicas, digest
 
 _PROBES, _STEPS = 512, 3
 

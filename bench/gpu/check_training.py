@@ -64,7 +64,7 @@ def optimizer(device: str) -> dict[str, Any]:
         before = ours.arena.flat.clone()
         calls, seen = 0, 0
 
-        def closure(before: Tensor = before, arena: zo.layout.Arena = ours.arena) -> float:
+        def closure(before: Tensor = before, arena: zo.params.Arena = ours.arena) -> float:
             nonlocal calls, seen
             calls += 1
             seen += not torch.equal(arena.flat, before)

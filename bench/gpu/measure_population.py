@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
-from zo_kernels.arena import ParameterArena
 from zo_kernels.models import FlashLM
+from zo_kernels.params.arena import ParameterArena
 from zo_kernels.philox import probe_seeds
 
 from .sizes import ON

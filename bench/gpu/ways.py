@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
-from zo_kernels.backends.cuda_population import VARIABLE
+from zo_kernels.backends.recurrent.population_kernel import VARIABLE
 from zo_kernels.models import FlashLM, RecurrentLM
 
 from .sizes import Size

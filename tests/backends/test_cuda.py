@@ -12,7 +12,8 @@ import zo_kernels as zo
 from tests.cases import FEW_CASES, SEEDS, assert_same_bits, make_values
 from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
 from zo_kernels import _C
-from zo_kernels.backends import BACKENDS, cpu, cuda, cuda_population
+from zo_kernels.backends import BACKENDS, cpu, cuda
+from zo_kernels.backends.recurrent import population_kernel
 
 CALLS = {
     "cuda_probe": (256, 0, 10, 3, 0, 0, 0),
@@ -126,7 +127,7 @@ class TestPopulationKernel:
 
     @pytest.fixture(autouse=True)
     def fresh_warning(self):
-        cuda_population._warn_once.cache_clear()
+        population_kernel._warn_once.cache_clear()
 
     def nats(self, cell="lstm", precision="bfloat16", dtype=torch.float32, states=()):
         model, (tokens, targets) = make_model(cell, dtype=dtype), make_batch()
@@ -136,7 +137,7 @@ class TestPopulationKernel:
             return model.population_nats(tokens, targets, make_seeds(5), 2**-6, states=states, precision=precision)
 
     def test_is_off(self, kernels, monkeypatch):
-        monkeypatch.delenv(cuda_population.VARIABLE, raising=False)
+        monkeypatch.delenv(population_kernel.VARIABLE, raising=False)
         with pytest.raises(
             RuntimeError, match=r"not yet verified on a GPU \(ZO_KERNELS_POPULATION_KERNEL=1 turns it on\)"
         ):
@@ -146,10 +147,10 @@ class TestPopulationKernel:
     @pytest.mark.parametrize("chunk", [None, 2])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
     def test_turned_on(self, kernels, monkeypatch, caplog, chunk, dtype):
-        monkeypatch.setenv(cuda_population.VARIABLE, "1")
+        monkeypatch.setenv(population_kernel.VARIABLE, "1")
         if chunk:
             per_probe = 4 * 2 * SMALL.vocab * SMALL.heads * SMALL.head_dim * 4
-            monkeypatch.setattr(cuda_population, "_TABLE_BUDGET", chunk * per_probe)
+            monkeypatch.setattr(population_kernel, "_TABLE_BUDGET", chunk * per_probe)
         model = make_model("lstm")
         states, expected_states = (make_states(model, 5, SMALL.batch) for _ in range(2))
         nats = self.nats(dtype=dtype, states=states)
@@ -163,7 +164,7 @@ class TestPopulationKernel:
         ]
 
     def test_lstms_alone(self, kernels, monkeypatch):
-        monkeypatch.setenv(cuda_population.VARIABLE, "1")
+        monkeypatch.setenv(population_kernel.VARIABLE, "1")
         with pytest.raises(RuntimeError, match=r"^the population kernel computes LSTMs of up to 32 bits, not gru"):
             self.nats(cell="gru")
         with pytest.raises(RuntimeError, match=r"not lstm of torch.float64: use precision='float32'$"):

@@ -5,8 +5,8 @@ import torch
 
 from bench.gpu import check_processes
 from bench.gpu.plan import all_steps
-from zo_kernels.distributed import Replicas
-from zo_kernels.sharded import ShardedArena
+from zo_kernels.distributed.replicas import Replicas
+from zo_kernels.params.sharded import ShardedArena
 
 
 def test_exchange(monkeypatch):

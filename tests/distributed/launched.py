@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from zo_kernels.process_group import finish, process_group
+from zo_kernels.distributed.process_group import finish, process_group
 
 PATIENCE = 2.0
 

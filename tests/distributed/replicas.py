@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zo_kernels as zo
 from tests.server import server
-from zo_kernels.distributed import SHARDS, Replicas
+from zo_kernels.distributed.replicas import SHARDS, Replicas
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import build_model
 from zo_kernels.optim import ZeroOrder

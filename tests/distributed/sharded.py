@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zo_kernels as zo
 from tests.distributed.sharded_net import Net, bits, loss_of, sharded
-from zo_kernels.dense import Adam, Momentum
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.optim import ZeroOrder
+from zo_kernels.optim.dense import Adam, Momentum
 from zo_kernels.transforms import momentum
 
 STEPS = 2
@@ -253,18 +253,18 @@ def attempt(what: str) -> None:
         zo.optim.CDRGE([("scale", net.scale)], lr=2**-6)
     elif what == "arena":
         sharded("fsdp", net)
-        zo.arena.ParameterArena(net)
+        zo.params.ParameterArena(net)
     elif what == "whole":
-        zo.sharded.ShardedArena(net)
+        zo.params.ShardedArena(net)
     elif what == "shared":
         weight = distribute_tensor(torch.zeros(4, 3), mesh, [Shard(0)])
         zo.optim.CDRGE([("a", nn.Parameter(weight)), ("b", nn.Parameter(weight))], lr=2**-6)
     elif what == "direct":
         loss_of(sharded("fsdp", net))()
-        zo.sharded.ShardedArena(net)
+        zo.params.ShardedArena(net)
     elif what == "frozen":
         sharded("fsdp", net)
-        zo.sharded.ShardedArena(net.requires_grad_(False))
+        zo.params.ShardedArena(net.requires_grad_(False))
     else:
         loss = loss_of(sharded("fsdp", net))
         if what == "gathered":

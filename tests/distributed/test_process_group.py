@@ -11,12 +11,12 @@ from torch.distributed import Store, TCPStore
 
 from tests.distributed.launched import interrupted
 from tests.distributed.replicas import on_ranks
-from zo_kernels import meeting
+from zo_kernels.distributed import rendezvous
+from zo_kernels.distributed.process_group import is_launched
+from zo_kernels.distributed.rendezvous import bounded, identity, meet, started
 from zo_kernels.errors import ProcessGroupError
-from zo_kernels.meeting import bounded, identity, meet, started
-from zo_kernels.process_group import launched
 
-KEY = "zo_kernels/job/meeting"
+KEY = "zo_kernels/job/rendezvous"
 
 
 def opened() -> TCPStore:
@@ -108,8 +108,8 @@ def test_a_board_that_is_not_reached_at_first(board: TCPStore, monkeypatch: pyte
     """Rank 0 then finds a former entry where it could not publish its own yet: nobody has taken its place."""
     _, entry = former_round("old", 1, joined=False)
     board.set(KEY, entry)
-    connected, tries = meeting._connected, iter([None, None])
-    monkeypatch.setattr(meeting, "_connected", lambda *address: next(tries, connected(*address)))
+    connected, tries = rendezvous._connected, iter([None, None])
+    monkeypatch.setattr(rendezvous, "_connected", lambda *address: next(tries, connected(*address)))
     assert share(all_meet(2, 45.0, [0, 1]))
 
 
@@ -146,12 +146,12 @@ def test_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert launched()
+    assert is_launched()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not launched()
+    assert not is_launched()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_PORT")
-    assert not launched()
+    assert not is_launched()
 
 
 def test_bounded_leaves_a_call_behind_and_passes_errors_on() -> None:

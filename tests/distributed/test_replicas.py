@@ -18,9 +18,9 @@ from tests.distributed.replicas import (
     too_few_losses,
     train,
 )
-from zo_kernels.distributed import digest
+from zo_kernels.distributed.partition import even_shares, shares_by_speed
+from zo_kernels.distributed.replicas import digest
 from zo_kernels.optim.shared import rectangles
-from zo_kernels.sharing import even_shares, shares_by_speed
 
 ALONE: dict[tuple[str, str], bytes] = {}
 
@@ -147,5 +147,5 @@ def test_a_digest_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     whole = digest(x)
     words = x.view(torch.int32).to(torch.int64).tolist()
     assert whole % 2**64 == sum((2 * j + 1) * w for j, w in enumerate(words)) % 2**64
-    monkeypatch.setattr("zo_kernels.distributed._BLOCK", 7)
+    monkeypatch.setattr("zo_kernels.distributed.replicas._BLOCK", 7)
     assert digest(x) == whole

@@ -88,7 +88,7 @@ REFUSED = {
     "population": "a population reads whole parameters, but these are sharded: pass a closure",
     "replicas": "replicas of sharded parameters follow from their mesh",
     "adapter": "FSDP shards the module of parameter scale, but none to be trained",
-    "arena": "is a DTensor: use zo_kernels.sharded",
+    "arena": "is a DTensor: use zo_kernels.params.sharded",
     "whole": "none of the parameters is a DTensor",
     "shared": "parameters a and b overlap in memory",
     "direct": "is what FSDP gathered for a forward pass",

@@ -10,8 +10,8 @@ from torch import Tensor
 import zo_kernels as zo
 from tests.memory_models import BATCH, SIZES, TIME, each_memory_model, make_memory_batch, make_memory_model, make_tokens
 from tests.recurrent import make_seeds
-from zo_kernels.arena import ParameterArena
 from zo_kernels.models import IGNORE_INDEX, LanguageModel, members
+from zo_kernels.params.arena import ParameterArena
 
 EPS = 0.05
 TOLERANCE = 2e-5

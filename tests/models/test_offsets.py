@@ -9,8 +9,8 @@ from torch import nn
 
 import zo_kernels as zo
 from tests.recurrent import SMALL, TOLERANCE, each_cell, make_batch, make_model, make_seeds, moved
-from zo_kernels.arena import ParameterArena, flat_offsets
 from zo_kernels.models import RecurrentLM
+from zo_kernels.params.arena import ParameterArena, flat_offsets
 
 EPS = 0.1
 

@@ -26,7 +26,7 @@ def states_of(cell: str = "lstm") -> tuple[Tensor, ...]:
 @each_cell
 def test_the_functions_are_those_of_the_models(cell: str) -> None:
     model = make_model(cell)
-    offsets = tuple(zo.arena.flat_offsets(model).values())
+    offsets = tuple(zo.params.flat_offsets(model).values())
     weights, states, again = weights_of(cell, offsets), states_of(cell), states_of(cell)
     nats = zo.ops.recurrent_nats(weights, TOKENS, TARGETS, SEEDS, 0.1, states)
     assert torch.equal(nats, model.population_nats(TOKENS, TARGETS, SEEDS, 0.1, states=again))

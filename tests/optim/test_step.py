@@ -117,7 +117,7 @@ def test_a_population_is_asked_once_and_gives_the_same_step():
             self.calls += 1
             scratch = small_model()
             loss, theta = closure_of(scratch), second.arena.flat.clone()
-            arena, losses = zo.arena.ParameterArena(scratch), []
+            arena, losses = zo.params.ParameterArena(scratch), []
             for seed in seeds.tolist():
                 for sign in (1, -1):
                     arena.flat.copy_(zo.ops.apply_probe(theta, sign * eps, seed))

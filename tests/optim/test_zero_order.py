@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.dense import DENSE_RULES
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import LSTM
 from zo_kernels.optim import ZeroOrder
+from zo_kernels.optim.dense import DENSE_RULES
 from zo_kernels.transforms import clip_norm, momentum, parse_transforms
 
 DISTRIBUTIONS = ["rademacher", "normal", "uniform", "sparse-4"]

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from tests.train.crashes import finish, runs_alike
 from tests.train.runs import SMALL, metrics_of, weights_of
 from zo_kernels.errors import JournalError
-from zo_kernels.journal import Journal
 from zo_kernels.replay import replay
 from zo_kernels.replay.__main__ import main as replay_main
+from zo_kernels.run.folder import checkpoint_path, checkpoint_steps
+from zo_kernels.run.journal import Journal
 from zo_kernels.train.__main__ import main
 from zo_kernels.train.loop import _Loop
-from zo_kernels.train.run_folder import checkpoint_path, checkpoint_steps
 
 RUN = [*SMALL, "--steps", "30", "--checkpoint-every", "8", "--keep-checkpoints", "2", "--validate-every", "10"]
 

@@ -20,14 +20,13 @@ from typing import Any
 import torch
 
 from tests.server import server
-from zo_kernels import checkpoint
-from zo_kernels.distributed import Replicas
-from zo_kernels.journal import Journal
+from zo_kernels.distributed.replicas import Replicas
 from zo_kernels.optim import ZeroOrder
-from zo_kernels.train import run_folder
+from zo_kernels.run import checkpoint, folder
+from zo_kernels.run.folder import RunFolder
+from zo_kernels.run.journal import Journal
 from zo_kernels.train.__main__ import main
 from zo_kernels.train.ranks import Ranks
-from zo_kernels.train.run_folder import RunFolder
 
 
 def start(
@@ -143,14 +142,14 @@ def _die_at(owner: Any, name: str, when: str, number: int) -> None:
 
 
 MOMENTS: dict[str, tuple[Any, str, str]] = {
-    "folder made": (run_folder, "config_digest", "before"),
+    "folder made": (folder, "config_digest", "before"),
     "journal begun": (RunFolder, "begin_metrics", "before"),
     "row not written": (Journal, "append", "before"),
     "row written": (Journal, "append", "after"),
     "step taken": (ZeroOrder, "step", "after"),
     "checkpoint not begun": (RunFolder, "save_checkpoint", "before"),
     "checkpoint unnamed": (checkpoint, "_sync", "after"),
-    "checkpoint written": (run_folder, "save_checkpoint", "after"),
+    "checkpoint written": (folder, "save_checkpoint", "after"),
     "scores not written": (Journal, "add_scores", "before"),
     "scores written": (Journal, "add_scores", "after"),
     "line not written": (RunFolder, "add_metrics", "before"),

@@ -10,7 +10,7 @@ from tests.train.runs import FILES, SMALL, files_of, metrics_of
 from zo_kernels.models import MODEL_NAMES
 from zo_kernels.models.presets import PRESETS
 from zo_kernels.train.__main__ import main
-from zo_kernels.train.command_line import parse
+from zo_kernels.train.cli import parse
 
 MEMORY = ["--memory-slots", "6", "--memory-width", "4"]
 

@@ -8,13 +8,13 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from zo_kernels.interrupts import InterruptGate
+from zo_kernels.plot.losses import plot_losses
+from zo_kernels.run.folder import Metrics
 from zo_kernels.tasks import Score
 from zo_kernels.train.build import build
 from zo_kernels.train.defaults import DEFAULTS
-from zo_kernels.train.interrupt_gate import InterruptGate
-from zo_kernels.train.plot import plot_losses
 from zo_kernels.train.reporter import Reporter
-from zo_kernels.train.run_folder import Metrics
 from zo_kernels.train.summary import print_header, print_summary
 
 METRICS: list[Metrics] = [

@@ -8,8 +8,8 @@ import pytest
 
 from tests.train.crashes import Launch, finish, launch, runs_alike
 from tests.train.runs import FILES, SMALL, files_of, metrics_of
+from zo_kernels.run.folder import checkpoint_steps
 from zo_kernels.train.__main__ import main
-from zo_kernels.train.run_folder import checkpoint_steps
 
 RUN = [*SMALL, "--steps", "24", "--checkpoint-every", "7", "--validate-every", "9"]
 """Three probes a step."""

@@ -13,8 +13,8 @@ import pytest
 
 from tests.train.crashes import finish, runs_alike, start
 from tests.train.runs import FILES, SMALL, files_of, metrics_of
+from zo_kernels.run.folder import checkpoint_path, checkpoint_steps
 from zo_kernels.train.__main__ import main
-from zo_kernels.train.run_folder import checkpoint_path, checkpoint_steps
 
 STEPS = ["--steps", "40", "--checkpoint-every", "7", "--validate-every", "9"]
 RUN = [*SMALL, *STEPS]

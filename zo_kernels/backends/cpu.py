@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import parse
-from . import recurrent_reference
 from .base import CELLS, DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
+from .recurrent import reference
 
 try:
     from zo_kernels import _C
@@ -134,7 +134,7 @@ class CpuBackend(Backend):
         precision: str,
     ) -> Tensor:
         if weights.bias.dtype == torch.float64:  # the kernel computes in float32
-            return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
+            return reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
         nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
         if len(seeds) == 0:  # an empty tensor has no address
             return nats
@@ -143,7 +143,7 @@ class CpuBackend(Backend):
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         if weights.bias.dtype == torch.float64:
-            return recurrent_reference.recurrent_logits(weights, tokens, states)
+            return reference.recurrent_logits(weights, tokens, states)
         logits = torch.empty(len(tokens), len(weights.embedding), dtype=torch.float32)
         seeds, nats = np.zeros(1, np.int64), torch.zeros(1, dtype=torch.float64)
         _evaluate(weights, tokens, None, seeds, 1, 0.0, False, states, nats, logits)

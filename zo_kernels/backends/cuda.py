@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import cpu, cuda_population
+from . import cpu
 from .base import DTYPES, PRECISIONS, RecurrentWeights, Update
 from .gpu import GpuBackend
+from .recurrent import population_kernel
 
 _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MASK = 2**64 - 1
@@ -29,7 +30,7 @@ class CudaBackend(GpuBackend):
     name = "cuda"
     device_types = ("cuda",)
     bfloat16_needs = (
-        f"the GPU's population kernel, not yet verified on a GPU ({cuda_population.VARIABLE}=1 turns it on)"
+        f"the GPU's population kernel, not yet verified on a GPU ({population_kernel.VARIABLE}=1 turns it on)"
     )
 
     def unavailable(self) -> str | None:
@@ -44,7 +45,7 @@ class CudaBackend(GpuBackend):
         return None
 
     def precisions(self) -> tuple[str, ...]:
-        return PRECISIONS if cuda_population.turned_on() else ("float32",)
+        return PRECISIONS if population_kernel.turned_on() else ("float32",)
 
     def probe(self, out: Tensor, seed: int, offset: int) -> None:
         cpu._C.cuda_probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out))
@@ -126,5 +127,5 @@ class CudaBackend(GpuBackend):
         precision: str,
     ) -> Tensor:
         if precision == "bfloat16":
-            return cuda_population.recurrent_nats(weights, tokens, targets, seeds, eps, states, _queue(tokens))
+            return population_kernel.recurrent_nats(weights, tokens, targets, seeds, eps, states, _queue(tokens))
         return super().recurrent_nats(weights, tokens, targets, seeds, eps, states, precision)

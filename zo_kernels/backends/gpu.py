@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import recurrent_batched, recurrent_reference
 from .base import Backend, RecurrentWeights
+from .recurrent import batched, reference
 
 
 class GpuBackend(Backend):
@@ -30,7 +30,7 @@ class GpuBackend(Backend):
         states: Sequence[Tensor],
         precision: str,
     ) -> Tensor:
-        return recurrent_batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
+        return batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-        return recurrent_reference.recurrent_logits(weights, tokens, states)
+        return reference.recurrent_logits(weights, tokens, states)

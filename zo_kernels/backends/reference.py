@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..philox import probe_bits
-from . import recurrent_reference
 from .base import Backend, RecurrentWeights, Update, chunks, compute_dtype
+from .recurrent import reference
 
 
 def _signs(like: Tensor, seed: int, offset: int) -> Tensor:
@@ -90,7 +90,7 @@ class ReferenceBackend(Backend):
         states: Sequence[Tensor],
         precision: str,
     ) -> Tensor:
-        return recurrent_reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
+        return reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-        return recurrent_reference.recurrent_logits(weights, tokens, states)
+        return reference.recurrent_logits(weights, tokens, states)

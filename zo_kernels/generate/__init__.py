@@ -5,7 +5,7 @@ state = read_prompt(run.model, run.encode("abca|"))
 print(run.decode(generate(run.model, state, 4, temperature=0)))
 """
 
-from ..train.config import UsageError
+from ..errors import UsageError
 from .decoding import DecodingState, generate, read_prompt
 from .run import LoadedRun, load_run
 from .state_file import load_state, save_state

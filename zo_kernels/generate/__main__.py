@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..train.config import UsageError
+from ..errors import UsageError
 from .config import GenerateConfig, parse
 from .decoding import generate, read_prompt
 from .run import load_run

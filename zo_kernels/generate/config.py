@@ -10,7 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from ..train.config import UsageError, flag, shown
+from ..command_line import flag, shown
+from ..errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..backends.base import DTYPES
+from ..errors import UsageError
 from ..models import MODEL_NAMES, LanguageModel, build_model
-from ..train.config import UsageError
 
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
 _OPTIONAL = ("memory_slots", "memory_width")

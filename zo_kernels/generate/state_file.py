@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..train.config import UsageError
+from ..errors import UsageError
 from .decoding import DecodingState
 from .run import LoadedRun
 

@@ -5,7 +5,7 @@ from .base import RecurrentLM
 from .build import MODEL_NAMES, build_model, has_memory
 from .cells import GRU, LSTM, MODELS, Elman
 from .dnc import DNC
-from .flash import FlashLM
+from .flashrnn.language_model import FlashLM
 from .language import LanguageModel, States
 from .paper_dnc import PaperDNC
 from .population import ModelPopulation

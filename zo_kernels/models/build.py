@@ -6,7 +6,7 @@ import torch
 
 from .cells import MODELS
 from .dnc import DNC
-from .flash import FlashLM
+from .flashrnn.language_model import FlashLM
 from .language import LanguageModel
 from .memory import MemoryLM
 from .paper_dnc import PaperDNC

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arena import flat_offsets
 from ..backends.base import PRECISIONS
-from ..backends.loss import logits, nats
-from ..backends.memory import members_bytes
+from ..backends.recurrent.loss import logits, nats
+from ..backends.recurrent.memory import members_bytes
 from ..ops import apply_probes
 from ..ops.checks import IGNORE_INDEX, check_scalar, check_targets_form, check_tokens, check_tokens_form
+from ..params.arena import flat_offsets
 from .language import LanguageModel, States
 
 Weights = Mapping[str, Tensor]

@@ -1,7 +1,8 @@
 """Zero-order optimizers with torch.optim's face."""
 
 from .cdrge import CDRGE
+from .dense import DENSE_RULES, Adam, DenseRule
 from .report import StepReport
 from .zero_order import ZeroOrder
 
-__all__ = ["CDRGE", "StepReport", "ZeroOrder"]
+__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "StepReport", "ZeroOrder"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..distributed import Replicas
-from ..layout import Arena
+from ..distributed.replicas import Replicas
+from ..params.layout import Arena
 from .zero_order import ZeroOrder
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..distributed import Replicas
+from ..distributed.replicas import Replicas
 from ..errors import DivergenceError
 from ..estimators import Estimate, Estimator, Evaluator, Population
 from ..gradient import SeedGradient
+from ..params.sharded import ShardedArena
 from ..perturb import Perturbation
-from ..sharded import ShardedArena
 from ..transforms.agreement import agree
 from .evaluators import Closure, ClosureEvaluator, PopulationEvaluator
 from .sharded import ShardedClosureEvaluator

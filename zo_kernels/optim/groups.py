@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import Arena, Segment, Slot
+from ..params.layout import Arena, Segment, Slot
 
 
 @dataclass(frozen=True)

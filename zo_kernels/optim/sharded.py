@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from ..layout import is_dtensor
+from ..params.layout import is_dtensor
+from ..params.sharded import ShardedArena
 from ..perturb import Displacement, Perturbation
-from ..sharded import ShardedArena
 from .evaluators import Closure, ClosureEvaluator
 
 if TYPE_CHECKING:

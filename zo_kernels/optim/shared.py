@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..distributed import Replicas
+from ..distributed.replicas import Replicas
 from ..estimators import BatchPopulation, Evaluator
 from .evaluators import PopulationEvaluator
 

@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import ops
-from ..dense import DenseRule
-from ..distributed import Replicas, digest
+from ..distributed.replicas import Replicas, digest
 from ..distributions import check_distribution, is_exact_in_place
 from ..errors import DivergenceError
 from ..estimators import CentralDifference, Estimator, Population
 from ..gradient import SeedGradient
-from ..grid import Grid
 from ..interrupts import deferred_interrupts
-from ..layout import Arena
+from ..params.grid import Grid
+from ..params.layout import Arena
+from ..params.sharded import ShardedArena, arena_of
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
-from ..sharded import ShardedArena, arena_of
 from ..transforms import Context, State, Transform, chain
+from .dense import DenseRule
 from .estimating import estimated
 from .evaluators import Closure
 from .groups import HyperParameters, hyper_parameters, named, segments_of
@@ -49,7 +49,7 @@ class ZeroOrder(Optimizer):
     seed: of the run. The seeds of all probes follow from it.
     distribution: of the probes' elements (`zo_kernels.distributions`).
     transforms: what happens to the estimate's rows, in this order (`zo_kernels.transforms`).
-    dense: a rule with state of the parameters' size, such as `zo_kernels.dense.Adam()`, applied to the transformed
+    dense: a rule with state of the parameters' size, such as `zo_kernels.optim.Adam()`, applied to the transformed
         gradient written out; None steps along the rows themselves, in one pass without any further memory.
     max_distance: cosine distance up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`).
         `step` then takes a sequence of closures or populations, one per micro-batch. None: no filter.

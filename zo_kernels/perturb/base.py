@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..layout import Arena, Segment, Slot
+from ..params.layout import Arena, Segment, Slot
 
 
 @dataclass

@@ -12,9 +12,9 @@ from torch import Tensor
 from .. import ops
 from ..distributions import is_exact_in_place
 from ..errors import GridRangeError
-from ..grid import Grid
 from ..interrupts import deferred_interrupts
-from ..layout import Arena, Slot
+from ..params.grid import Grid
+from ..params.layout import Arena, Slot
 from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
 
 _logger = logging.getLogger("zo_kernels")

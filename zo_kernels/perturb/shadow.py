@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..interrupts import deferred_interrupts
-from ..layout import Arena
+from ..params.layout import Arena
 from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
 
 

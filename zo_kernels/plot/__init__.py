@@ -3,7 +3,7 @@
 plot_runs(["runs/first", "runs/second"], "compare.png", sets=["validation", "train"], log_y=True)
 """
 
-from ..train.config import UsageError
+from ..errors import UsageError
 from .compare import plot_runs
 
 __all__ = ["UsageError", "plot_runs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..train.config import UsageError
+from ..errors import UsageError
 from .compare import plot_runs
 from .config import parse
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..train.config import UsageError
-from ..train.plot import DPI, tidy
+from ..errors import UsageError
 from .config import X
+from .losses import DPI, tidy
 from .runs import PlottedRun, labels, read_run
 
 _COLORS = ("#3b6fb6", "#d1495b", "#edae49", "#3a7d44", "#8e6cae", "#56b4c4", "#6b6b6b", "#a0522d")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..train.config import shown
+from ..command_line import shown
 
 X = Literal["step", "forwards", "seconds"]
 Y = Literal["loss", "accuracy"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..train.config import UsageError
+from ..errors import UsageError
 
 _NO_DIFFERENCE = ("out", "threads", "device")
 """Flags that do not change what a run learns."""

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
-from ..checkpoint import write_atomically
-from ..errors import CheckpointError, JournalError
-from ..train.config import UsageError, shown
+from ..command_line import shown
+from ..errors import CheckpointError, JournalError, UsageError
+from ..run.checkpoint import write_atomically
 from .weights import replay
 
 EXIT_DONE, EXIT_ERROR = 0, 2

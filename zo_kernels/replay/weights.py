@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..errors import UsageError
+from ..interrupts import InterruptGate
+from ..run.folder import checkpoint_steps
 from ..train.build import build_solver
-from ..train.config import UsageError
-from ..train.durable import open_for_reading, restore
-from ..train.interrupt_gate import InterruptGate
-from ..train.run_folder import checkpoint_steps
-from ..train.stored import read_config
+from ..train.config import read_config
+from ..train.restore import open_for_reading, restore
 
 
 class Replayed(NamedTuple):

@@ -12,23 +12,21 @@ from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError
-from ..process_group import launched, process_group
-from .begin import Beginning, begin
+from ..distributed.process_group import is_launched, process_group
+from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError, UsageError
+from ..interrupts import InterruptGate
+from ..plot.losses import plot_losses
+from ..run.folder import RunFolder, journaled_metrics, write_text
+from .begin import Beginning, begin, going_on
 from .build import computing
-from .command_line import parse
-from .config import TrainConfig, UsageError
-from .find_lr import find_lr
-from .interrupt_gate import InterruptGate
+from .cli import parse
+from .config import TrainConfig
+from .find_lr import SearchResult, find_lr
 from .loggers import LOGGERS, Logger
 from .loop import Outcome, train
-from .lr_search import SearchResult
-from .plot import plot_losses
 from .ranks import Ranks
 from .record import FolderRecord, Record
-from .relaunch import going_on
 from .reporter import Reporter
-from .run_folder import RunFolder, journaled_metrics, write_text
 from .summary import print_header, print_summary, title
 
 EXIT_DONE, EXIT_ERROR = 0, 2
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     who = ""
     try:
         with InterruptGate() as gate, ExitStack() as stack:
-            if launched():
+            if is_launched():
                 with gate.open():
                     stack.enter_context(process_group(config.device, config.timeout))
             ranks = Ranks(config)

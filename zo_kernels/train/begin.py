@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from ..command_line import flag
+from ..errors import UsageError
+from ..interrupts import InterruptGate
+from ..run.folder import JOURNAL, RunFolder
 from .build import Run, build, build_solver
-from .config import TrainConfig, UsageError
-from .durable import open_for_reading, restore
-from .interrupt_gate import InterruptGate
+from .cli import FREE_ON_RESUME
+from .config import TrainConfig, as_json, read_config
 from .ranks import Ranks
-from .run_folder import RunFolder
-from .stored import read_config
+from .restore import open_for_reading, restore
 
 Warn = Callable[[str], None]
+
+_UNTOLD = ("out", "lr_search")
+"""Fields that a run's config and the arguments it was started with may differ in."""
 
 _PATIENCE = 60.0
 """Seconds that a process which was started anew waits for the one before it to let go of the folder."""
@@ -75,7 +83,7 @@ def share_state(run: Run, ranks: Ranks) -> None:
 def _begun(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
     run = build(config, gate)
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
-    return run, RunFolder.create(config, run.task.symbols, first_step=step), step
+    return run, RunFolder.create(config.out, as_json(config), run.task.symbols, name=config.task, first_step=step), step
 
 
 def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: float) -> tuple[Run, RunFolder, int]:
@@ -122,3 +130,55 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
         warn(f"only the parameters are taken from {config.fork}: {error}")
         run.solver.start_at(step)
     return step
+
+
+def going_on(config: TrainConfig) -> TrainConfig:
+    """The config to begin with: that of the run in the folder `out`, if there is one, to be resumed.
+
+    torchrun starts a run again, with the arguments it had at first, when a process died or processes came or left.
+    Without `out`, the folder is runs/TASK-ID with torchrun's id of the job. What a run left that died before it began
+    is removed.
+
+    Raises UsageError if the folder holds a run with other flags, or nothing says which folder it is.
+    """
+    if config.resume is not None:
+        return config
+    out = config.out or _folder_of_job(config.task)
+    config = replace(config, out=out)
+    if not out.is_dir() or not any(out.iterdir()) or _clear_unbegun(out):
+        return config
+    stored = read_config(out)
+    untold = (*FREE_ON_RESUME, *_UNTOLD, *(["lr"] if config.lr_search else []))
+    for field in fields(TrainConfig):
+        given, was = getattr(config, field.name), getattr(stored, field.name)
+        if field.name not in untold and given != was:
+            raise UsageError(
+                f"{out} holds a run whose {flag(field.name)} is {was}, not {given}: give --out a new folder, or this "
+                "run's own flags to go on with it"
+            )
+    free = {name: getattr(config, name) for name in FREE_ON_RESUME}
+    return replace(stored, **{**free, "resume": out})
+
+
+def _folder_of_job(task: str) -> Path:
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job == "none":
+        raise UsageError("a run of several processes needs --out, the folder it goes on from when it is started again")
+    return Path("runs") / f"{task}-{job}"
+
+
+def _clear_unbegun(path: Path) -> bool:
+    """Removes what is left of a run that was killed while its folder was being made. False if it is anything else.
+
+    Raises UsageError if config.json is not that of a run.
+    """
+    checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json"}
+    names = {item.name.removeprefix(".") for item in path.iterdir()}
+    if not checkpoints.is_dir() or any(checkpoints.iterdir()):
+        return False
+    if not all(name in made or name.startswith(JOURNAL) for name in names):  # with metrics.jsonl, it can be resumed
+        return False
+    if (path / "config.json").exists():
+        read_config(path)  # raises if it is somebody else's
+    shutil.rmtree(path)
+    return True

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from ..backends import backend, backend_for
-from ..errors import GridRangeError
-from ..grid import Grid, largest_magnitude
+from ..errors import GridRangeError, UsageError
+from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
+from ..params.grid import Grid, largest_magnitude
 from ..tasks import TASKS, Task
-from .config import TrainConfig, UsageError, task_options
-from .interrupt_gate import InterruptGate
+from .config import TrainConfig, task_options
 from .solvers import SOLVERS, Solver, ZeroOrderSolver
 
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ..backends.base import PRECISIONS
-from ..bptt import OPTIMIZERS
-from ..dense import DENSE_RULES
-from ..distributed import SHARDS
+from ..command_line import shown
+from ..distributed.replicas import SHARDS
+from ..errors import UsageError
 from ..estimators import ESTIMATORS
 from ..models import MODEL_NAMES
 from ..models.presets import PRESETS
+from ..optim.dense import DENSE_RULES
 from ..tasks import TASKS
+from .bptt import OPTIMIZERS
 from .loggers import LOGGERS
 
 SOLVERS = ("zo", "bptt")
 """Forward passes alone, or back-propagation through time."""
-
-
-class UsageError(Exception):
-    """The user asked for what can't be done; the message is one sentence that says why."""
-
-
-def shown(metavar: str, default: str | None = None) -> Any:
-    """How --help shows a flag's value, and what it says of the default where the default does not say it itself."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
 
 
 def _for_some_tasks(field: str, metavar: str = "INT", unset: str = "") -> Any:
@@ -199,6 +195,34 @@ def task_options(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in inspect.signature(TASKS[config.task]).parameters}
 
 
-def flag(field: str) -> str:
-    """The command line's spelling of a field."""
-    return "--" + field.replace("_", "-")
+def as_json(config: TrainConfig) -> str:
+    """The text of config.json: every field."""
+    return json.dumps(asdict(config), indent=2, default=str) + "\n"
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config of a run's folder. Raises UsageError if there is none, or it is that of another version."""
+    path = run / "config.json"
+    if not run.is_dir():
+        raise UsageError(f"there is no run folder {run}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{run} is not the folder of a run: can't read {path.name}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error})") from error
+    hints = typing.get_type_hints(TrainConfig)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        raise UsageError(f"{path} is not the config of a run, or of another version of zo_kernels")
+    names = [field.name for field in fields(TrainConfig)]
+    return TrainConfig(**{name: _restored(values[name], hints[name]) for name in names})
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """A value as it was before JSON, which knows neither paths nor tuples."""
+    if value is None:
+        return None
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if Path in options:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

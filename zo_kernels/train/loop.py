@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..distributed import Replicas
+from ..distributed.replicas import Replicas
 from ..errors import (
     CheckpointError,
     DivergenceError,
@@ -20,17 +20,17 @@ from ..errors import (
     ReplicasDifferError,
     ReplicaStoppedError,
 )
-from ..journal import Row, Scores
+from ..interrupts import InterruptGate
 from ..models import LanguageModel
+from ..run.journal import Row, Scores
 from ..tasks import Batch, BatchSets, Score, score
 from .begin import Beginning
 from .config import lr_at
-from .heal import heal
-from .interrupt_gate import InterruptGate
+from .divergence import Watch
 from .ranks import Ranks
 from .record import Record
+from .repair import heal
 from .solvers import Taken, ZeroOrderSolver
-from .watch import Watch
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import Replicas
-from ..errors import ReplicaError
-from ..process_group import finish, launched
-from .config import TrainConfig, UsageError
+from ..distributed.process_group import finish, is_launched
+from ..distributed.replicas import Replicas
+from ..errors import ReplicaError, UsageError
+from .config import TrainConfig
 from .solvers import Solver, ZeroOrderSolver
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Ranks:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.is_launched = launched() or "TORCHELASTIC_RUN_ID" in os.environ
+        self.is_launched = is_launched() or "TORCHELASTIC_RUN_ID" in os.environ
         self.replicas: Replicas | None = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.replicas = Replicas(

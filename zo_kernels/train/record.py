@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CheckpointError
-from ..journal import Row, Scores
+from ..run.folder import Metrics, RunFolder, journaled_metrics, metrics_of
+from ..run.journal import Row, Scores
 from ..tasks import Score
 from .build import Run
 from .loggers import Logger
 from .reporter import Reporter
-from .run_folder import Metrics, RunFolder, journaled_metrics, metrics_of
 
 
 class Record:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_for
-from ..bptt import BPTT
-from ..dense import DENSE_RULES
 from ..estimators import ESTIMATORS, Population
-from ..journal import Row
+from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
 from ..optim import StepReport, ZeroOrder
+from ..optim.dense import DENSE_RULES
+from ..run.journal import Row
 from ..tasks import Batch
 from ..transforms import parse_transforms
+from .bptt import BPTT
 from .config import TrainConfig
-from .interrupt_gate import InterruptGate
 
 
 class Taken(NamedTuple):

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models import LanguageModel
+from ..run.folder import Metrics
 from .build import Run
 from .config import TrainConfig
-from .run_folder import Metrics
 
 
 def print_header(console: Console, run: Run, backend: str, processes: int = 1) -> None:

@@ -1,0 +1,73 @@
+"""A chunk of probes as one CUDA graph: hundreds of small kernels launched at once, for models that are all launches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...backends import backend_for
+from ...backends.base import Backend
+from .call import first_line
+from .choice import FlashBackend
+
+_logger = logging.getLogger("zo_kernels")
+
+_STEP_WORK = 1e9
+"""Multiply-adds of one time step of a chunk below which launching it takes longer than computing it."""
+
+_STEPS = 1024
+"""Time steps of a graph; each is some twenty nodes."""
+
+
+def obstacle(chosen: FlashBackend, device: torch.device) -> str | None:
+    """Why a chunk that `chosen` computes on `device` can't be recorded, or None if it can be tried."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, not {device.type}"
+    if chosen.name == "cuda":
+        return "flashrnn's backend cuda waits for the device in every call, which a CUDA graph can't record"
+    backend = backend_for(device.type)
+    if type(backend).apply_probes is Backend.apply_probes:
+        return f"the ops' backend {backend.name!r} reads seeds on the host"
+    return None
+
+
+def is_small(step_work: float, steps: int) -> bool:
+    """Whether a chunk of `step_work` multiply-adds a time step is worth recording."""
+    return step_work < _STEP_WORK and steps <= _STEPS
+
+
+def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A function that replays what `compute` does, on the values its tensors then have, and returns its result.
+
+    The result is overwritten by the next replay. `compute` must not wait for the device, and must read and write the
+    same memory every time; it runs twice before it is recorded, so that all that is set up at a first call is.
+    """
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            compute()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def record_or_compute(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`record`, or where that fails `compute` itself, with a line in the log."""
+    try:
+        return record(compute)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        _logger.warning("no CUDA graph, computed as it comes: %s", first_line(error))
+        return compute

@@ -1,0 +1,214 @@
+"""The losses of a population: chunks of probes as heads of one call, long contexts segment by segment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backends.base import RecurrentWeights
+from ...backends.recurrent.loss import nats
+from ...backends.recurrent.memory import population_bytes
+from . import graph
+from .call import Recurrence
+from .checks import check_population
+from .choice import FlashBackend
+from .members import Members, PerturbedMembers, wide_dtype
+from .plan import Plan, Work, make_plan
+from .project import InputProjection
+
+_logger = logging.getLogger("zo_kernels")
+
+_GRAPHS = 4
+"""Recorded chunks that are kept, the latest; each has memory of its own."""
+
+
+def walk(
+    recurrence: Recurrence,
+    members: Members,
+    tokens_BT: Tensor,
+    states: Tensor,
+    dtype: torch.dtype,
+    steps: int,
+    consume: Callable[[slice, Tensor], None],
+) -> Tensor:
+    """Runs the members over the tokens, at most `steps` at a time, and returns the states after the last.
+
+    states: [S, B, MN, D] of `dtype`, in which the recurrence is computed. consume: called with each segment and its
+    hidden states [T, B, M, H], which are dropped afterwards.
+    """
+    # In bfloat16 the biases join the projections before these are rounded: of b alone, the perturbation would be lost.
+    with_bias = dtype != members.bias.dtype
+    project = InputProjection(members, tokens_BT.numel(), dtype, with_bias=with_bias)
+    bias = members.recurrent_bias().to(dtype) if with_bias else members.bias
+    recurrent_weight = members.recurrent_weight
+    for start in range(0, tokens_BT.shape[1], steps):
+        segment = slice(start, min(start + steps, tokens_BT.shape[1]))
+        wx = project(tokens_BT[:, segment].t())
+        hidden, states = recurrence(wx, states, recurrent_weight, bias)
+        consume(segment, hidden.reshape(*hidden.shape[:2], len(members.embedding), -1))
+        del wx, hidden  # before the next segment has its own: hidden is a view of all states of this one
+    return states
+
+
+class Chunk:
+    """n probes on a batch of a given shape: the memory they are computed in, and the computation.
+
+    Filled by `load` and by writing `seeds`; `compute` reads nothing else, and does not wait for the device.
+    """
+
+    def __init__(
+        self, recurrence: Recurrence, weights: RecurrentWeights, plan: Plan, tokens_BT: Tensor, dtype: torch.dtype
+    ) -> None:
+        device = weights.bias.device
+        self._recurrence = recurrence
+        self._plan = plan
+        self._dtype = dtype
+        self._perturbed = PerturbedMembers(weights, plan.probes, dtype == torch.bfloat16)
+        self._tokens_BT = torch.empty(tokens_BT.shape, dtype=torch.int64, device=device)
+        self._targets_BT = torch.empty_like(self._tokens_BT)
+        self._eps = torch.empty(1, dtype=torch.float64, device=device)
+        self.seeds = torch.empty(plan.probes, dtype=torch.int64, device=device)
+        self.record: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None
+        """What makes a CUDA graph of `compute`, if it is to be one."""
+        self._replay: Callable[[], Tensor] | None = None
+
+    def load(self, tokens_BT: Tensor, targets_BT: Tensor, eps: float) -> None:
+        self._tokens_BT.copy_(tokens_BT)
+        self._targets_BT.copy_(targets_BT)
+        self._eps.fill_(eps)
+
+    def compute(self, states: Sequence[Tensor] = ()) -> Tensor:
+        """Nats float64 [n, 2]. states: [n, 2, N, B, D] each, overwritten; none start from zeros."""
+        self._perturbed.write(self._eps, self.seeds)
+        members = self._perturbed.members
+        total = torch.zeros(len(members.embedding), dtype=torch.float64, device=self._eps.device)
+
+        def add(segment: slice, hidden_TBMH: Tensor) -> None:
+            targets_TB = self._targets_BT[:, segment].t()
+            total.add_(nats(hidden_TBMH, members.output_weight, members.output_bias, targets_TB))
+
+        before = self._heads_of(states, members)
+        last = walk(self._recurrence, members, self._tokens_BT, before, self._dtype, self._plan.steps, add)
+        for state, heads_B_MN_D in zip(states, last, strict=False):
+            state.copy_(heads_B_MN_D.transpose(0, 1).unflatten(0, state.shape[:3]))
+        return total.view(-1, 2)
+
+    def compute_and_carry(self, states: Sequence[Tensor]) -> Tensor:
+        """As `compute`, by a CUDA graph if it is to be one; states may be those of fewer than n probes."""
+        if not states:
+            if self.record is not None and self._replay is None:
+                self._replay = self.record(self.compute)
+            return (self._replay or self.compute)().clone()
+        missing = len(self.seeds) - len(states[0])
+        if missing == 0:
+            return self.compute(states)
+        full = [torch.cat([state, state[-1:].expand(missing, *state.shape[1:])]) for state in states]
+        result = self.compute(full)
+        for state, carried in zip(states, full, strict=True):
+            state.copy_(carried[: len(state)])
+        return result
+
+    def _heads_of(self, states: Sequence[Tensor], members: Members) -> Tensor:
+        """Population states as flashrnn has them, [S, B, MN, D]."""
+        heads, _, _, head_dim = members.recurrent_weight.shape
+        if not states:
+            count = self._recurrence.num_states
+            shape = (count, len(self._tokens_BT), heads, head_dim)
+            return torch.zeros(shape, dtype=self._dtype, device=self._eps.device)
+        return torch.stack([state.flatten(0, 2).transpose(0, 1) for state in states]).to(self._dtype)
+
+
+class PopulationForward:
+    """The population forward of one model, with what it remembers from call to call: sizes of chunks, and CUDA graphs.
+
+    cuda_graph: True records chunks and raises where that can't be, False never does, None does where it can and pays.
+    """
+
+    def __init__(self, recurrence: Recurrence, cuda_graph: bool | None) -> None:
+        self._recurrence = recurrence
+        self._cuda_graph = cuda_graph
+        self._compiled: set[int] = set()
+        self._recorded: dict[Any, Chunk] = {}
+        self._said: set[str] = set()
+
+    @torch.no_grad()
+    def nats(
+        self,
+        weights: RecurrentWeights,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        seeds: Tensor,
+        eps: float,
+        states: Sequence[Tensor],
+        precision: str,
+    ) -> Tensor:
+        """See `zo_kernels.models.FlashLM.population_nats`."""
+        check_population(weights, tokens_BT, targets_BT, seeds, eps, states, precision)
+        if len(seeds) == 0:
+            return torch.zeros(0, 2, dtype=torch.float64)
+        with torch.cuda.device_of(weights.bias):
+            chunk = self._chunk(weights, tokens_BT, len(seeds), bool(states), precision)
+            chunk.load(tokens_BT, targets_BT, eps)
+            size = len(chunk.seeds)
+            filled_up = torch.cat([seeds, seeds[-1:].expand(-len(seeds) % size)]).to(weights.bias.device)
+            parts = []
+            for start in range(0, len(seeds), size):
+                chunk.seeds.copy_(filled_up[start : start + size])
+                parts.append(chunk.compute_and_carry([state[start : start + size] for state in states]))
+            return torch.cat(parts)[: len(seeds)].cpu()
+
+    def _chunk(self, weights: RecurrentWeights, tokens_BT: Tensor, probes: int, carried: bool, precision: str) -> Chunk:
+        device, wide = weights.bias.device, wide_dtype(weights.bias.dtype)
+        dtype = torch.bfloat16 if precision == "bfloat16" and wide == torch.float32 else wide
+        addresses = tuple(x.data_ptr() for x in weights.tensors)
+        key = (tokens_BT.shape, probes, dtype, addresses, weights.offsets, device)
+        if key in self._recorded:
+            return self._recorded[key]
+        self._warn_of_tf32(device)
+        chosen = self._recurrence.backend(device, dtype)
+        work = Work.of(weights, tokens_BT.shape[0], tokens_BT.shape[1], dtype)
+        plan = make_plan(work, probes, population_bytes(weights), self._compiled if chosen.compiles else ())
+        if chosen.compiles:
+            self._compiled.add(plan.probes)
+        chunk = Chunk(self._recurrence, weights, plan, tokens_BT, dtype)
+        if not carried and plan.steps == work.steps and self._records(chosen, weights, plan, len(tokens_BT)):
+            chunk.record = graph.record if self._cuda_graph else graph.record_or_compute
+            self._recorded[key] = chunk
+            if len(self._recorded) > _GRAPHS:
+                del self._recorded[next(iter(self._recorded))]
+        return chunk
+
+    def _records(self, chosen: FlashBackend, weights: RecurrentWeights, plan: Plan, batch_size: int) -> bool:
+        """Whether a chunk becomes a CUDA graph. Raises RuntimeError if it must, but can't."""
+        if self._cuda_graph is False:
+            return False
+        reason = graph.obstacle(chosen, weights.bias.device)
+        if self._cuda_graph:
+            if reason is not None:
+                raise RuntimeError(f"cuda_graph=True can't be had: {reason}")
+            return True
+        products = sum(x.numel() for x in (weights.input_weight, weights.recurrent_weight, weights.output_weight))
+        if not graph.is_small(2 * plan.probes * batch_size * products, plan.steps):
+            return False
+        if reason is not None and weights.bias.device.type == "cuda":
+            self._say(logging.INFO, f"no CUDA graph: {reason}")
+        return reason is None
+
+    def _warn_of_tf32(self, device: torch.device) -> None:
+        matmul = torch.backends.cuda.matmul
+        precision = getattr(matmul, "fp32_precision", None)  # torch 2.8 does not have it
+        if device.type == "cuda" and (matmul.allow_tf32 if precision is None else precision == "tf32"):
+            self._say(
+                logging.WARNING,
+                "torch rounds the factors of float32 products to TF32, 10 bits, and so w + eps and w - eps, which "
+                "blurs differences of losses; after torch.set_float32_matmul_precision('highest') it does not",
+            )
+
+    def _say(self, level: int, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _logger.log(level, message)

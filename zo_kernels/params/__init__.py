@@ -1,0 +1,8 @@
+"""Where the parameters live, and which elements of the flat parameter space they are."""
+
+from .arena import ParameterArena, flat_offsets
+from .grid import Grid
+from .layout import Arena, Segment, Slot
+from .sharded import ShardedArena, arena_of
+
+__all__ = ["Arena", "Grid", "ParameterArena", "Segment", "ShardedArena", "Slot", "arena_of", "flat_offsets"]

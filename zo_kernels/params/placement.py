@@ -1,0 +1,91 @@
+"""Which elements of each parameter a process holds, and who holds the others: the placements of DTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .layout import is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """spans: of each parameter, where this process's elements start and how many they are.
+
+    shard_group, replica_group: as `zo_kernels.params.ShardedArena` has them. device_type: of the mesh.
+    """
+
+    spans: list[tuple[int, int]]
+    shard_group: dist.ProcessGroup | None
+    replica_group: dist.ProcessGroup | None
+    device_type: str
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter, without gradients and in the same memory."""
+    if is_dtensor(parameter):
+        with torch.no_grad():
+            return cast("DTensor", parameter).to_local()
+    return parameter.detach()
+
+
+def placed(named: Sequence[tuple[str, Tensor]]) -> Placement:
+    """Raises ValueError, naming the parameter, unless all are whole, or sharded by rows along one mesh dimension."""
+    if not any(is_dtensor(p) for _, p in named):
+        raise ValueError("none of the parameters is a DTensor: use zo_kernels.params.ParameterArena")
+    first_name, first = next((name, cast("DTensor", p)) for name, p in named if is_dtensor(p))
+    mesh = first.device_mesh
+    sharding: dict[int, str] = {}
+    for name, p in named:
+        if is_dtensor(p):
+            distributed = cast("DTensor", p)
+            if distributed.device_mesh != mesh:
+                raise ValueError(f"parameters {first_name} and {name} lie on different meshes: train them apart")
+            sharding.update(dict.fromkeys(_sharding_dimensions(name, distributed), name))
+    if len(sharding) > 1:
+        raise ValueError(
+            f"parameters {' and '.join(dict.fromkeys(sharding.values()))} are sharded along several mesh dimensions: "
+            "use one"
+        )
+    replicating = [d for d in range(mesh.ndim) if d not in sharding and mesh.size(d) > 1]
+    if len(replicating) > 1:
+        raise ValueError("the parameters are replicated along several mesh dimensions: build the mesh with one of them")
+    return Placement(
+        [_span(name, p) for name, p in named],
+        mesh.get_group(next(iter(sharding))) if sharding else None,
+        mesh.get_group(replicating[0]) if replicating else None,
+        mesh.device_type,
+    )
+
+
+def _sharding_dimensions(name: str, p: DTensor) -> list[int]:
+    from torch.distributed.tensor import Replicate, Shard
+
+    for placement in p.placements:  # their subclasses are other placements
+        if type(placement) is not Replicate and not (type(placement) is Shard and placement.dim == 0):
+            raise ValueError(f"parameter {name} is placed as {placement}: only Shard(0) and Replicate are supported")
+    return [d for d, placement in enumerate(p.placements) if isinstance(placement, Shard)]
+
+
+def _span(name: str, p: Tensor) -> tuple[int, int]:
+    local, start, rows = local_part(p), 0, p.shape[0] if p.dim() else 1
+    if is_dtensor(p):
+        distributed = cast("DTensor", p)
+        for d in _sharding_dimensions(name, distributed):
+            most = -(-rows // distributed.device_mesh.size(d))
+            start = min(distributed.device_mesh.get_local_rank(d) * most, rows)
+            rows = min(most, rows - start)
+    width = p.numel() // p.shape[0] if p.dim() and p.shape[0] else 1
+    if local.numel() != (rows * width if p.numel() else 0):
+        raise ValueError(f"parameter {name} is not sharded as torch.chunk would: shard it by distribute_tensor")
+    if not local.is_contiguous():
+        raise ValueError(f"parameter {name} is not contiguous on this process: make it so before it is sharded")
+    return start * width, local.numel()

@@ -1,0 +1,267 @@
+"""Parameters of which each process holds a part: DTensors, as FSDP2's `fully_shard` makes them.
+
+Every process perturbs and updates its own rows where they lie. What a probe is at an element follows from the element's
+place in the whole parameter, so no process needs another's part, and the parameters are bit for bit those of a model
+that is not sharded. The processes of a shard group take their losses at the same points, since FSDP gathers parameters
+in the forward pass; a loss is the mean of theirs.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..philox import BLOCK_SIGNS
+from .arena import ParameterArena
+from .grid import largest_magnitude
+from .layout import NOTHING_TO_TRAIN, Arena, Segment, Slot, common_kind, is_dtensor, listed, refuse_overlap, slots_of
+from .placement import local_part, placed
+
+
+class _FSDPModule(Protocol):
+    """What is used of an FSDPModule, which mypy does not know to be an nn.Module too."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def reshard(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One parameter's elements on this process: from `start` of the flat parameter space, from `home` of state.
+
+    home and start are equal modulo 128, so that state has the kernels' alignment.
+    """
+
+    slot: Slot
+    parameter: Tensor
+    start: int
+    numel: int
+    home: int
+
+    @property
+    def local(self) -> Tensor:
+        """The elements in memory [numel]; asked for each time, since FSDP may move them."""
+        return local_part(self.parameter).view(-1)
+
+
+class ShardedArena(Arena):
+    """Trainable parameters of which some are DTensors; all stay where they are.
+
+    params: as for `ParameterArena`. Parameters that are no DTensors are taken to be the same on all processes.
+
+    Supported are meshes with one dimension along which parameters are sharded, by rows (`Shard(0)`), and at most one
+    more along which they are replicated. Raises ValueError for anything else, naming the parameter, if FSDP holds one
+    unsharded, so that it would be trained in vain, or two share memory, and as `ParameterArena` does. A parameter that
+    occurs twice gets one slot.
+    """
+
+    shard_group: dist.ProcessGroup | None
+    """Processes that hold the parts of one copy of the parameters, this one among them."""
+    replica_group: dist.ProcessGroup | None
+    """Processes that hold the same parts as this one, if there are such: they may share probes."""
+
+    def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        named, seen = [], set()
+        for name, p in listed(params):
+            if p.requires_grad and p not in seen:
+                named.append((name, p))
+                seen.add(p)
+        if not named:
+            raise ValueError(NOTHING_TO_TRAIN)
+        modules = resharded_modules(named)
+        self.dtype, self.device = common_kind(named)
+        self.slots, self._end = slots_of(named)
+        place = placed(named)
+        self.shard_group, self.replica_group = place.shard_group, place.replica_group
+        self._message_device = torch.device(place.device_type)
+        self._members = [(slot, p) for slot, (_, p) in zip(self.slots, named, strict=True)]
+        self._shards: dict[Slot, _Shard] = {}
+        home = 0
+        for (slot, p), (start, numel) in zip(self._members, place.spans, strict=True):
+            at = slot.offset + start
+            self._shards[slot] = _Shard(slot, p, at, numel, home + at % BLOCK_SIGNS)
+            home += -(-(at % BLOCK_SIGNS + numel) // BLOCK_SIGNS) * BLOCK_SIGNS
+        self._length = home
+        refuse_overlap(
+            (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), slot.name)
+            for slot, x in zip(self.slots, self.tensors, strict=True)
+            if x.numel()
+        )
+        ours = {id(p) for _, p in named}
+        self._modules = [(weakref.ref(module), {id(p) for p in module.parameters()} & ours) for module in modules]
+
+    @property
+    def flat(self) -> Tensor:
+        """A copy of this process's elements in the layout of state, padding 0."""
+        copied = self.zeros(self.dtype)
+        for shard in self._shards.values():
+            self._of(shard, copied).copy_(shard.local)
+        return copied
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [shard.local for shard in self._shards.values()]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and number of this process's elements of each parameter, in the flat parameter space."""
+        return [(shard.start, shard.numel) for shard in self._shards.values()]
+
+    def __len__(self) -> int:
+        return self._end
+
+    def zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self._length, dtype=dtype, device=self.device)
+
+    def check(self) -> None:
+        self._reshard()
+        for shard in self._shards.values():
+            local = local_part(shard.parameter)
+            if (local.numel(), local.dtype, local.device) != (shard.numel, self.dtype, self.device):
+                raise RuntimeError(
+                    f"parameter {shard.slot.name} has changed since the optimizer was built: build the optimizer after "
+                    "model.to(...), fully_shard and the like"
+                )
+        for reference, managed in self._modules:
+            module = reference()
+            if module is not None and not managed <= {id(p) for p in module.parameters()}:
+                raise RuntimeError(
+                    "FSDP holds parameters unsharded and would not see them change, as after a forward pass that "
+                    "raised: call reset_iter_state() of the root module, or build the model anew"
+                )
+
+    def versions(self) -> list[Hashable]:
+        shards = self._shards.values()
+        return [(s.parameter._version, s.local._version, s.local.data_ptr()) for s in shards]
+
+    def each(self, segment: Segment, kernel: Callable[..., Any], *state: Tensor) -> None:
+        self._reshard()
+        for shard in map(self._shards.__getitem__, segment.slots):
+            before, x = shard.start % BLOCK_SIGNS, shard.local
+            head = min(BLOCK_SIGNS - before, shard.numel) if before else 0
+            if head:  # kernels begin at multiples of 128
+                block = x.new_zeros(BLOCK_SIGNS)
+                ours = block[before : before + head]
+                ours.copy_(x[:head])
+                home = shard.home - before
+                kernel(block, *(s[home : home + BLOCK_SIGNS] for s in state), offset=shard.start - before)
+                x[:head].copy_(ours)
+            if shard.numel > head:
+                parts = (s[shard.home + head : shard.home + shard.numel] for s in state)
+                kernel(x[head:], *parts, offset=shard.start + head)
+
+    def each_of(self, state: Tensor, segment: Segment, kernel: Callable[..., Any], *more: Tensor) -> None:
+        for shard in map(self._shards.__getitem__, segment.slots):
+            before = shard.start % BLOCK_SIGNS
+            parts = (s[shard.home - before : shard.home + shard.numel] for s in (state, *more))
+            if shard.numel:
+                kernel(*parts, offset=shard.start - before)
+
+    def magnitudes(self, slots: Sequence[Slot], state: Tensor | None = None) -> list[float]:
+        shards = [self._shards[slot] for slot in slots]
+        found = [largest_magnitude(shard.local if state is None else self._of(shard, state)) for shard in shards]
+        return self._largest_of_all(found)
+
+    def largest(self, segment: Segment, state: Tensor) -> float:
+        return max(self.magnitudes(segment.slots, state))
+
+    def take(self, slot: Slot, theta: Tensor) -> None:
+        shard = self._shards[slot]
+        copied = self._of(shard, theta)
+        if not torch.equal(copied.to(self.dtype), shard.local):
+            copied.copy_(shard.local)
+
+    def write(self, theta: Tensor) -> None:
+        self._reshard()
+        for shard in self._shards.values():
+            shard.local.copy_(self._of(shard, theta))
+
+    def clear_padding(self, state: Tensor | None = None) -> None:
+        if state is None:  # there is none between parameters that lie apart
+            return
+        end = 0
+        for shard in self._shards.values():
+            state[end : shard.home].zero_()
+            end = shard.home + shard.numel
+        state[end:].zero_()
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean over the shard group, float64 on the CPU, the same bits on all of its processes."""
+        if self.shard_group is None:
+            return losses
+        mine = losses.to(self._message_device, torch.float64)
+        received = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.shard_group))]
+        dist.all_gather(received, mine, group=self.shard_group)
+        first, *others = (reply.cpu() for reply in received)
+        apart = torch.zeros_like(first)
+        for reply in others:
+            apart += reply - first
+        return first + apart / len(received)  # exact where all are equal
+
+    def _largest_of_all(self, found: Sequence[float]) -> list[float]:
+        if self.shard_group is None:
+            return list(found)
+        finite = [value if value < float("inf") else float("inf") for value in found]  # MAX may lose a NaN
+        message = torch.tensor(finite, dtype=torch.float64, device=self._message_device)
+        dist.all_reduce(message, dist.ReduceOp.MAX, group=self.shard_group)
+        return message.tolist()
+
+    def _reshard(self) -> None:
+        """Drops what FSDP has gathered, before parameters change: it would go on computing with it."""
+        for reference, _ in self._modules:
+            module = reference()
+            if module is not None:
+                module.reshard()
+
+    @staticmethod
+    def _of(shard: _Shard, state: Tensor) -> Tensor:
+        return state[shard.home : shard.home + shard.numel]
+
+
+def arena_of(params: Iterable[tuple[str, Tensor]]) -> Arena:
+    """A `ShardedArena` if a trainable parameter is a DTensor, else a `ParameterArena`.
+
+    Raises ValueError if FSDP shards only frozen parameters of a module that has others, and as these do.
+    """
+    named = [(name, p) for name, p in listed(params) if p.requires_grad]
+    if any(is_dtensor(p) for _, p in named):
+        return ShardedArena(named)
+    if resharded_modules(named):  # the processes would take other numbers of forward passes, but have to meet in each
+        raise ValueError(
+            f"FSDP shards the module of parameter {named[0][0]}, but none to be trained: shard one of them"
+        )
+    return ParameterArena(named)
+
+
+def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
+    """Modules under FSDP2 that have one of the parameters, after their reshard().
+
+    Raises ValueError if that takes one of the parameters out of its module.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not fsdp.FSDPModule.__subclasses__():
+        return []
+    wanted = {p for _, p in named}
+    # torch has no list of them but the garbage collector's
+    modules = [x for x in gc.get_objects() if issubclass(type(x), fsdp.FSDPModule)]
+    modules = [module for module in modules if not wanted.isdisjoint(module.parameters())]
+    for module in modules:
+        unsharded = set(module.parameters())
+        module.reshard()
+        unsharded.difference_update(module.parameters())
+        for name, p in named:
+            if p in unsharded:
+                raise ValueError(
+                    f"parameter {name} is what FSDP gathered for a forward pass: ask for model.parameters() after "
+                    "reshard() of the model and its FSDP submodules, or before the first forward pass"
+                )
+    return modules

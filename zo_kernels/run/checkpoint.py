@@ -1,0 +1,136 @@
+"""Checkpoints of a run: its parameters and the state of what trains them, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+_FORMAT = "zo_kernels checkpoint"
+_VERSION = "1"
+
+
+class Checkpoint(NamedTuple):
+    """step: how many steps were taken. model: its state_dict. solver: the state of what trains it, any nesting of
+    dictionaries, lists, tensors, numbers and strings. journal: digest of the journal's rows before `step`."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    solver: Any
+    journal: bytes
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a safetensors file, which appears when it is whole and on the disk.
+
+    Its tensors are `model.NAME` and `solver.NUMBER`; its metadata say the rest. Raises CheckpointError, leaving what
+    was there, if it can't be written.
+    """
+    tensors = {f"model.{name}": _on_cpu(x) for name, x in checkpoint.model.items()}
+    packed = _pack(checkpoint.solver, tensors)
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "step": str(checkpoint.step),
+        "journal": checkpoint.journal.hex(),
+        "solver": json.dumps(packed),
+    }
+    metadata["digest"] = _digest(metadata, tensors)
+    write_atomically(path, tensors, metadata)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What `save_checkpoint` wrote. Raises CheckpointError if it can't be read, or is not what was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} can't be read: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of zo_kernels")
+    if metadata.get("version") != _VERSION:
+        raise CheckpointError(f"{path} is a checkpoint of version {metadata.get('version')}, this one reads {_VERSION}")
+    if metadata.pop("digest", None) != _digest(metadata, tensors):
+        raise CheckpointError(f"the checkpoint {path} is damaged: its content is not what was written")
+    model = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+    solver = _unpack(json.loads(metadata["solver"]), tensors)
+    return Checkpoint(int(metadata["step"]), model, solver, bytes.fromhex(metadata["journal"]))
+
+
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file that appears whole, synced to the disk, or not at all. Raises CheckpointError."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            os.close(descriptor)  # made here with the umask's permissions: safetensors makes it 0600
+            mode = unfinished.stat().st_mode
+            safetensors.torch.save_file(
+                {name: _on_cpu(x) for name, x in tensors.items()}, unfinished, dict(metadata or {})
+            )
+            unfinished.chmod(mode)
+            _sync(unfinished)
+            os.replace(unfinished, path)
+            _sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _on_cpu(x: Tensor) -> Tensor:
+    """In memory of its own extent, as safetensors wants it."""
+    return x.detach().cpu().contiguous()
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        x = _on_cpu(tensors[name])
+        digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        digest.update(x.flatten().view(torch.uint8).numpy().data if x.numel() else b"")
+    return digest.hexdigest()
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON can say it, with its tensors moved to `tensors`."""
+    if isinstance(value, Tensor):
+        name = f"solver.{len(tensors)}"
+        tensors[name] = _on_cpu(value)
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(v, tensors) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint can't hold a {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(v, tensors) for v in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value["items"]}
+    return value

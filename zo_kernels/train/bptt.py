@@ -1,0 +1,189 @@
+"""Back-propagation through time: the baseline that zero-order training is compared with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import DivergenceError
+from ..interrupts import deferred_interrupts
+from ..models.language import LanguageModel, States
+from ..ops.checks import IGNORE_INDEX
+from ..transforms.agreement import agree
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+class BPTT:
+    """Trains a language model along its gradient, with SGD or AdamW of torch.
+
+    model: its trainable parameters are trained.
+    optimizer: "sgd" or "adamw".
+    lr, weight_decay: as torch's; AdamW's decay is decoupled, SGD's is added to the gradient.
+    momentum: of SGD, in [0, 1).
+    micro_batch_size: sequences evaluated at once; None: the whole batch. Losses and gradients are those of the batch.
+    checkpoint_length: tokens of a segment: the forward keeps the states between segments only, and the backward
+        computes each segment again, so that memory grows with T / checkpoint_length + checkpoint_length and not with
+        T, for one more forward. Gradients are the same. None: nothing is computed twice.
+    max_distance: filters the micro-batches' gradients by agreement: they are taken in order, and one further from the
+        sum of those kept than this cosine distance, in [0, 2], is left out. If no other agrees with the first, the
+        step leaves the parameters alone. 2 keeps all. Takes memory for one gradient per micro-batch. None: no filter.
+
+    `optimizer` is torch's own, for schedulers. Raises ValueError for values out of range.
+
+    Sources: gradient checkpointing, Chen et al., arXiv 1604.06174; gradient agreement filtering, Chaubard, Eyre and
+    Kochenderfer, arXiv 2412.18052.
+    """
+
+    optimizer: torch.optim.Optimizer
+    kept: int
+    """Micro-batches whose gradients made the last step: those that score anything, less those filtered out."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: str = "sgd",
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        micro_batch_size: int | None = None,
+        checkpoint_length: int | None = None,
+        max_distance: float | None = None,
+    ) -> None:
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr must be positive and finite, not {lr}")
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and at least 0, not {weight_decay}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), not {momentum}")
+        if momentum and optimizer != "sgd":
+            raise ValueError(f"momentum is sgd's: {optimizer} has its own, set momentum to 0")
+        for name, value in (("micro_batch_size", micro_batch_size), ("checkpoint_length", checkpoint_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if max_distance is not None and not 0 <= max_distance <= 2:
+            raise ValueError(f"max_distance must be in [0, 2], not {max_distance}")
+        self.model = model
+        self.name = optimizer
+        self.micro_batch_size = micro_batch_size
+        self.checkpoint_length = checkpoint_length
+        self.max_distance = max_distance
+        self.kept = 0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ValueError("the model has no trainable parameter")
+        if optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(self._parameters, lr, momentum=momentum, weight_decay=weight_decay)
+        else:
+            self.optimizer = torch.optim.AdamW(self._parameters, lr, weight_decay=weight_decay)
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
+        """One update. Returns the mean loss of the batch in nats per scored position, before the update.
+
+        tokens_BT, targets_BT: as for the model's `loss`; on the model's device.
+
+        Raises ValueError as the model's `loss` does, if no position is scored, and if there are no two micro-batches to
+        agree; DivergenceError if the loss or its gradient is NaN or infinite. Whatever is raised, the parameters are
+        then what they were and the step not taken; a Ctrl-C during the update itself waits until it is done.
+        """
+        self.model.check_batch(tokens_BT, targets_BT)
+        size = self.micro_batch_size or len(tokens_BT)
+        micro_batches = [
+            (tokens, targets, count)
+            for tokens, targets in zip(tokens_BT.split(size), targets_BT.split(size), strict=True)
+            if (count := int((targets != IGNORE_INDEX).sum())) > 0
+        ]
+        total = sum(count for _, _, count in micro_batches)
+        if total == 0:
+            raise ValueError("no position of the batch is scored: all targets are -100")
+        if self.max_distance is not None and len(micro_batches) < 2:
+            raise ValueError("max_distance compares micro-batches, but there is one only: lower micro_batch_size")
+        try:
+            loss, gradients = 0.0, []
+            self.optimizer.zero_grad()
+            for tokens, targets, count in micro_batches:
+                part = self._loss(tokens, targets, count) * (count / total)
+                part.backward()  # adds to the gradients so far
+                loss += part.item()
+                if self.max_distance is not None:
+                    gradients.append(self._taken_gradient())
+            checked = gradients or [p.grad for p in self._parameters if p.grad is not None]
+            if not (math.isfinite(loss) and all(gradient.isfinite().all() for gradient in checked)):
+                raise DivergenceError(f"the loss is {loss} or its gradient is not finite: lower lr, or check the batch")
+            kept = len(micro_batches)
+            if gradients:
+                kept = self._keep_agreeing(gradients, [count / total for _, _, count in micro_batches])
+            with deferred_interrupts():
+                self.optimizer.step()  # passes over parameters without a gradient
+                self.kept = kept
+        finally:
+            self.optimizer.zero_grad()  # frees them: the next step's losses need the memory
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state of the optimizer, and its name: saved with the model's, the run continues bit for bit."""
+        return {"bptt": self.name, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a `state_dict`. Raises ValueError, changing nothing, if it is of something else."""
+        name = state_dict.get("bptt")
+        if name != self.name:
+            of = "no BPTT" if name is None else f"BPTT with {name}"
+            raise ValueError(f"this state is of {of}, but BPTT with {self.name} is to continue from it")
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    def _loss(self, tokens_BT: Tensor, targets_BT: Tensor, count: int) -> Tensor:
+        """Mean over the `count` scored positions, float64."""
+        length = tokens_BT.shape[1]
+        segment_length = self.checkpoint_length or length
+        if segment_length >= length:
+            return self.model.loss(tokens_BT, targets_BT)
+        states = self.model.initial_states(len(tokens_BT))
+        parts = []
+        for tokens, targets in zip(
+            tokens_BT.split(segment_length, dim=1), targets_BT.split(segment_length, dim=1), strict=True
+        ):
+            nats, states = checkpoint(self._segment, tokens, targets, states, use_reentrant=False)
+            parts.append(nats)
+        return torch.stack(parts).sum() / count
+
+    def _segment(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[Tensor, States]:
+        """Sum of the cross-entropy over the scored positions of a segment, float64, and the states after it."""
+        logits_BTV, states = self.model(tokens_BT, states)
+        logits_XV = logits_BTV.flatten(0, 1)
+        if logits_XV.dtype.itemsize < 4:
+            logits_XV = logits_XV.float()
+        nats_X = F.cross_entropy(logits_XV, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+        return nats_X.sum(dtype=torch.float64), states
+
+    def _taken_gradient(self) -> Tensor:
+        """The gradient so far, flattened [d]; the next one starts from 0."""
+        gradient = torch.cat([_gradient(p).flatten() for p in self._parameters])
+        self.optimizer.zero_grad()
+        return gradient
+
+    def _keep_agreeing(self, gradients: list[Tensor], weights: list[float]) -> int:
+        """Sets the parameters' gradients to the weighted mean of those that agree, and returns how many do.
+
+        gradients: of m micro-batches, each [d] and times its weight. If only one is kept, no gradient is set.
+        """
+        assert self.max_distance is not None
+        means_md = torch.stack([gradient / weight for gradient, weight in zip(gradients, weights, strict=True)])
+        kept = agree(means_md, self.max_distance)[1].nonzero().flatten().tolist()
+        if len(kept) > 1:
+            mean_d = torch.stack([gradients[i] for i in kept]).sum(0) / sum(weights[i] for i in kept)
+            for p, gradient in zip(self._parameters, mean_d.split([p.numel() for p in self._parameters]), strict=True):
+                p.grad = gradient.view_as(p)
+        return len(kept)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,57 @@
+"""Where a run stands: rebuilt from a checkpoint and the journal's rows since, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import GridRangeError, JournalError, UsageError
+from ..run.folder import JOURNAL, config_digest, find_checkpoint
+from ..run.journal import Journal
+from .config import TrainConfig, lr_at
+from .solvers import Solver
+
+Warn = Callable[[str], None]
+
+
+def restore(
+    run: Path, config: TrainConfig, journal: Journal, solver: Solver, step: int | None, warn: Warn
+) -> int | None:
+    """Makes solver and model what they were when the run had taken `step` steps; None: all that the journal has.
+
+    A solver that can't take steps again from rows comes back to the last checkpoint instead, if step is None. Returns
+    where it is now; None, having changed nothing, for a run that was stopped before its first checkpoint.
+
+    Raises UsageError for a step that can't be rebuilt, and JournalError or CheckpointError for damage, or a journal
+    that is not of this config.
+    """
+    if journal.digest_before(journal.first_step) != config_digest((run / "config.json").read_text(encoding="utf-8")):
+        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} was begun with")
+    target = journal.next_step if step is None else step
+    if not journal.first_step <= target <= journal.next_step:
+        raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, but not {target}")
+    checkpoint = find_checkpoint(run, journal, target, warn)
+    if checkpoint is None:
+        return None
+    if not solver.replays and step is not None and checkpoint.step != target:
+        raise UsageError(
+            f"step {target} of {run} can't be rebuilt: the journal of back-propagation holds no gradients, and the "
+            f"nearest checkpoint is that of step {checkpoint.step}"
+        )
+    solver.model.load_state_dict(checkpoint.model)
+    solver.load_state(checkpoint.solver)
+    if not solver.replays:
+        return checkpoint.step
+    for row in journal.rows(checkpoint.step, target):
+        if (row.seed, row.lr) != (config.seed, lr_at(config, row.step)):
+            raise JournalError(f"the row of step {row.step} in {journal.path} is of another run")
+        try:
+            solver.replay(row)
+        except (ValueError, GridRangeError) as error:
+            raise JournalError(f"step {row.step} of {run} can't be taken again: {error}") from error
+    return target
+
+
+def open_for_reading(run: Path) -> Journal:
+    """The journal of a run that may be going on. Raises JournalError."""
+    return Journal.open(run / JOURNAL, writable=False)
