@@ -24,9 +24,9 @@ from zo_kernels.estimators import BatchPopulation
 ROUNDS, STEPS, SETTLE = 7, 2, 8
 SIZES, SHAPE, MICRO_BATCHES = (100, 100, 240, 12), (2048, 10), 8
 WAYS: dict[str, tuple[int, dict[str, Any], bool]] = {
-    "3 probes, by probes": (3, {"shard": "probes"}, False),
-    "3 probes, by micro-batches": (3, {"shard": "batch"}, False),
-    "3 probes, by both": (3, {"shard": "both"}, False),
+    "3 probes, by probes": (3, {"split": "probes"}, False),
+    "3 probes, by micro-batches": (3, {"split": "batch"}, False),
+    "3 probes, by both": (3, {"split": "both"}, False),
     "48 probes, a slow rank, even": (48, {}, True),
     "48 probes, a slow rank, balanced": (48, {"balance": True}, True),
 }

@@ -10,7 +10,7 @@ EXIT_DONE, EXIT_ERROR = 0, 2
 """Exit codes: everything was done; or it could not be, and the message on stderr says why."""
 
 
-def shown(metavar: str, default: str | None = None) -> Any:
+def cli_value(metavar: str, default: str | None = None) -> Any:
     """How --help shows a flag's value, and what it says of the default where the default does not say it itself."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
 

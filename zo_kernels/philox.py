@@ -72,16 +72,16 @@ def element_words(numel: int, seed: int, offset: int, stream: Stream) -> npt.NDA
     return words.swapaxes(1, 2).reshape(-1)[:numel]
 
 
-def probe_seeds(run_seed: int, step: int, num_probes: int) -> npt.NDArray[np.int64]:
-    """Seeds of the probes of one step: int64 [num_probes] (the 64 bits of a seed as two's complement).
+def probe_seeds(run_seed: int, step: int, probes: int) -> npt.NDArray[np.int64]:
+    """Seeds of the probes of one step: int64 [probes] (the 64 bits of a seed as two's complement).
 
     Seed i is words 0 and 1 of Philox4x32-10(counter=(lo32(step), hi32(step), Stream.SEEDS, i), key=run_seed), so a
     seed is a function of (run seed, step, i) alone: any rank can make any of them. Two probes of a run share a seed
-    with probability 2^-64. Raises ValueError unless step is in [0, 2^64) and num_probes in [0, 2^32).
+    with probability 2^-64. Raises ValueError unless step is in [0, 2^64) and probes in [0, 2^32).
     """
-    if not (0 <= step < 2**64 and 0 <= num_probes < 2**32):
-        raise ValueError(f"step must be in [0, 2^64) and num_probes in [0, 2^32), not {step} and {num_probes}")
-    probe = np.arange(num_probes, dtype=np.uint64)
+    if not (0 <= step < 2**64 and 0 <= probes < 2**32):
+        raise ValueError(f"step must be in [0, 2^64) and probes in [0, 2^32), not {step} and {probes}")
+    probe = np.arange(probes, dtype=np.uint64)
     high, low = divmod(step, 2**32)
     counter = np.stack(
         [np.full_like(probe, low), np.full_like(probe, high), np.full_like(probe, Stream.SEEDS), probe], -1

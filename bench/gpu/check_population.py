@@ -151,7 +151,7 @@ def _emulated(
     for i, seed in enumerate(seeds.tolist()):
         signs = exact.probe_of(weights, seed)
         for s, alpha in enumerate((EPS, -EPS)):
-            member = exact.perturbed(weights, alpha, signs)
+            member = exact.perturb(weights, alpha, signs)
             current = [state[i, s] for state in last] or exact.zero_states(member, len(tokens))
             for t in range(tokens.shape[1]):
                 h, c = exact.step(member, tokens[:, t], current)

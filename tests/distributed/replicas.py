@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zo_kernels as zo
 from tests.server import server
-from zo_kernels.distributed.replicas import SHARDS, Replicas
+from zo_kernels.distributed.replicas import SPLITS, Replicas
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import build_model
 from zo_kernels.optim import ZeroOrder
@@ -63,16 +63,16 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
     model = build_model(name, 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0, **sizes)
     options = KINDS[kind]
     opt = ZeroOrder(model.parameters(), lr=2**-5, eps=2**-6, probes=7, seed=2, **options)
-    if dist.is_initialized() and kind in SHARDS:
-        opt.replicas = Replicas(shard=kind, balance=True, check_every=1)
+    if dist.is_initialized() and kind in SPLITS:
+        opt.replicas = Replicas(split=kind, balance=True, check_every=1)
     tokens, targets = batch()
     heard = []
     for _ in range(steps):
-        if opt.max_distance is not None:
+        if opt.max_cosine_distance is not None:
             opt.step([model.population(tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
         elif kind == "closure":
             opt.step(lambda: model.loss(tokens, targets))
-        elif kind in SHARDS:
+        elif kind in SPLITS:
             opt.step(model.population(tokens, targets, micro_batch_size=1, segment_length=2))
         else:
             opt.step(model.population(tokens, targets))
@@ -89,7 +89,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fd": {"estimator": ESTIMATORS["fd"]()},
     "1.5-spsa": {"estimator": ESTIMATORS["1.5-spsa"]()},
     "2-spsa": {"estimator": ESTIMATORS["2-spsa"]()},
-    "agreement": {"max_distance": 1.5},
+    "agreement": {"max_cosine_distance": 1.5},
 }
 
 

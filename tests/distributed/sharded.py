@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "momentum, shadow": {"dense": Momentum(), "mode": "shadow", "weight_decay": 0.25},
     "2-spsa": {"estimator": ESTIMATORS["2-spsa"]()},
     "1.5-spsa": {"estimator": ESTIMATORS["1.5-spsa"]()},
-    "agreement": {"max_distance": 2.0},
+    "agreement": {"max_cosine_distance": 2.0},
     "float64": {},
     "bfloat16": {},
     "groups": {},
@@ -54,7 +54,7 @@ def train(rank: int, layout: str, kind: str, steps: int = STEPS) -> bytes:
     opt = optimizer(kind, net)
     heard = []
     for _ in range(steps):
-        opt.step([loss, loss] if opt.max_distance is not None else loss)
+        opt.step([loss, loss] if opt.max_cosine_distance is not None else loss)
         assert opt.last is not None
         heard += [opt.last.losses, loss().detach()]  # the second leaves FSDP's root gathered
     return bits(net) + b"".join(x.numpy().tobytes() for x in heard)

@@ -40,7 +40,7 @@ def sharded(layout: str, net: Net) -> Callable[[Tensor], Tensor]:
     if layout == "plain":
         return net
     if layout == "hsdp":
-        mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "split"))
     else:
         mesh = init_device_mesh("cpu", (ranks,))
     if layout in ("fsdp", "hsdp", "fsdp resharded"):

@@ -13,7 +13,7 @@ from tests.distributed.launched import interrupted
 from tests.distributed.replicas import on_ranks
 from zo_kernels.distributed import rendezvous
 from zo_kernels.distributed.process_group import is_launched
-from zo_kernels.distributed.rendezvous import bounded, identity, meet, started
+from zo_kernels.distributed.rendezvous import call_with_timeout, meet, process_identity, start_time
 from zo_kernels.errors import ProcessGroupError
 
 KEY = "zo_kernels/job/rendezvous"
@@ -108,8 +108,8 @@ def test_a_board_that_is_not_reached_at_first(board: TCPStore, monkeypatch: pyte
     """Rank 0 then finds a former entry where it could not publish its own yet: nobody has taken its place."""
     _, entry = former_round("old", 1, joined=False)
     board.set(KEY, entry)
-    connected, tries = rendezvous._connected, iter([None, None])
-    monkeypatch.setattr(rendezvous, "_connected", lambda *address: next(tries, connected(*address)))
+    connected, tries = rendezvous._connect, iter([None, None])
+    monkeypatch.setattr(rendezvous, "_connect", lambda *address: next(tries, connected(*address)))
     assert share(all_meet(2, 45.0, [0, 1]))
 
 
@@ -155,14 +155,14 @@ def test_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bounded_leaves_a_call_behind_and_passes_errors_on() -> None:
-    assert bounded(lambda: 3, 5.0) == 3
+    assert call_with_timeout(lambda: 3, 5.0) == 3
     with pytest.raises(TimeoutError):
-        bounded(lambda: time.sleep(5.0), 0.05)
+        call_with_timeout(lambda: time.sleep(5.0), 0.05)
     with pytest.raises(KeyError):
-        bounded(lambda: {}["key"], 5.0)
+        call_with_timeout(lambda: {}["key"], 5.0)
 
 
 def test_an_identity_is_of_one_process() -> None:
-    _, _, pid, start = json.loads(identity())
-    assert started(pid) == start
-    assert started(2**22 + 1) is None
+    _, _, pid, start = json.loads(process_identity())
+    assert start_time(pid) == start
+    assert start_time(2**22 + 1) is None

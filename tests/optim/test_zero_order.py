@@ -180,7 +180,7 @@ def test_dense_steps_in_place_stay_on_the_grid_and_in_its_range() -> None:
 def test_micro_batches_that_disagree_are_left_out() -> None:
     """Of three losses with the same, the same and the opposite slope the third is left out."""
     parameter = nn.Parameter(torch.zeros(300))
-    opt = ZeroOrder([parameter], lr=0.5, eps=0.25, probes=8, max_distance=0.5, mode="shadow")
+    opt = ZeroOrder([parameter], lr=0.5, eps=0.25, probes=8, max_cosine_distance=0.5, mode="shadow")
     alone = nn.Parameter(torch.zeros(300))
     other = ZeroOrder([alone], lr=0.5, eps=0.25, probes=8, mode="shadow")
     opt.step([lambda: parameter.sum(), lambda: 3 * parameter.sum(), lambda: -8 * parameter.sum()])
@@ -192,7 +192,7 @@ def test_micro_batches_that_disagree_are_left_out() -> None:
 
 def test_a_probe_that_one_micro_batch_lacks_counts_for_none() -> None:
     parameter = nn.Parameter(torch.zeros(300))
-    opt = ZeroOrder([parameter], lr=0.5, eps=0.25, probes=3, max_distance=2.0, mode="shadow")
+    opt = ZeroOrder([parameter], lr=0.5, eps=0.25, probes=3, max_cosine_distance=2.0, mode="shadow")
     losses = iter([1.0, 0.0, math.nan, 0.0, 4.0, 0.0])
     opt.step([lambda: parameter.sum(), lambda: next(losses)])
     assert opt.last is not None
@@ -205,12 +205,12 @@ def test_a_probe_that_one_micro_batch_lacks_counts_for_none() -> None:
 
 def test_one_closure_or_many() -> None:
     parameter = nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match="a sequence of closures is for optimizers with max_distance"):
+    with pytest.raises(ValueError, match="a sequence of closures is for optimizers with max_cosine_distance"):
         ZeroOrder([parameter], lr=0.5).step([lambda: 0.0])
     with pytest.raises(ValueError, match="step takes a sequence of closures, one per micro-batch"):
-        ZeroOrder([parameter], lr=0.5, max_distance=1.0).step(lambda: 0.0)
-    with pytest.raises(ValueError, match=r"max_distance must be in \[0, 2\]"):
-        ZeroOrder([parameter], lr=0.5, max_distance=3.0)
+        ZeroOrder([parameter], lr=0.5, max_cosine_distance=1.0).step(lambda: 0.0)
+    with pytest.raises(ValueError, match=r"max_cosine_distance must be in \[0, 2\]"):
+        ZeroOrder([parameter], lr=0.5, max_cosine_distance=3.0)
 
 
 def test_replay_refuses_what_are_not_a_step_s_coefficients() -> None:

@@ -144,7 +144,7 @@ def test_scheduler_and_resumption() -> None:
     assert torch.equal(weights_of(through), weights_of(halves))
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpoint_length": 2}, {"micro_batch_size": 2, "max_distance": 2.0}])
+@pytest.mark.parametrize("options", [{}, {"checkpoint_length": 2}, {"micro_batch_size": 2, "max_cosine_distance": 2.0}])
 def test_divergence_leaves_everything_as_it_was(options: dict[str, float]) -> None:
     model = small()
     bptt = BPTT(model, "adamw", lr=0.1, **options)  # type: ignore[arg-type]
@@ -172,14 +172,14 @@ def test_frozen_parameters_stay() -> None:
     model = small()
     model.embedding.requires_grad_(False)
     before = model.embedding.clone()
-    BPTT(model, lr=1.0, micro_batch_size=3, max_distance=2.0).step(*batch())
+    BPTT(model, lr=1.0, micro_batch_size=3, max_cosine_distance=2.0).step(*batch())
     assert torch.equal(model.embedding, before)
 
 
 def test_filter_that_keeps_all_changes_nothing() -> None:
     model = small()
     expected = gradient_of(model, model.loss(*batch()))
-    _, gradient = descended(model, micro_batch_size=1, max_distance=2.0)
+    _, gradient = descended(model, micro_batch_size=1, max_cosine_distance=2.0)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
 
@@ -193,7 +193,7 @@ def test_filter_steps_along_those_that_agree() -> None:
     at_odds[scored] = model(tokens[:1])[0].argmin(-1)[scored]
     gradients = [gradient_of(model, model.loss(tokens[:1], t)) for t in (targets[:1], at_odds)]
     distance = 1 - float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
-    bptt = BPTT(model, lr=1.0, micro_batch_size=1, max_distance=0.9 * distance)
+    bptt = BPTT(model, lr=1.0, micro_batch_size=1, max_cosine_distance=0.9 * distance)
     before = weights_of(model)
     bptt.step(torch.cat((agreeing[0], tokens[:1])), torch.cat((agreeing[1], at_odds)))
     assert bptt.kept == 3
@@ -212,7 +212,7 @@ def test_kept_ones_weigh_what_they_score() -> None:
     model = small()
     expected = gradient_of(model, model.loss(tokens, targets))
     before = weights_of(model)
-    BPTT(model, lr=1.0, micro_batch_size=1, max_distance=2.0).step(tokens, targets)
+    BPTT(model, lr=1.0, micro_batch_size=1, max_cosine_distance=2.0).step(tokens, targets)
     torch.testing.assert_close(before - weights_of(model), expected, rtol=1e-10, atol=1e-14)
 
 
@@ -220,16 +220,16 @@ def test_filter_compares_the_gradients_of_mean_losses(monkeypatch: pytest.Monkey
     """A micro-batch that scores few positions has as much of a say as the others."""
     given: list[Tensor] = []
 
-    def spy(gradients: Tensor, max_distance: float) -> tuple[Tensor, Tensor]:
+    def spy(gradients: Tensor, max_cosine_distance: float) -> tuple[Tensor, Tensor]:
         given.append(gradients)
-        return agree(gradients, max_distance)
+        return agree(gradients, max_cosine_distance)
 
     monkeypatch.setattr("zo_kernels.train.bptt.agree", spy)
     model = small()
     tokens, targets = batch()
     scoring = [row for row in range(len(tokens)) if row != 1]
     expected = [gradient_of(model, model.loss(tokens[row : row + 1], targets[row : row + 1])) for row in scoring]
-    BPTT(model, lr=1.0, micro_batch_size=1, max_distance=2.0).step(tokens, targets)
+    BPTT(model, lr=1.0, micro_batch_size=1, max_cosine_distance=2.0).step(tokens, targets)
     torch.testing.assert_close(given, [torch.stack(expected)], rtol=1e-10, atol=1e-14)
 
 
@@ -244,7 +244,7 @@ def test_filter_compares_the_gradients_of_mean_losses(monkeypatch: pytest.Monkey
         ({"optimizer": "adamw", "momentum": 0.5}, "momentum is sgd's"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"checkpoint_length": 0}, "checkpoint_length must be at least 1"),
-        ({"max_distance": 2.5}, r"max_distance must be in \[0, 2\]"),
+        ({"max_cosine_distance": 2.5}, r"max_cosine_distance must be in \[0, 2\]"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
@@ -259,7 +259,7 @@ def test_batches_that_cannot_be_stepped_on_are_refused() -> None:
     with pytest.raises(ValueError, match="no position of the batch is scored"):
         BPTT(model, lr=0.1).step(tokens, torch.full_like(targets, -100))
     with pytest.raises(ValueError, match="there is one only: lower micro_batch_size"):
-        BPTT(model, lr=0.1, max_distance=1.0).step(tokens, targets)
+        BPTT(model, lr=0.1, max_cosine_distance=1.0).step(tokens, targets)
     with pytest.raises(ValueError, match="token"):
         BPTT(model, lr=0.1).step(tokens + 5, targets)
     assert torch.equal(weights_of(model), before)

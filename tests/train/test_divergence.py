@@ -1,4 +1,4 @@
-"""The watch: the losses are those of runs that went wrong, or did not, in numbers like theirs."""
+"""The monitor: the losses are those of runs that went wrong, or did not, in numbers like theirs."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zo_kernels.train.divergence import Watch
+from zo_kernels.train.divergence import DivergenceMonitor
 
 LR, EPS = 0.3, 0.03
 
@@ -18,12 +18,12 @@ def pair(loss: float, spread: float, probes: int = 8) -> Tensor:
     return torch.stack((loss + half, loss - half), dim=1)
 
 
-def seen(watch: Watch, losses: list[float], spread: float = 0.01, first: int = 1) -> list[str]:
-    """What the watch says of a run with these losses, and a spread that is a share of each."""
+def seen(monitor: DivergenceMonitor, losses: list[float], spread: float = 0.01, first: int = 1) -> list[str]:
+    """What the monitor says of a run with these losses, and a spread that is a share of each."""
     return [
         warning
         for step, loss in enumerate(losses, start=first)
-        for warning in watch.see(step, loss, pair(loss, spread * loss), LR, EPS)
+        for warning in monitor.observe(step, loss, pair(loss, spread * loss), LR, EPS)
     ]
 
 
@@ -35,56 +35,56 @@ def learning(steps: int, final: float = 0.02) -> list[float]:
 
 @pytest.mark.parametrize("spread", [1e-6, 0.001, 0.15])
 def test_a_run_that_learns_is_left_alone(spread: float) -> None:
-    watch = Watch(800)
-    assert seen(watch, learning(800), spread) == []
-    assert not watch.diverged
+    monitor = DivergenceMonitor(800)
+    assert seen(monitor, learning(800), spread) == []
+    assert not monitor.diverged
 
 
 def test_eps_too_large() -> None:
     """Three nats between the sides of a probe: a share of 0.2 of a loss that is as inflated."""
-    watch = Watch(800)
-    (warning,) = seen(watch, [15.0] * 30, spread=0.2)
+    monitor = DivergenceMonitor(800)
+    (warning,) = seen(monitor, [15.0] * 30, spread=0.2)
     assert warning.startswith("step 5: the losses on the two sides of a probe differ by 3 on average")
     assert warning.endswith("eps 0.03 is too large to measure a slope, lower it")
-    (warning,) = seen(Watch(800), [0.02] * 30, spread=0.6)
+    (warning,) = seen(DivergenceMonitor(800), [0.02] * 30, spread=0.6)
     assert "too large" in warning
 
 
 def test_a_few_wide_steps_are_not_yet_eps_too_large() -> None:
-    watch = Watch(800)
+    monitor = DivergenceMonitor(800)
     for step in range(1, 101):
         spread = 0.01 if step % 5 == 0 else 0.4
-        assert watch.see(step, 1.0, pair(1.0, spread), LR, EPS) == []
+        assert monitor.observe(step, 1.0, pair(1.0, spread), LR, EPS) == []
 
 
 @pytest.mark.parametrize("spread", [0.0, 5e-8])
 def test_eps_too_small(spread: float) -> None:
-    (warning,) = seen(Watch(800), learning(50), spread)
+    (warning,) = seen(DivergenceMonitor(800), learning(50), spread)
     assert "no more than rounding: eps 0.03 is too small, raise it" in warning
 
 
 def test_lr_too_large() -> None:
-    watch = Watch(800)
-    (warning,) = seen(watch, [1.61, 1.5, 1.77, 2.21, 2.58, 2.51, 2.74, 2.85, 3.52, 5.13, 6.43, 5.4])
+    monitor = DivergenceMonitor(800)
+    (warning,) = seen(monitor, [1.61, 1.5, 1.77, 2.21, 2.58, 2.51, 2.74, 2.85, 3.52, 5.13, 6.43, 5.4])
     assert warning == "step 7: the loss has risen from 1.63 to 2.36: lr 0.3 is too large, lower it"
 
 
 def test_lr_too_small() -> None:
-    watch = Watch(800)
-    (warning,) = seen(watch, learning(300, final=0.9))
+    monitor = DivergenceMonitor(800)
+    (warning,) = seen(monitor, learning(300, final=0.9))
     assert warning.startswith("step 120: the loss has moved from ")
     assert warning.endswith("lr 0.3 is too small, raise it")
 
 
 def test_a_long_run_may_take_longer_to_move() -> None:
     losses = learning(2000, final=0.5)
-    assert seen(Watch(2000), losses) == []
-    assert len(seen(Watch(1), losses)) == 1
+    assert seen(DivergenceMonitor(2000), losses) == []
+    assert len(seen(DivergenceMonitor(1), losses)) == 1
 
 
 def test_without_probes_only_the_loss_is_watched() -> None:
-    watch = Watch(100)
-    warnings = [w for step in range(1, 11) for w in watch.see(step, 1.0 + 0.2 * step, None, LR, EPS)]
+    monitor = DivergenceMonitor(100)
+    warnings = [w for step in range(1, 11) for w in monitor.observe(step, 1.0 + 0.2 * step, None, LR, EPS)]
     assert len(warnings) == 1
     assert "lr 0.3 is too large" in warnings[0]
 
@@ -92,82 +92,82 @@ def test_without_probes_only_the_loss_is_watched() -> None:
 def test_probes_that_are_not_finite_are_passed_over() -> None:
     losses = pair(1.0, 0.01)
     losses[3, 1] = math.inf
-    watch = Watch(100)
-    assert [w for step in range(1, 21) for w in watch.see(step, 1.0, losses, LR, EPS)] == []
-    assert [w for step in range(21, 41) for w in watch.see(step, 1.0, losses * math.nan, LR, EPS)] == []
+    monitor = DivergenceMonitor(100)
+    assert [w for step in range(1, 21) for w in monitor.observe(step, 1.0, losses, LR, EPS)] == []
+    assert [w for step in range(21, 41) for w in monitor.observe(step, 1.0, losses * math.nan, LR, EPS)] == []
 
 
 def test_curriculum_may_raise_the_loss() -> None:
     rising = [0.5 + 0.01 * step for step in range(100)]
-    assert len(seen(Watch(800), rising)) == 1
-    watch = Watch(800, settled=100)
-    assert seen(watch, rising) == []
-    assert not watch.diverged
-    (warning,) = seen(watch, [1.5] * 150, first=101)
+    assert len(seen(DivergenceMonitor(800), rising)) == 1
+    monitor = DivergenceMonitor(800, settled=100)
+    assert seen(monitor, rising) == []
+    assert not monitor.diverged
+    (warning,) = seen(monitor, [1.5] * 150, first=101)
     assert warning.startswith("step 220: the loss has moved from 1.5 to 1.5 only")
-    (warning,) = seen(watch, [2.5] * 10, first=251)
+    (warning,) = seen(monitor, [2.5] * 10, first=251)
     assert "the loss has risen from 1.5" in warning
 
 
 def test_divergence_during_a_curriculum_is_measured_from_the_start() -> None:
-    watch = Watch(800, settled=100)
-    seen(watch, [1.0] * 10 + [0.05] * 20 + [2.9] * 40)
-    assert not watch.diverged
-    seen(watch, [3.2] * 25, first=71)
-    assert watch.diverged
+    monitor = DivergenceMonitor(800, settled=100)
+    seen(monitor, [1.0] * 10 + [0.05] * 20 + [2.9] * 40)
+    assert not monitor.diverged
+    seen(monitor, [3.2] * 25, first=71)
+    assert monitor.diverged
 
 
 @pytest.mark.parametrize("first", [51, 401])
 def test_a_resumed_run_may_stand_still(first: int) -> None:
-    assert seen(Watch(800), [0.5] * 300, first=first) == []
+    assert seen(DivergenceMonitor(800), [0.5] * 300, first=first) == []
 
 
 def test_a_run_that_diverges_is_not_told_of_eps_too() -> None:
-    watch = Watch(800)
-    (warning,) = seen(watch, [1.6 * 1.3**i for i in range(30)], spread=0.03)
+    monitor = DivergenceMonitor(800)
+    (warning,) = seen(monitor, [1.6 * 1.3**i for i in range(30)], spread=0.03)
     assert "lr 0.3 is too large" in warning
 
 
 def test_diverged_when_the_loss_stays_far_above_its_best() -> None:
-    watch = Watch(800)
-    seen(watch, learning(100))
-    seen(watch, [1.0] * 21, first=101)
-    assert not watch.diverged
-    seen(watch, [1.0] * 4, first=122)
-    assert watch.diverged
-    seen(watch, [0.03] * 10, first=126)
-    assert not watch.diverged
+    monitor = DivergenceMonitor(800)
+    seen(monitor, learning(100))
+    seen(monitor, [1.0] * 21, first=101)
+    assert not monitor.diverged
+    seen(monitor, [1.0] * 4, first=122)
+    assert monitor.diverged
+    seen(monitor, [0.03] * 10, first=126)
+    assert not monitor.diverged
 
 
 def test_noise_of_a_loss_near_zero_is_not_divergence() -> None:
-    watch = Watch(800)
-    seen(watch, learning(100, final=1e-4))
-    seen(watch, [0.1] * 100, first=101)
-    assert not watch.diverged
+    monitor = DivergenceMonitor(800)
+    seen(monitor, learning(100, final=1e-4))
+    seen(monitor, [0.1] * 100, first=101)
+    assert not monitor.diverged
 
 
 def test_spikes_are_not_divergence() -> None:
-    watch = Watch(800)
-    seen(watch, learning(100))
+    monitor = DivergenceMonitor(800)
+    seen(monitor, learning(100))
     for start in range(101, 400, 20):
-        seen(watch, [1.0] * 5 + [0.03] * 15, first=start)
-        assert not watch.diverged
+        seen(monitor, [1.0] * 5 + [0.03] * 15, first=start)
+        assert not monitor.diverged
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_divergence(loss: float) -> None:
-    watch = Watch(800)
-    seen(watch, [1.0] * 10)
-    assert watch.see(11, loss, None, LR, EPS) == []
-    assert watch.diverged
+    monitor = DivergenceMonitor(800)
+    seen(monitor, [1.0] * 10)
+    assert monitor.observe(11, loss, None, LR, EPS) == []
+    assert monitor.diverged
 
 
 def test_factor_says_how_far() -> None:
     losses = [1.0] * 10 + [1.9] * 40
     for factor, diverged in ((3.0, False), (1.5, True)):
-        watch = Watch(800, factor=factor)
-        seen(watch, losses)
-        assert watch.diverged == diverged
+        monitor = DivergenceMonitor(800, factor=factor)
+        seen(monitor, losses)
+        assert monitor.diverged == diverged
     for factor in (1.0, math.nan):
         with pytest.raises(ValueError, match="must be above 1"):
-            Watch(800, factor=factor)
+            DivergenceMonitor(800, factor=factor)

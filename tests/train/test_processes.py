@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model", "paper-dnc", "--memory-slots", "5", "--memory-width", "4", "--lr", "0.01"], 3, None),
         (["--transforms", "momentum:0.9:4", "--distribution", "normal", "--lr", "0.01"], 3, ("losses heard", 17)),
         (["--dense", "adam", "--lr", "0.01", "--estimator", "1.5-spsa"], 2, ("losses heard", 33)),
-        (["--gaf", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33)),
+        (["--max-cosine-distance", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33)),
     ],
 )
 def test_any_number_of_processes_is_the_run_of_one(
@@ -56,15 +56,15 @@ def test_any_number_of_processes_is_the_run_of_one(
 
 
 @pytest.mark.parametrize(
-    ("shard", "world_size", "estimator"),
+    ("split", "world_size", "estimator"),
     [("batch", 2, "1.5-spsa"), ("batch", 3, "cd"), ("both", 3, "fd"), ("both", 4, "cd"), ("both", 3, "2-spsa")],
 )
-def test_sharing_micro_batches_changes_nothing(shard: str, world_size: int, estimator: str, tmp_path: Path) -> None:
+def test_sharing_micro_batches_changes_nothing(split: str, world_size: int, estimator: str, tmp_path: Path) -> None:
     """Four micro-batches of one sequence, three probes: tables whose cells these numbers do not divide."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     flags = [*RUN, "--steps", "6", "--micro-batch-size", "1", "--estimator", estimator]
     assert finish([*flags, "--out", str(alone)]) == 0
-    both = [*flags, "--shard", shard, "--balance", "--check-every", "2", "--out", str(shared)]
+    both = [*flags, "--split", split, "--balance", "--check-every", "2", "--out", str(shared)]
     assert launch(both, world_size).finish() == [(0, "")] * world_size
     assert alike(shared, alone)
 
@@ -152,7 +152,7 @@ def test_a_flipped_bit_is_named(rank: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_flipped_bit_is_healed(rank: int, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = [*RUN, "--out", str(out), "--check-every", "1", "--heal"]
+    arguments = [*RUN, "--out", str(out), "--check-every", "1", "--repair"]
     assert launch(arguments, 2, {rank: ("bit flipped", 11)}).finish() == [(0, "")] * 2
     assert alike(out, whole)
 
@@ -196,7 +196,7 @@ def test_refusals(whole: Path, tmp_path: Path) -> None:
         (tmp_path / name / name).write_text(content)
         assert said in refused([*RUN, "--out", str(tmp_path / name)])
         assert (tmp_path / name / name).read_text() == content
-    sharing = refused([*RUN, "--shard", "batch", "--out", str(tmp_path / "run")])
-    assert "--shard batch shares out micro-batches: give --micro-batch-size too" in sharing
+    sharing = refused([*RUN, "--split", "batch", "--out", str(tmp_path / "run")])
+    assert "--split batch shares out micro-batches: give --micro-batch-size too" in sharing
     bptt = refused([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
     assert "back-propagation is not shared among processes" in bptt

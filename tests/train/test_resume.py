@@ -24,7 +24,7 @@ KINDS = {
     "adam": ["--dense", "adam", "--lr", "0.01", "--weight-decay", "0.1"],
     "forward": ["--estimator", "1.5-spsa", "--distribution", "sparse-4", "--lr", "0.01"],
     "normal": ["--distribution", "normal", "--lr", "0.01"],
-    "agreement": ["--gaf", "1.2", "--micro-batch-size", "2"],
+    "agreement": ["--max-cosine-distance", "1.2", "--micro-batch-size", "2"],
     "bptt": ["--solver", "bptt", "--lr", "0.01"],
 }
 

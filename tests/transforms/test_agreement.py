@@ -17,16 +17,16 @@ def distance(a, b):
     return 1 - float(a @ b / (a.norm() * b.norm())) if bool(a.any()) and bool(b.any()) else 1.0
 
 
-@given(rows=vectors, max_distance=st.sampled_from([0.05, 0.31, 0.97, 1.03, 1.9]))
-def test_it_is_the_definition(rows, max_distance):
+@given(rows=vectors, max_cosine_distance=st.sampled_from([0.05, 0.31, 0.97, 1.03, 1.9]))
+def test_it_is_the_definition(rows, max_cosine_distance):
     micro = torch.tensor(rows, dtype=torch.float64)
     kept = [0]
     for i in range(1, len(micro)):
-        if distance(micro[kept].sum(0), micro[i]) <= max_distance:
+        if distance(micro[kept].sum(0), micro[i]) <= max_cosine_distance:
             kept.append(i)
     expected = micro[kept].mean(0) if len(kept) > 1 else torch.zeros(3).double()
     before = micro.clone()
-    mean, mask = agree(micro, max_distance)
+    mean, mask = agree(micro, max_cosine_distance)
     assert mask.nonzero().flatten().tolist() == kept
     torch.testing.assert_close(mean, expected, rtol=1e-14, atol=1e-14)
     assert torch.equal(micro, before)
@@ -127,7 +127,7 @@ def test_integers_are_refused():
         agree(torch.ones(2, 2, dtype=torch.int64), 0.5)
 
 
-@pytest.mark.parametrize("max_distance", [-0.1, 2.1, math.nan])
-def test_distances_out_of_range(max_distance):
-    with pytest.raises(ValueError, match=r"max_distance must be in \[0, 2\]"):
-        agree(torch.ones(2, 2), max_distance)
+@pytest.mark.parametrize("max_cosine_distance", [-0.1, 2.1, math.nan])
+def test_distances_out_of_range(max_cosine_distance):
+    with pytest.raises(ValueError, match=r"max_cosine_distance must be in \[0, 2\]"):
+        agree(torch.ones(2, 2), max_cosine_distance)

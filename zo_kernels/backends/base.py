@@ -95,7 +95,7 @@ def chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, min(start + _CHUNK, x.numel())), offset + start
 
 
-def _drawn(like: Tensor, distribution: str, seed: int, offset: int) -> Tensor:
+def _draw(like: Tensor, distribution: str, seed: int, offset: int) -> Tensor:
     """p(seed) in the compute dtype of `like`, with its number of elements."""
     return torch.from_numpy(draw(distribution, like.numel(), seed, offset)).to(like.device, compute_dtype(like))
 
@@ -158,14 +158,14 @@ class Backend(ABC):
         """
         flat = out.view(-1)
         for part, j in chunks(flat, offset):
-            flat[part] = _drawn(flat[part], distribution, seed, j)
+            flat[part] = _draw(flat[part], distribution, seed, j)
 
     def apply_probe_from(self, distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
         """out = cast(x + alpha * p(seed)); out may be x."""
         flat, result, compute = x.view(-1), out.view(-1), compute_dtype(x)
         step = torch.tensor(alpha, dtype=compute, device=x.device)
         for part, j in chunks(flat, offset):
-            result[part] = flat[part].to(compute) + step * _drawn(flat[part], distribution, seed, j)
+            result[part] = flat[part].to(compute) + step * _draw(flat[part], distribution, seed, j)
 
     def accumulate_probes_from(
         self,
@@ -189,7 +189,7 @@ class Backend(ABC):
                 total += c * draw(distribution, numel, seed, j).astype(np.float64)
             v = flat[part].to(compute)
             if update.undo_alpha != 0.0:
-                v = v + undo * _drawn(flat[part], distribution, update.undo_seed, j)
+                v = v + undo * _draw(flat[part], distribution, update.undo_seed, j)
             v = v * decay
             v = v + torch.from_numpy(total).to(x.device, compute) * unit
             if update.grid != 0.0:

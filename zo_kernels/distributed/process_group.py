@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ProcessGroupError, rank_names
-from .rendezvous import bounded, identity, meet, started
+from .rendezvous import call_with_timeout, meet, process_identity, start_time
 
 _PATIENT = 1.0
 """Seconds that a process waits before it says so."""
@@ -44,7 +44,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     timeout: seconds for all to meet; then ProcessGroupError is raised, naming who is missing. Leaving takes seconds at
     most, whatever the others do.
     """
-    global _members
+    global _peers
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device.startswith("cuda"):
         if "LOCAL_RANK" not in os.environ:
@@ -54,22 +54,22 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     store = meet(rank, world_size, timeout)
     group_store = dist.PrefixStore("group", store)
 
-    def form() -> _Members:
+    def form() -> _Peers:
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_LONGEST)
-        return _Members(store, rank, world_size)
+        return _Peers(store, rank, world_size)
 
     try:
-        members = bounded(form, timeout)
+        peers = call_with_timeout(form, timeout)
     except (RuntimeError, TimeoutError) as error:
         raise ProcessGroupError(f"the {backend} group was not formed: {error}") from error
-    _members = members
+    _peers = peers
     try:
         yield
-        members.part()
+        peers.leave()
     finally:
-        _members = None
+        _peers = None
         with suppress(TimeoutError):
-            bounded(dist.destroy_process_group, _GOODBYE)
+            call_with_timeout(dist.destroy_process_group, _GOODBYE)
 
 
 def finish(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = None) -> None:
@@ -79,17 +79,17 @@ def finish(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = No
     is of this machine. Handlers of signals run meanwhile, and what they raise is passed on.
     """
     on_gpu = dist.get_backend(group) == dist.Backend.NCCL
-    members = _members
-    if members is not None:
-        members.exchanges += 1
+    peers = _peers
+    if peers is not None:
+        peers.exchanges += 1
     begun = time.monotonic()
     said = False
     while not work.is_completed():
         waited = time.monotonic() - begun
         if waited > seconds:
-            raise ProcessGroupError(members.missing(seconds) if members else _unanswered("another rank", seconds))
-        if waited > _PATIENT and not said and members is not None:
-            members.say_waiting()
+            raise ProcessGroupError(peers.find_missing(seconds) if peers else _no_answer("another rank", seconds))
+        if waited > _PATIENT and not said and peers is not None:
+            peers.say_waiting()
             said = True
         if on_gpu:  # its wait(timeout) would abort the group
             time.sleep(1e-4)
@@ -104,7 +104,7 @@ def finish(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = No
         ) from error
 
 
-class _Members:
+class _Peers:
     """The processes of a round, and how far each of them says to have come."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
@@ -120,7 +120,7 @@ class _Members:
         with suppress(RuntimeError):
             self._store.set(f"waiting/{self._rank}", str(self.exchanges))
 
-    def missing(self, seconds: float) -> str:
+    def find_missing(self, seconds: float) -> str:
         """Names those that do not wait in this exchange, and kills those of this machine."""
         self.say_waiting()
         time.sleep(_PATIENT)  # others may have come, and not said so yet
@@ -130,33 +130,33 @@ class _Members:
             return [rank for rank, waits in enumerate(here) if not waits]
 
         try:
-            absent = bounded(find, 2 * _PATIENT)
+            absent = call_with_timeout(find, 2 * _PATIENT)
         except (RuntimeError, TimeoutError):  # the store is rank 0's
             absent = [0]
         killed = [rank for rank in absent if rank != self._rank and _kill(self._identities[rank])]
-        message = _unanswered(rank_names(absent) if absent else "the network", seconds)
+        message = _no_answer(rank_names(absent) if absent else "the network", seconds)
         return f"{message}; killed {rank_names(killed)}, of this machine" if killed else message
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Rank 0, which has the store, waits for the others to need it no more."""
         with suppress(RuntimeError, TimeoutError):
             self._store.set(f"parted/{self._rank}", "")
             if self._rank == 0:
                 everyone = [f"parted/{rank}" for rank in range(self._world_size)]
-                bounded(lambda: self._store.wait(everyone, timedelta(seconds=_GOODBYE)), _GOODBYE)
+                call_with_timeout(lambda: self._store.wait(everyone, timedelta(seconds=_GOODBYE)), _GOODBYE)
 
 
-_members: _Members | None = None
+_peers: _Peers | None = None
 
 
-def _unanswered(who: str, seconds: float) -> str:
+def _no_answer(who: str, seconds: float) -> str:
     return f"no answer of {who} for {seconds:g} s: stopped, stuck or cut off"
 
 
 def _kill(other: str) -> bool:
     """Kills the process of an identity, if it is of this machine and still runs."""
     boot, namespace, pid, start = json.loads(other)
-    if [boot, namespace] != json.loads(identity())[:2] or started(pid) != start:
+    if [boot, namespace] != json.loads(process_identity())[:2] or start_time(pid) != start:
         return False
     with suppress(OSError):
         os.kill(pid, signal.SIGKILL)

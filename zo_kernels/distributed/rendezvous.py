@@ -37,7 +37,7 @@ _CONNECTED = 12.0
 _LONGEST_NAP = 0.5
 
 
-def bounded(call: Callable[[], T], seconds: float) -> T:
+def call_with_timeout(call: Callable[[], T], seconds: float) -> T:
     """call() in a thread, left behind if it takes longer: TimeoutError. Handlers of signals run meanwhile."""
     outcome: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
 
@@ -57,13 +57,13 @@ def bounded(call: Callable[[], T], seconds: float) -> T:
     return value  # type: ignore[return-value]
 
 
-def identity() -> str:
+def process_identity() -> str:
     """Of this process among all that ever were: machine and namespace, pid, time of its start."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return json.dumps([boot, os.readlink("/proc/self/ns/pid"), os.getpid(), started(os.getpid())])
+    return json.dumps([boot, os.readlink("/proc/self/ns/pid"), os.getpid(), start_time(os.getpid())])
 
 
-def started(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """When a process of this machine was started, in ticks since boot; None if there is none of this pid."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
@@ -91,8 +91,8 @@ def meet(rank: int, world_size: int, timeout: float) -> Store:
     naps = _Naps()
     while time.monotonic() < deadline:
         for entry in boards.entries():
-            store = _found(entry, rank, world_size)
-            if store is not None and _went(store, deadline, partial(boards.show, entry)):
+            store = _open_entry(entry, rank, world_size)
+            if store is not None and _wait_for_go(store, deadline, partial(boards.show, entry)):
                 return store
         naps.sleep()
     raise ProcessGroupError(f"rank 0 did not meet rank {rank} within {timeout:g} s: its own output may say why")
@@ -105,8 +105,8 @@ def _meet_at(address: str, port: int, rank: int, world_size: int, deadline: floa
         return server
     naps = _Naps()
     while time.monotonic() < deadline:
-        store = _connected(address, port)
-        if store is not None and _joined(store, rank) and _went(store, deadline, lambda: True):
+        store = _connect(address, port)
+        if store is not None and _join(store, rank) and _wait_for_go(store, deadline, lambda: True):
             return store
         naps.sleep()
     raise ProcessGroupError(
@@ -130,7 +130,7 @@ def _name(server: Store) -> str:
 
 def _gather(server: Store, world_size: int, deadline: float, timeout: float, superseded: Callable[[], bool]) -> None:
     """Rank 0 waits for all the others and tells them to go, or of whom it waited for in vain."""
-    server.set("join/0", identity())
+    server.set("join/0", process_identity())
     naps = _Naps()
     while absent := [rank for rank in range(1, world_size) if not server.check([f"join/{rank}"])]:
         if superseded():
@@ -146,39 +146,39 @@ def _gather(server: Store, world_size: int, deadline: float, timeout: float, sup
     server.set("go", "")
 
 
-def _found(entry: str, rank: int, world_size: int) -> Store | None:
+def _open_entry(entry: str, rank: int, world_size: int) -> Store | None:
     """The store that an entry of a board names, joined; None if nobody answers there, or it is of another round."""
     name, size, hosts, port = json.loads(entry)
     if size != world_size:
         return None
     for host in hosts:
-        store = _connected(host, port)
+        store = _connect(host, port)
         with suppress(RuntimeError, TimeoutError):
-            if store is not None and bounded(partial(store.get, "name"), _ANSWER) == name.encode():
-                return store if _joined(store, rank) else None
+            if store is not None and call_with_timeout(partial(store.get, "name"), _ANSWER) == name.encode():
+                return store if _join(store, rank) else None
     return None
 
 
-def _joined(store: Store, rank: int) -> bool:
+def _join(store: Store, rank: int) -> bool:
     """False if another process has joined as this rank: that was a former round."""
-    mine = identity()
+    mine = process_identity()
 
     def join() -> bool:
         return store.compare_set(f"join/{rank}", "", mine) == mine.encode()
 
     with suppress(RuntimeError, TimeoutError):
-        return bounded(join, _ANSWER)
+        return call_with_timeout(join, _ANSWER)
     return False
 
 
-def _went(store: Store, deadline: float, current: Callable[[], bool]) -> bool:
+def _wait_for_go(store: Store, deadline: float, current: Callable[[], bool]) -> bool:
     """Waits for rank 0's word; False if rank 0 is gone, or another has taken its place on the boards."""
     naps = _Naps()
     while time.monotonic() < deadline + _ANSWER:  # rank 0 may have begun later, and knows who is missing
         try:
-            if bounded(lambda: store.check(["go"]), _ANSWER):
+            if call_with_timeout(lambda: store.check(["go"]), _ANSWER):
                 return current()
-            absent = bounded(lambda: store.get("absent").decode() if store.check(["absent"]) else "", _ANSWER)
+            absent = call_with_timeout(lambda: store.get("absent").decode() if store.check(["absent"]) else "", _ANSWER)
         except (RuntimeError, TimeoutError):
             return False
         if absent:
@@ -236,21 +236,21 @@ class _Boards:
         return store.get(self._key).decode() if store.check([self._key]) else None
 
     def _on(self, address: tuple[str, int], call: Callable[[Store], T]) -> T | None:
-        store = self._stores[address] or _connected(*address)
+        store = self._stores[address] or _connect(*address)
         self._stores[address] = store
         if store is not None:
             try:
-                return bounded(lambda: call(store), _ANSWER)
+                return call_with_timeout(lambda: call(store), _ANSWER)
             except (RuntimeError, TimeoutError):
                 self._stores[address] = None
         return None
 
 
-def _connected(host: str, port: int) -> TCPStore | None:
+def _connect(host: str, port: int) -> TCPStore | None:
     """A client of the store at an address; None if none answers (torch's own attempt would print pages)."""
     try:
         socket.create_connection((host, port), timeout=1.0).close()
-        return bounded(
+        return call_with_timeout(
             lambda: TCPStore(
                 host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_CONNECTED)
             ),

@@ -20,7 +20,7 @@ from ..errors import ReplicaError, ReplicasDifferError, ReplicaStoppedError
 from .partition import even_shares, shares_by_speed
 from .process_group import finish
 
-SHARDS = ("probes", "batch", "both")
+SPLITS = ("probes", "batch", "both")
 """What is shared out among replicas."""
 
 _FINE, _FAILED, _STOPPED = range(3)
@@ -39,7 +39,7 @@ class Replicas:
     """The members of a process group of torch.distributed; every rank calls the same methods in the same order.
 
     group: None is the default process group.
-    shard: what a rank's share of a step is. "probes": some of the probes, on the whole batch. "batch": some of the
+    split: what a rank's share of a step is. "probes": some of the probes, on the whole batch. "batch": some of the
         micro-batches, at all probes; "both": some probes, of the first and the last perhaps a few micro-batches only,
         so that few probes and many micro-batches keep all ranks busy. The last two are for populations of several
         micro-batches (`zo_kernels.estimators.BatchPopulation`); other losses are shared by probes.
@@ -48,7 +48,7 @@ class Replicas:
     timeout: seconds to wait for another rank, beyond ten times the longest share of late. None: as long as the group's
         own timeout lets it.
 
-    The losses are the same, bit for bit, for any number of ranks, shard and balance. `rank` and `world_size` are
+    The losses are the same, bit for bit, for any number of ranks, split and balance. `rank` and `world_size` are
     those of the group; `device` is where its messages lie.
 
     Raises ValueError for values out of range.
@@ -58,20 +58,20 @@ class Replicas:
         self,
         group: dist.ProcessGroup | None = None,
         *,
-        shard: str = "probes",
+        split: str = "probes",
         balance: bool = False,
         check_every: int = 100,
         timeout: float | None = None,
     ) -> None:
-        if shard not in SHARDS:
-            raise ValueError(f"unknown shard {shard!r}: choose one of {', '.join(SHARDS)}")
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         if not isinstance(check_every, int) or check_every < 1:
             raise ValueError(f"check_every must be a positive integer, not {check_every!r}")
         if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be positive and finite, not {timeout}")
         self._group = group
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
-        self.shard, self.balance, self.check_every, self.timeout = shard, balance, check_every, timeout
+        self.split, self.balance, self.check_every, self.timeout = split, balance, check_every, timeout
         self._is_nccl = dist.get_backend(group) == dist.Backend.NCCL
         self.device = torch.device("cuda", torch.cuda.current_device()) if self._is_nccl else torch.device("cpu")
         self._speeds = [1.0] * self.world_size

@@ -126,7 +126,7 @@ class Estimator(ABC):
         """The slope along each probe: float64 [n], of any value where a loss is not finite."""
 
 
-def checked(losses: Tensor, *shape: int) -> Tensor:
+def check_losses(losses: Tensor, *shape: int) -> Tensor:
     """An evaluator's losses in float64 on the CPU. Raises ValueError if their shape is another."""
     losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
     if losses.shape != shape:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Estimator, Evaluator, Measured, checked
+from .base import Estimator, Evaluator, Measured, check_losses
 
 
 class CentralDifference(Estimator):
@@ -23,7 +23,7 @@ class CentralDifference(Estimator):
         return 2 * probes
 
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(checked(evaluate.pairs(seeds, eps), len(seeds), 2))
+        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2))
 
     def slopes(self, measured: Measured, eps: float) -> Tensor:
         return central_slopes(measured.own, eps)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Estimator, Evaluator, Measured, checked
+from .base import Estimator, Evaluator, Measured, check_losses
 
 
 class ForwardDifference(Estimator):
@@ -22,7 +22,7 @@ class ForwardDifference(Estimator):
         return probes + 1
 
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(checked(evaluate.ahead(seeds, eps), len(seeds))[:, None], float(evaluate.clean()))
+        return Measured(check_losses(evaluate.ahead(seeds, eps), len(seeds))[:, None], float(evaluate.clean()))
 
     def slopes(self, measured: Measured, eps: float) -> Tensor:
         assert measured.clean is not None
@@ -44,7 +44,7 @@ class AntitheticDifference(Estimator):
         return 2 * probes + 1
 
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(checked(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
 
     def slopes(self, measured: Measured, eps: float) -> Tensor:
         assert measured.clean is not None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..philox import Stream, philox4x32_10
-from .base import Estimator, Evaluator, Measured, checked
+from .base import Estimator, Evaluator, Measured, check_losses
 from .central import central_slopes
 
 _LAST = 0xFFFFFFFF  # of step and probe: `philox.probe_seeds` never gets to this counter
@@ -33,7 +33,7 @@ class _Saturating(Estimator):
             raise ValueError(f"floor must be positive and finite, not {floor}")
         self.saturation, self.floor = saturation, floor
 
-    def _divided(self, slopes: Tensor, curvatures: Tensor) -> Tensor:
+    def _precondition(self, slopes: Tensor, curvatures: Tensor) -> Tensor:
         return slopes / curvatures.abs().pow(self.saturation).clamp(min=self.floor)
 
 
@@ -52,12 +52,12 @@ class SPSA15(_Saturating):
         return 2 * probes + 1
 
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(checked(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
 
     def slopes(self, measured: Measured, eps: float) -> Tensor:
         assert measured.clean is not None
         rises = measured.own - measured.clean
-        return self._divided(central_slopes(measured.own, eps), rises.sum(dim=1) / eps / eps)
+        return self._precondition(central_slopes(measured.own, eps), rises.sum(dim=1) / eps / eps)
 
 
 class SPSA2(_Saturating):
@@ -76,14 +76,14 @@ class SPSA2(_Saturating):
         return 6 * probes
 
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        pairs = checked(evaluate.pairs(seeds, eps), len(seeds), 2)
-        corners = checked(evaluate.corners(seeds, second_seeds(seeds), eps), len(seeds), 2, 2)
+        pairs = check_losses(evaluate.pairs(seeds, eps), len(seeds), 2)
+        corners = check_losses(evaluate.corners(seeds, second_seeds(seeds), eps), len(seeds), 2, 2)
         return Measured(torch.cat([pairs, corners.flatten(start_dim=1)], dim=1))
 
     def slopes(self, measured: Measured, eps: float) -> Tensor:
         both, first, second, neither = measured.own[:, 2:].unbind(dim=1)
         curvatures = ((both - first) - (second - neither)) / 4 / eps / eps
-        return self._divided(central_slopes(measured.own, eps), curvatures)
+        return self._precondition(central_slopes(measured.own, eps), curvatures)
 
 
 def second_seeds(seeds: Tensor) -> Tensor:

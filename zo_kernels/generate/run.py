@@ -46,14 +46,16 @@ class LoadedRun:
         tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
         for symbol in text:
             if symbol not in tokens:
-                raise UsageError(f"the character {symbol!r} is not in the vocabulary of {self.path}: {self._shown()}")
+                raise UsageError(
+                    f"the character {symbol!r} is not in the vocabulary of {self.path}: {self._describe_vocabulary()}"
+                )
         return torch.tensor([[tokens[symbol] for symbol in text]], dtype=torch.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens."""
         return "".join(self.symbols[token] for token in tokens)
 
-    def _shown(self) -> str:
+    def _describe_vocabulary(self) -> str:
         if len(self.symbols) <= _SHOWN_SYMBOLS:
             return f"it has {''.join(self.symbols)!r}"
         return f"{self.path / 'vocabulary.json'} lists its {len(self.symbols)} characters"

@@ -6,9 +6,8 @@ from .build import MODEL_NAMES, build_model, has_memory
 from .cells import GRU, LSTM, MODELS, Elman
 from .dnc import DNC
 from .flashrnn.language_model import FlashLM
-from .language import LanguageModel, States
+from .language import LanguageModel, ModelPopulation, States
 from .paper_dnc import PaperDNC
-from .population import ModelPopulation
 from .presets import PRESETS, Preset
 
 __all__ = [

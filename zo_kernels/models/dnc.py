@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import addressing
-from .language import unfilled
+from .language import empty_for
 from .member_layers import linear, lstm_cell
 from .members import Weights
 from .memory import MemoryLM
@@ -85,10 +85,10 @@ class DNC(MemoryLM):
         As `RecurrentLM` does: the embedding is N(0, 1), matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases are 0,
         those of the forget gate 1.
         """
-        self.embedding.copy_(unfilled(self.embedding, generator).normal_(generator=generator))
+        self.embedding.copy_(empty_for(self.embedding, generator).normal_(generator=generator))
         for weight in (self.controller_weight, self.interface_weight, self.output_weight):
             bound = 1 / math.sqrt(weight.shape[1])
-            weight.copy_(unfilled(weight, generator).uniform_(-bound, bound, generator=generator))
+            weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
         for bias in (self.controller_bias, self.interface_bias, self.output_bias):
             bias.zero_()
         self.controller_bias[self.hidden_size : 2 * self.hidden_size].fill_(1.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .addressing import next_memory
-from .language import States, unfilled
+from .language import States, empty_for
 from .member_layers import layer_norm, linear, lstm_cell
 from .members import Weights
 from .memory import MemoryLM
@@ -96,7 +96,7 @@ class PaperDNC(MemoryLM):
         """
         for name, p in self.named_parameters():
             p.fill_(1.0 if name.endswith("norm_weight") else 0.0)
-        self.embedding.copy_(unfilled(self.embedding, generator).normal_(generator=generator))
+        self.embedding.copy_(empty_for(self.embedding, generator).normal_(generator=generator))
         inputs = self.controller_weight.shape[1] - self.hidden_size
         for weight in (
             *self.controller_weight.split([inputs, self.hidden_size], dim=1),
@@ -104,7 +104,7 @@ class PaperDNC(MemoryLM):
             self.output_weight,
         ):
             bound = math.sqrt(6 / sum(weight.shape))
-            weight.copy_(unfilled(weight, generator).uniform_(-bound, bound, generator=generator))
+            weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
 
     def initial_states(self, batch_size: int) -> States:
         """The states that a sequence starts from, each [B, ...]: zeros, but for the memory."""
@@ -121,7 +121,7 @@ class PaperDNC(MemoryLM):
         return [self.num_heads * width, width, 1, width, width]
 
     def _start(self, weights: Weights, states: Sequence[Tensor]) -> list[Tensor]:
-        return [*states, *_normalised(states[2])]
+        return [*states, *_normalise(states[2])]
 
     def _step(self, weights: Weights, x_MBE: Tensor, running: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         w = weights
@@ -139,7 +139,7 @@ class PaperDNC(MemoryLM):
         scores_MBN = (centred @ write_key[..., None])[..., 0] * scale_MBN
         written_MBN = torch.sigmoid(strength) * torch.softmax(scores_MBN, dim=-1)
         memory = next_memory(memory, written_MBN, torch.sigmoid(erase), torch.tanh(write))
-        centred, scale_MBN = _normalised(memory)
+        centred, scale_MBN = _normalise(memory)
 
         members, batch_size, heads = len(x_MBE), x_MBE.shape[1], self.num_heads
         keys = read_keys.reshape(members, batch_size * heads, -1)
@@ -151,7 +151,7 @@ class PaperDNC(MemoryLM):
         return outputs, [h, c, memory, read_vectors, centred, scale_MBN]
 
 
-def _normalised(memory: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise(memory: Tensor) -> tuple[Tensor, Tensor]:
     """Each slot less its mean [M, B, N, W], and one over its standard deviation [M, B, N].
 
     Their product is what LayerNorm makes of a slot before its weight and bias; torch's own is several times slower than

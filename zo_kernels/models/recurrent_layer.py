@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import CellShape
-from .language import LanguageModel, States, unfilled
+from .language import LanguageModel, States, empty_for
 
 SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
 STATE_NAMES = ("h", "c", "n", "m")
@@ -74,14 +74,14 @@ class RecurrentLayerLM(LanguageModel):
         forget gate 1: an open one carries the state over many tokens from the first step on.
         """
         embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
-        embedding.copy_(unfilled(embedding, generator).normal_(generator=generator))
+        embedding.copy_(empty_for(embedding, generator).normal_(generator=generator))
         for weight, fan_in in (
             (input_weight, self.embed_dim),
             (recurrent_weight, self.head_dim),
             (output_weight, self.hidden_size),
         ):
             bound = 1 / math.sqrt(fan_in)
-            weight.copy_(unfilled(weight, generator).uniform_(-bound, bound, generator=generator))
+            weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
         output_bias.zero_()
         bias.zero_()
         if self.cell in ("lstm", "slstm"):

@@ -25,7 +25,7 @@ from .checks import (
     check_update,
 )
 from .quantise import quantise
-from .schema import library, written
+from .schema import library, mark_written
 
 _LARGEST_SUM = 2.0**124  # no element of a probe reaches 8, so sums stay float32 numbers
 
@@ -90,7 +90,7 @@ def _inplace(distribution: str, x: Tensor, alpha: float, seed: int, *, offset: i
     _inplace_fake(distribution, x, alpha, seed, offset=offset)
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe_from(distribution, x, x, alpha, seed, offset)
-    written(x)
+    mark_written(x)
 
 
 def _apply_fake(distribution: str, x: Tensor, alpha: float, seed: int, *, offset: int, dtype: torch.dtype) -> Tensor:
@@ -116,7 +116,7 @@ def _out(distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, *, 
     check_overlap(x, out)
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe_from(distribution, x, out, alpha, seed, offset)
-    written(out)
+    mark_written(out)
 
 
 def _accumulate_fake(
@@ -158,7 +158,7 @@ def _accumulate(
     update = Update(undo_alpha, undo_seed, decay, grid)
     rows = seeds.contiguous().numpy(force=True)
     backend_for(x.device.type).accumulate_probes_from(distribution, x, summands, scale, rows, offset, update)
-    written(x)
+    mark_written(x)
 
 
 for _name, _implementation, _fake in (

@@ -12,7 +12,7 @@ from ..backends import backend_for
 from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
 from ..errors import GridRangeError
 from .checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
-from .schema import library, written
+from .schema import library, mark_written
 
 __all__ = ["recurrent_logits", "recurrent_nats"]
 
@@ -209,7 +209,7 @@ def _recurrent_nats(
         precision,
     )
     for state in states:
-        written(state)
+        mark_written(state)
     return nats
 
 
@@ -225,7 +225,7 @@ def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, stat
     device = checked.bias.device
     logits = backend_for(device.type).recurrent_logits(checked, tokens.to(device, torch.int64).contiguous(), states)
     for state in states:
-        written(state)
+        mark_written(state)
     return logits
 
 

@@ -42,7 +42,7 @@ library.define(
 )
 
 
-def written(x: Tensor) -> None:
+def mark_written(x: Tensor) -> None:
     """Tells autograd that x has changed: an op of a Library does not do it by itself."""
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
@@ -72,7 +72,7 @@ def _apply_probe_inplace(x: Tensor, alpha: float, seed: int, *, offset: int) -> 
     check_offset(offset, x.numel())
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe(x, x, alpha, seed, offset)
-    written(x)
+    mark_written(x)
 
 
 def _apply_probe_fake(x: Tensor, alpha: float, seed: int, *, offset: int, dtype: torch.dtype) -> Tensor:
@@ -100,7 +100,7 @@ def _apply_probe_out(x: Tensor, out: Tensor, alpha: float, seed: int, *, offset:
     check_overlap(x, out)
     check_scalar(alpha, "alpha", x.dtype)
     backend_for(x.device.type).apply_probe(x, out, alpha, seed, offset)
-    written(out)
+    mark_written(out)
 
 
 def _apply_probes_fake(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, *, offset: int) -> None:
@@ -115,7 +115,7 @@ def _apply_probes(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, *, offse
     if alpha.device.type == "cpu":  # elsewhere, reading it would wait for the device
         check_scalar(float(alpha), "alpha", x.dtype)
     backend_for(x.device.type).apply_probes(x, out, alpha, seeds.contiguous(), offset)
-    written(out)
+    mark_written(out)
 
 
 def _swap_probe_fake(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, *, offset: int) -> None:
@@ -129,7 +129,7 @@ def _swap_probe(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed
     check_scalar(alpha, "alpha", x.dtype)
     check_scalar(next_alpha, "next_alpha", x.dtype)
     backend_for(x.device.type).swap_probe(x, alpha, seed, next_alpha, next_seed, offset)
-    written(x)
+    mark_written(x)
 
 
 def _accumulate_probes_fake(
@@ -167,7 +167,7 @@ def _accumulate_probes(
     update = Update(undo_alpha, undo_seed, decay, grid)
     rows = seeds.contiguous().numpy(force=True)
     backend_for(x.device.type).accumulate_probes(x, quantised, shift, rows, offset, update)
-    written(x)
+    mark_written(x)
 
 
 for _name, _implementation, _fake in (

@@ -26,13 +26,13 @@ def estimated(
     seeds: Tensor,
     eps: Sequence[float],
     *,
-    max_distance: float | None,
+    max_cosine_distance: float | None,
     replicas: Replicas | None,
 ) -> Estimate:
     """The estimate along the probes of seeds [n]; the parameters are left where the last loss was taken.
 
-    Raises ValueError if `closure` is a sequence without a max_distance, or none with one, or a population of sharded
-    parameters, and as the estimator does.
+    Raises ValueError if `closure` is a sequence without a max_cosine_distance, or none with one, or a population of
+    sharded parameters, and as the estimator does.
     """
 
     def one(loss: Closure | Population) -> Estimate:
@@ -48,16 +48,16 @@ def estimated(
             evaluator = SharedEvaluator(evaluator, replicas)
         return estimator(evaluator, seeds, eps[0], theta.distribution)
 
-    if max_distance is None:
+    if max_cosine_distance is None:
         if isinstance(closure, Sequence):
-            raise ValueError("a sequence of closures is for optimizers with max_distance: pass one closure")
+            raise ValueError("a sequence of closures is for optimizers with max_cosine_distance: pass one closure")
         return one(closure)
     if not isinstance(closure, Sequence) or not closure:
-        raise ValueError("with max_distance, step takes a sequence of closures, one per micro-batch")
-    return _agreed([one(loss) for loss in closure], seeds, theta.distribution, max_distance)
+        raise ValueError("with max_cosine_distance, step takes a sequence of closures, one per micro-batch")
+    return _agreed([one(loss) for loss in closure], seeds, theta.distribution, max_cosine_distance)
 
 
-def _agreed(estimates: Sequence[Estimate], seeds: Tensor, distribution: str, max_distance: float) -> Estimate:
+def _agreed(estimates: Sequence[Estimate], seeds: Tensor, distribution: str, max_cosine_distance: float) -> Estimate:
     """The mean of the micro-batches' estimates that agree, along the probes that all of them have."""
     shared = torch.stack([torch.isin(seeds, e.gradient.seeds) for e in estimates]).all(dim=0)
     if not bool(shared.any()):
@@ -66,6 +66,6 @@ def _agreed(estimates: Sequence[Estimate], seeds: Tensor, distribution: str, max
     micro = torch.stack(  # each is a mean over all probes of its own
         [e.gradient.coeffs[torch.isin(e.gradient.seeds, rows)] * len(e.gradient) / len(rows) for e in estimates]
     )
-    mean, _ = agree(micro, max_distance)
+    mean, _ = agree(micro, max_cosine_distance)
     gradient = SeedGradient(rows, mean, distribution)
     return Estimate(gradient, torch.stack([e.losses for e in estimates]), len(seeds) - len(rows))

@@ -33,7 +33,7 @@ def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
     return HyperParameters(lr, eps, weight_decay)
 
 
-def named(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:
+def name_parameters(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:
     """The parameters of all groups, with the names they were given with or those of their places."""
     found: list[tuple[str, Tensor]] = []
     for number, group in enumerate(groups):

@@ -15,14 +15,14 @@ from .evaluators import PopulationEvaluator
 class SharedEvaluator(Evaluator):
     """An evaluator whose points are shared out among replicas; its losses are the same on all of them.
 
-    Points of one sign, and both of a central difference, are shared as `Replicas.shard` says, corners by probes.
+    Points of one sign, and both of a central difference, are shared as `Replicas.split` says, corners by probes.
     """
 
     def __init__(self, evaluator: Evaluator, replicas: Replicas) -> None:
         self._own = evaluator
         self._replicas = replicas
         self._parted: PopulationEvaluator | None = None
-        if replicas.shard != "probes" and isinstance(evaluator, PopulationEvaluator) and evaluator.batched is not None:
+        if replicas.split != "probes" and isinstance(evaluator, PopulationEvaluator) and evaluator.batched is not None:
             self._parted = evaluator
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
@@ -52,7 +52,7 @@ class SharedEvaluator(Evaluator):
     def _pairs_by_parts(self, own: PopulationEvaluator, batched: BatchPopulation, seeds: Tensor, eps: float) -> Tensor:
         """Deals the table of probes and parts cell by cell, and sums each probe's parts in their order."""
         probes, parts = len(seeds), batched.parts
-        parts_first = self._replicas.shard == "batch"
+        parts_first = self._replicas.split == "batch"
 
         def evaluate(mine: slice) -> Tensor:
             rows = []

@@ -27,7 +27,7 @@ from ..transforms import Context, State, Transform, chain
 from .dense import DenseRule
 from .estimating import estimated
 from .evaluators import Closure
-from .groups import HyperParameters, hyper_parameters, named, segments_of
+from .groups import HyperParameters, hyper_parameters, name_parameters, segments_of
 from .report import StepReport
 
 
@@ -51,7 +51,7 @@ class ZeroOrder(Optimizer):
     transforms: what happens to the estimate's rows, in this order (`zo_kernels.transforms`).
     dense: a rule with state of the parameters' size, such as `zo_kernels.optim.Adam()`, applied to the transformed
         gradient written out; None steps along the rows themselves, in one pass without any further memory.
-    max_distance: cosine distance up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`).
+    max_cosine_distance: up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`).
         `step` then takes a sequence of closures or populations, one per micro-batch. None: no filter.
     weight_decay: decoupled.
     mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only), which are
@@ -85,7 +85,7 @@ class ZeroOrder(Optimizer):
         distribution: str = "rademacher",
         transforms: Sequence[Transform] = (),
         dense: DenseRule | None = None,
-        max_distance: float | None = None,
+        max_cosine_distance: float | None = None,
         weight_decay: float = 0.0,
         mode: str = "auto",
         grid: float | None = None,
@@ -97,12 +97,14 @@ class ZeroOrder(Optimizer):
             raise ValueError(f"seed must be an integer in [0, 2^64), not {seed!r}")
         if mode not in ("auto", "inplace", "shadow"):
             raise ValueError(f"mode must be 'auto', 'inplace' or 'shadow', not {mode!r}")
-        if max_distance is not None and not 0 <= max_distance <= 2:
-            raise ValueError(f"max_distance must be in [0, 2], the range of a cosine distance, not {max_distance}")
+        if max_cosine_distance is not None and not 0 <= max_cosine_distance <= 2:
+            raise ValueError(
+                f"max_cosine_distance must be in [0, 2], the range of a cosine distance, not {max_cosine_distance}"
+            )
         check_distribution(distribution)
         self.probes, self.seed, self.distribution = probes, seed, distribution
         self.estimator = CentralDifference() if estimator is None else estimator
-        self.max_distance = max_distance
+        self.max_cosine_distance = max_cosine_distance
         self.replicas = replicas
         self.steps_taken = 0
         self.last: StepReport | None = None
@@ -116,7 +118,7 @@ class ZeroOrder(Optimizer):
         super().__init__(arena.parameters if arena else params, defaults)  # type: ignore[arg-type]
         for group in self.param_groups:
             hyper_parameters(group)
-        self.arena = arena or arena_of(named(self.param_groups))
+        self.arena = arena or arena_of(name_parameters(self.param_groups))
         if isinstance(self.arena, ShardedArena):
             if replicas is not None:
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
@@ -139,7 +141,7 @@ class ZeroOrder(Optimizer):
 
         closure: called without arguments, each time with other parameters; returns the loss (a number or a one-element
             tensor) and must be a function of the parameters alone. Or a `Population`, which is asked for many losses
-            at once. With `max_distance`, a sequence of them, one per micro-batch.
+            at once. With `max_cosine_distance`, a sequence of them, one per micro-batch.
 
         Raises DivergenceError if no probe has finite losses and GridRangeError if theta could leave its grid's range or
         eps is too fine for it. Whatever is raised, in the closure too, theta is then bit for bit what it was and the
@@ -152,7 +154,13 @@ class ZeroOrder(Optimizer):
             replicas.begin_step(self.steps_taken, self.digest)
         try:
             estimate = estimated(
-                closure, self.estimator, theta, seeds, eps, max_distance=self.max_distance, replicas=replicas
+                closure,
+                self.estimator,
+                theta,
+                seeds,
+                eps,
+                max_cosine_distance=self.max_cosine_distance,
+                replicas=replicas,
             )
             coeffs = torch.full((len(seeds),), math.nan, dtype=torch.float32)
             coeffs[torch.isin(seeds, estimate.gradient.seeds)] = _as_float32(estimate.gradient.coeffs)

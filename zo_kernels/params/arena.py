@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from ..philox import BLOCK_SIGNS
 from .grid import largest_magnitude
-from .layout import NOTHING_TO_TRAIN, Arena, Segment, Slot, common_kind, is_dtensor, listed, refuse_overlap, slots_of
+from .layout import (
+    NOTHING_TO_TRAIN,
+    Arena,
+    Segment,
+    Slot,
+    common_kind,
+    is_dtensor,
+    named_parameters,
+    refuse_overlap,
+    slots_of,
+)
 
 
 class ParameterArena(Arena):
@@ -32,18 +42,18 @@ class ParameterArena(Arena):
     """
 
     def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        named = _distinct(listed(params))
+        named = _distinct(named_parameters(params))
         self.dtype, self.device = common_kind([(name, p) for name, (p, *_) in named])
         self.slots, offset = slots_of([(name, p) for name, (p, *_) in named])
         self._flat = torch.zeros(offset, dtype=self.dtype, device=self.device)
-        self._members = []
+        self._entries = []
         with torch.no_grad():
             for slot, (_, sharing) in zip(self.slots, named, strict=True):
                 home = self.view(slot)
                 home.copy_(sharing[0])
                 for p in sharing:
                     p.data = home
-                    self._members.append((slot, p))
+                    self._entries.append((slot, p))
         gaps = [
             torch.arange(s.offset + s.numel, -(-(s.offset + s.numel) // BLOCK_SIGNS) * BLOCK_SIGNS) for s in self.slots
         ]
@@ -73,11 +83,11 @@ class ParameterArena(Arena):
     def holds(self, parameter: Tensor) -> bool:
         """Whether `parameter` is one of the arena's and still lies in it."""
         base, size = self._flat.data_ptr(), self._flat.element_size()
-        return any(p is parameter and p.data_ptr() == base + slot.offset * size for slot, p in self._members)
+        return any(p is parameter and p.data_ptr() == base + slot.offset * size for slot, p in self._entries)
 
     def check(self) -> None:
         base, size = self._flat.data_ptr(), self._flat.element_size()
-        for slot, p in self._members:
+        for slot, p in self._entries:
             if p.dtype != self._flat.dtype or (slot.numel and p.data_ptr() != base + slot.offset * size):
                 raise RuntimeError(
                     f"parameter {slot.name} has moved since the optimizer was built: build the optimizer after "
@@ -133,7 +143,7 @@ def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
         return {p: homes[0].slot_of(p).offset for p in parameters if homes[0].holds(p)}
     if not any(p.requires_grad for p in parameters):
         return {}
-    named = _distinct(listed(module))
+    named = _distinct(named_parameters(module))
     slots, _ = slots_of([(name, p) for name, (p, *_) in named])
     return {p: slot.offset for slot, (_, sharing) in zip(slots, named, strict=True) for p in sharing}
 

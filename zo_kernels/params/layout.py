@@ -51,7 +51,7 @@ class Arena(ABC):
     slots: tuple[Slot, ...]
     dtype: torch.dtype
     device: torch.device
-    _members: list[tuple[Slot, Tensor]]
+    _entries: list[tuple[Slot, Tensor]]
 
     @property
     @abstractmethod
@@ -121,11 +121,11 @@ class Arena(ABC):
     @property
     def parameters(self) -> list[Tensor]:
         """The parameters that live here, in flat order (those that share a slot follow each other)."""
-        return [p for _, p in self._members]
+        return [p for _, p in self._entries]
 
     def slot_of(self, parameter: Tensor) -> Slot:
         """Where `parameter` lies. Raises KeyError if it is not one of the arena's."""
-        for slot, p in self._members:
+        for slot, p in self._entries:
             if p is parameter:
                 return slot
         raise KeyError("this parameter is not in the arena")
@@ -161,7 +161,7 @@ def refuse_overlap(memory: Iterable[tuple[int, int, str]]) -> None:
             raise ValueError(f"parameters {name} and {other} overlap in memory: share a whole parameter or none of it")
 
 
-def listed(params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def named_parameters(params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """Parameters with their names, or those of their places."""
     if isinstance(params, nn.Module):
         return list(params.named_parameters())

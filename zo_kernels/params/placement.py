@@ -37,7 +37,7 @@ def local_part(parameter: Tensor) -> Tensor:
     return parameter.detach()
 
 
-def placed(named: Sequence[tuple[str, Tensor]]) -> Placement:
+def placement_of(named: Sequence[tuple[str, Tensor]]) -> Placement:
     """Raises ValueError, naming the parameter, unless all are whole, or sharded by rows along one mesh dimension."""
     if not any(is_dtensor(p) for _, p in named):
         raise ValueError("none of the parameters is a DTensor: use zo_kernels.params.ParameterArena")

@@ -22,8 +22,18 @@ from torch import Tensor, nn
 from ..philox import BLOCK_SIGNS
 from .arena import ParameterArena
 from .grid import largest_magnitude
-from .layout import NOTHING_TO_TRAIN, Arena, Segment, Slot, common_kind, is_dtensor, listed, refuse_overlap, slots_of
-from .placement import local_part, placed
+from .layout import (
+    NOTHING_TO_TRAIN,
+    Arena,
+    Segment,
+    Slot,
+    common_kind,
+    is_dtensor,
+    named_parameters,
+    refuse_overlap,
+    slots_of,
+)
+from .placement import local_part, placement_of
 
 
 class _FSDPModule(Protocol):
@@ -71,7 +81,7 @@ class ShardedArena(Arena):
 
     def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         named, seen = [], set()
-        for name, p in listed(params):
+        for name, p in named_parameters(params):
             if p.requires_grad and p not in seen:
                 named.append((name, p))
                 seen.add(p)
@@ -80,13 +90,13 @@ class ShardedArena(Arena):
         modules = resharded_modules(named)
         self.dtype, self.device = common_kind(named)
         self.slots, self._end = slots_of(named)
-        place = placed(named)
+        place = placement_of(named)
         self.shard_group, self.replica_group = place.shard_group, place.replica_group
         self._message_device = torch.device(place.device_type)
-        self._members = [(slot, p) for slot, (_, p) in zip(self.slots, named, strict=True)]
+        self._entries = [(slot, p) for slot, (_, p) in zip(self.slots, named, strict=True)]
         self._shards: dict[Slot, _Shard] = {}
         home = 0
-        for (slot, p), (start, numel) in zip(self._members, place.spans, strict=True):
+        for (slot, p), (start, numel) in zip(self._entries, place.spans, strict=True):
             at = slot.offset + start
             self._shards[slot] = _Shard(slot, p, at, numel, home + at % BLOCK_SIGNS)
             home += -(-(at % BLOCK_SIGNS + numel) // BLOCK_SIGNS) * BLOCK_SIGNS
@@ -232,7 +242,7 @@ def arena_of(params: Iterable[tuple[str, Tensor]]) -> Arena:
 
     Raises ValueError if FSDP shards only frozen parameters of a module that has others, and as these do.
     """
-    named = [(name, p) for name, p in listed(params) if p.requires_grad]
+    named = [(name, p) for name, p in named_parameters(params) if p.requires_grad]
     if any(is_dtensor(p) for _, p in named):
         return ShardedArena(named)
     if resharded_modules(named):  # the processes would take other numbers of forward passes, but have to meet in each

@@ -53,9 +53,9 @@ def read_run(path: Path) -> PlottedRun:
     """
     if not path.is_dir():
         raise UsageError(f"there is no run folder {path}")
-    config = _decoded(path / "config.json", _text(path / "config.json"))
+    config = _decode(path / "config.json", _text(path / "config.json"))
     lines = _text(path / "metrics.jsonl").split("\n")[:-1]  # after the last newline there may be half a line
-    metrics = [_decoded(path / "metrics.jsonl", line) for line in lines]
+    metrics = [_decode(path / "metrics.jsonl", line) for line in lines]
     if not all(isinstance(line.get("step"), int) for line in metrics):
         raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
     return PlottedRun(path, config, metrics)
@@ -92,7 +92,7 @@ def _text(file: Path) -> str:
         raise UsageError(f"can't read {file}: {error}") from error
 
 
-def _decoded(file: Path, text: str) -> dict[str, Any]:
+def _decode(file: Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:

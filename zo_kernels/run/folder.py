@@ -71,7 +71,7 @@ class RunFolder:
 
     @classmethod
     def _with_lock(cls, path: Path, open_journal: Callable[[], Journal], patience: float = 0.0) -> RunFolder:
-        lock = _locked(path, patience)
+        lock = _lock_folder(path, patience)
         try:
             return cls(path, lock, open_journal())
         except BaseException:
@@ -186,7 +186,7 @@ def named_scores(scores: Scores) -> dict[str, float]:
     return metrics
 
 
-def journaled_metrics(journal: Journal, forwards: int) -> Iterator[Metrics]:
+def metrics_from_journal(journal: Journal, forwards: int) -> Iterator[Metrics]:
     """All lines of metrics.jsonl, from what the journal says."""
     if beginning := journal.scores(journal.first_step):
         yield {"step": journal.first_step, **named_scores(beginning)}
@@ -209,7 +209,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(unfinished, path)
 
 
-def _locked(path: Path, patience: float) -> int:
+def _lock_folder(path: Path, patience: float) -> int:
     """A descriptor of the folder, locked for as long as it is open: the kernel lets go of it if the process dies."""
     descriptor = os.open(path, os.O_RDONLY)
     until = time.monotonic() + patience

@@ -16,9 +16,9 @@ from ..distributed.process_group import is_launched, process_group
 from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError, UsageError
 from ..interrupts import InterruptGate
 from ..plot.losses import plot_losses
-from ..run.folder import RunFolder, journaled_metrics, write_text
-from .begin import Beginning, begin, going_on
-from .build import computing
+from ..run.folder import RunFolder, metrics_from_journal, write_text
+from .begin import Beginning, begin, resume_existing
+from .build import compute_with
 from .cli import parse
 from .config import TrainConfig
 from .find_lr import SearchResult, find_lr
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     stack.enter_context(process_group(config.device, config.timeout))
             ranks = Ranks(config)
             who = f"rank {ranks.rank}: " if ranks.count > 1 else ""
-            backend = stack.enter_context(computing(config))
+            backend = stack.enter_context(compute_with(config))
             outcome = _train(config, backend, gate, ranks)
     except (UsageError, JournalError, CheckpointError, ReplicaError, ProcessGroupError) as error:
         print(f"{who}error: {error}", file=sys.stderr)
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(config: TrainConfig, backend: str, gate: InterruptGate, ranks: Ranks) -> Outcome:
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=ranks.rank != 0)
     if ranks.is_launched:
-        config = ranks.agree(lambda: going_on(config))
+        config = ranks.broadcast(lambda: resume_existing(config))
     loggers = _loggers(config) if ranks.rank == 0 else []
     found = None
     if config.lr_search:
@@ -116,7 +116,7 @@ def _train_in(
     probes = config.probes if config.solver == "zo" else 0
     with Reporter(console, config.steps, start=start, probes=probes) as reporter:
         outcome = train(beginning, FolderRecord(run, folder, reporter, loggers), gate, ranks)
-    metrics = list(journaled_metrics(folder.journal, run.solver.forwards))
+    metrics = list(metrics_from_journal(folder.journal, run.solver.forwards))
     picture = title(config, run.model)
     try:
         folder.finish(

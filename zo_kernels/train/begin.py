@@ -52,15 +52,15 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
 
     def on_first() -> tuple[int, int, bool]:
         opened.append(
-            _begun(config, gate, warn)
+            _start_new(config, gate, warn)
             if config.resume is None
-            else _resumed(config, gate, warn, _PATIENCE if ranks.is_launched else 0.0)
+            else _reopen(config, gate, warn, _PATIENCE if ranks.is_launched else 0.0)
         )
         _, folder, step = opened[0]
         return step, folder.journal.first_step, bool(folder.journal.scores(step))
 
     try:
-        step, first_step, is_scored = ranks.agree(on_first)  # first, for it may make files of data that others read
+        step, first_step, is_scored = ranks.broadcast(on_first)  # first, for it may make files of data that others read
         run = opened[0][0] if opened else build(replace(config, resume=None), gate)
         ranks.join(run.solver)
         if step > 0:
@@ -74,19 +74,19 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
 
 def share_state(run: Run, ranks: Ranks) -> None:
     """Gives all ranks the parameters and the solver's state of rank 0."""
-    state = ranks.spread([run.model.state_dict(), run.solver.state()] if ranks.rank == 0 else None)
+    state = ranks.broadcast_state([run.model.state_dict(), run.solver.state()] if ranks.rank == 0 else None)
     if ranks.rank != 0:
         run.model.load_state_dict(state[0])
         run.solver.load_state(state[1])
 
 
-def _begun(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
+def _start_new(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
     run = build(config, gate)
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
     return run, RunFolder.create(config.out, as_json(config), run.task.symbols, name=config.task, first_step=step), step
 
 
-def _resumed(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: float) -> tuple[Run, RunFolder, int]:
+def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: float) -> tuple[Run, RunFolder, int]:
     assert config.resume is not None
     folder = RunFolder.open(config.resume, patience=patience)
     try:
@@ -132,7 +132,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     return step
 
 
-def going_on(config: TrainConfig) -> TrainConfig:
+def resume_existing(config: TrainConfig) -> TrainConfig:
     """The config to begin with: that of the run in the folder `out`, if there is one, to be resumed.
 
     torchrun starts a run again, with the arguments it had at first, when a process died or processes came or left.

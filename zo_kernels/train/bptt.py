@@ -30,9 +30,10 @@ class BPTT:
     checkpoint_length: tokens of a segment: the forward keeps the states between segments only, and the backward
         computes each segment again, so that memory grows with T / checkpoint_length + checkpoint_length and not with
         T, for one more forward. Gradients are the same. None: nothing is computed twice.
-    max_distance: filters the micro-batches' gradients by agreement: they are taken in order, and one further from the
-        sum of those kept than this cosine distance, in [0, 2], is left out. If no other agrees with the first, the
-        step leaves the parameters alone. 2 keeps all. Takes memory for one gradient per micro-batch. None: no filter.
+    max_cosine_distance: filters the micro-batches' gradients by agreement: they are taken in order, and one further
+        from the sum of those kept than this cosine distance, in [0, 2], is left out. If no other agrees with the
+        first, the step leaves the parameters alone. 2 keeps all. Takes memory for one gradient per micro-batch.
+        None: no filter.
 
     `optimizer` is torch's own, for schedulers. Raises ValueError for values out of range.
 
@@ -54,7 +55,7 @@ class BPTT:
         momentum: float = 0.0,
         micro_batch_size: int | None = None,
         checkpoint_length: int | None = None,
-        max_distance: float | None = None,
+        max_cosine_distance: float | None = None,
     ) -> None:
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
@@ -69,13 +70,13 @@ class BPTT:
         for name, value in (("micro_batch_size", micro_batch_size), ("checkpoint_length", checkpoint_length)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if max_distance is not None and not 0 <= max_distance <= 2:
-            raise ValueError(f"max_distance must be in [0, 2], not {max_distance}")
+        if max_cosine_distance is not None and not 0 <= max_cosine_distance <= 2:
+            raise ValueError(f"max_cosine_distance must be in [0, 2], not {max_cosine_distance}")
         self.model = model
         self.name = optimizer
         self.micro_batch_size = micro_batch_size
         self.checkpoint_length = checkpoint_length
-        self.max_distance = max_distance
+        self.max_cosine_distance = max_cosine_distance
         self.kept = 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
@@ -104,8 +105,10 @@ class BPTT:
         total = sum(count for _, _, count in micro_batches)
         if total == 0:
             raise ValueError("no position of the batch is scored: all targets are -100")
-        if self.max_distance is not None and len(micro_batches) < 2:
-            raise ValueError("max_distance compares micro-batches, but there is one only: lower micro_batch_size")
+        if self.max_cosine_distance is not None and len(micro_batches) < 2:
+            raise ValueError(
+                "max_cosine_distance compares micro-batches, but there is one only: lower micro_batch_size"
+            )
         try:
             loss, gradients = 0.0, []
             self.optimizer.zero_grad()
@@ -113,8 +116,8 @@ class BPTT:
                 part = self._loss(tokens, targets, count) * (count / total)
                 part.backward()  # adds to the gradients so far
                 loss += part.item()
-                if self.max_distance is not None:
-                    gradients.append(self._taken_gradient())
+                if self.max_cosine_distance is not None:
+                    gradients.append(self._take_gradient())
             checked = gradients or [p.grad for p in self._parameters if p.grad is not None]
             if not (math.isfinite(loss) and all(gradient.isfinite().all() for gradient in checked)):
                 raise DivergenceError(f"the loss is {loss} or its gradient is not finite: lower lr, or check the batch")
@@ -164,7 +167,7 @@ class BPTT:
         nats_X = F.cross_entropy(logits_XV, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
         return nats_X.sum(dtype=torch.float64), states
 
-    def _taken_gradient(self) -> Tensor:
+    def _take_gradient(self) -> Tensor:
         """The gradient so far, flattened [d]; the next one starts from 0."""
         gradient = torch.cat([_gradient(p).flatten() for p in self._parameters])
         self.optimizer.zero_grad()
@@ -175,9 +178,9 @@ class BPTT:
 
         gradients: of m micro-batches, each [d] and times its weight. If only one is kept, no gradient is set.
         """
-        assert self.max_distance is not None
+        assert self.max_cosine_distance is not None
         means_md = torch.stack([gradient / weight for gradient, weight in zip(gradients, weights, strict=True)])
-        kept = agree(means_md, self.max_distance)[1].nonzero().flatten().tolist()
+        kept = agree(means_md, self.max_cosine_distance)[1].nonzero().flatten().tolist()
         if len(kept) > 1:
             mean_d = torch.stack([gradients[i] for i in kept]).sum(0) / sum(weights[i] for i in kept)
             for p, gradient in zip(self._parameters, mean_d.split([p.numel() for p in self._parameters]), strict=True):

@@ -72,7 +72,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
 
 
 @contextmanager
-def computing(config: TrainConfig) -> Iterator[str]:
+def compute_with(config: TrainConfig) -> Iterator[str]:
     """Within it torch has the config's number of threads, and its backend, whose name it gives, makes the probes.
 
     Raises UsageError if the device, the backend or the precision is unknown or does not work here, or not with the

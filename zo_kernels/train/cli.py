@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from ..command_line import flag
-from ..distributed.replicas import SHARDS
+from ..distributed.replicas import SPLITS
 from ..errors import UsageError
 from ..estimators import ESTIMATORS
 from ..models import MODEL_NAMES
@@ -28,7 +28,7 @@ _PROGRAM = "python -m zo_kernels.train"
 
 FREE_ON_RESUME = (
     *("resume", "threads", "backend", "checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
-    *("shard", "balance", "check_every", "heal", "timeout"),
+    *("split", "balance", "check_every", "repair", "timeout"),
 )
 """Fields that a resumed run may change: they do not change its steps."""
 
@@ -95,7 +95,7 @@ def check(config: TrainConfig) -> None:
         ("estimator", tuple(ESTIMATORS)),
         ("optimizer", OPTIMIZERS),
         ("device", ("cpu", "cuda")),
-        ("shard", SHARDS),
+        ("split", SPLITS),
     ):
         _check_choice(name, getattr(config, name), choices)
     if config.dense is not None:
@@ -105,8 +105,8 @@ def check(config: TrainConfig) -> None:
     _check_solver(config)
     if not (math.isfinite(config.timeout) and config.timeout > 0):
         raise UsageError(f"--timeout must be positive and finite, not {config.timeout}")
-    if config.shard != "probes" and config.micro_batch_size is None:
-        raise UsageError(f"--shard {config.shard} shares out micro-batches: give --micro-batch-size too")
+    if config.split != "probes" and config.micro_batch_size is None:
+        raise UsageError(f"--split {config.split} shares out micro-batches: give --micro-batch-size too")
     if config.precision == "bfloat16" and math.frexp(config.eps)[0] != 0.5:
         raise UsageError(
             f"--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not {config.eps}"
@@ -134,8 +134,8 @@ def _check_solver(config: TrainConfig) -> None:
         for field in fields(TrainConfig):
             if field.name in names and getattr(config, field.name) != field.default:
                 raise UsageError(f"{flag(field.name)} does not apply to --solver {solver}")
-    if config.gaf is not None and config.micro_batch_size is None:
-        raise UsageError("--gaf compares micro-batches: give --micro-batch-size too")
+    if config.max_cosine_distance is not None and config.micro_batch_size is None:
+        raise UsageError("--max-cosine-distance compares micro-batches: give --micro-batch-size too")
 
 
 def _check_resumed(config: TrainConfig, stored: TrainConfig) -> None:

@@ -33,7 +33,7 @@ _PATIENCE = 20
 """Steps that the loss must stay high for to have diverged."""
 
 
-class Watch:
+class DivergenceMonitor:
     """Looks at every step of a run; says at most once each that eps or lr is too large or too small.
 
     steps: of the whole run; a long one may take longer to get going.
@@ -66,7 +66,7 @@ class Watch:
         """Whether the smoothed loss has long been far above its best, or the last one is not finite."""
         return self._not_finite or self._high >= _PATIENCE
 
-    def see(self, step: int, train_loss: float, losses: Tensor | None, lr: float, eps: float) -> list[str]:
+    def observe(self, step: int, train_loss: float, losses: Tensor | None, lr: float, eps: float) -> list[str]:
         """Takes in a step and returns the warnings it gives rise to, a sentence each.
 
         step: counts from 1. train_loss: in nats per token. losses: float64 [n, 2] of the probes, L+ and L-; None if the

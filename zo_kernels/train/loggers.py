@@ -37,7 +37,7 @@ class TensorBoardLogger:
     """Event files in FOLDER/tensorboard: a scalar for each metric, the config as text."""
 
     def __init__(self) -> None:
-        self._package = _imported("torch.utils.tensorboard", "tensorboard")
+        self._package = _import_package("torch.utils.tensorboard", "tensorboard")
         self._writer: Any = None
 
     def start(self, config: Mapping[str, Any], folder: Path, step: int = 0) -> None:
@@ -69,7 +69,7 @@ class WandbLogger:
     """
 
     def __init__(self) -> None:
-        self._package = _imported("wandb", "wandb")
+        self._package = _import_package("wandb", "wandb")
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], folder: Path, step: int = 0) -> None:
@@ -80,7 +80,7 @@ class WandbLogger:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "zo_kernels"),
                 name=folder.resolve().name,
-                id=_kept_id(folder / "wandb" / "id"),
+                id=_read_or_create_id(folder / "wandb" / "id"),
                 dir=folder,
                 config=json.loads(json.dumps(dict(config), default=str)),
                 resume="allow",
@@ -105,14 +105,14 @@ LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger, "wandb": W
 """Every logger by its name on the command line."""
 
 
-def _imported(module: str, name: str) -> Any:
+def _import_package(module: str, name: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         raise ValueError(f"logging to {name} needs its package: pip install 'zo_kernels[log]'") from error
 
 
-def _kept_id(file: Path) -> str:
+def _read_or_create_id(file: Path) -> str:
     """The id in a file, which is made with a new one if there is none."""
     if file.exists():
         return file.read_text(encoding="utf-8").strip()

@@ -26,10 +26,10 @@ from ..run.journal import Row, Scores
 from ..tasks import Batch, BatchSets, Score, score
 from .begin import Beginning
 from .config import lr_at
-from .divergence import Watch
+from .divergence import DivergenceMonitor
 from .ranks import Ranks
 from .record import Record
-from .repair import heal
+from .repair import repair
 from .solvers import Taken, ZeroOrderSolver
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class _Loop:
         self._gate = gate
         self._ranks = ranks
         self._validation_batches = self._run.task.validation_batches()
-        self._watch = Watch(self._run.config.steps, settled=self._run.config.curriculum or 0)
+        self._monitor = DivergenceMonitor(self._run.config.steps, settled=self._run.config.curriculum or 0)
         self._clock = Clock()
 
     def go(self) -> None:
@@ -96,9 +96,9 @@ class _Loop:
                 record.metrics(row, scores)
             if saves:
                 record.checkpoint(done)
-            for warning in self._watch.see(done, row.loss, taken.losses, row.lr, taken.eps):
+            for warning in self._monitor.observe(done, row.loss, taken.losses, row.lr, taken.eps):
                 record.warn(warning)
-            if config.stop_on_divergence and self._watch.diverged:
+            if config.stop_on_divergence and self._monitor.diverged:
                 raise DivergenceError(
                     f"stopped after step {done}, for the loss is {row.loss:.3g} and has long been far above its best: "
                     "lower lr, or give --no-stop-on-divergence"
@@ -108,14 +108,14 @@ class _Loop:
         """Lets no parameters be saved that are not those of all ranks."""
         replicas, solver = self._ranks.replicas, self._run.solver
         if replicas is not None and isinstance(solver, ZeroOrderSolver):
-            self._healed(lambda: replicas.check_same(done, solver.optimizer.digest))
+            self._with_repair(lambda: replicas.check_same(done, solver.optimizer.digest))
 
-    def _healed(self, act: Callable[[], T]) -> T:
+    def _with_repair(self, act: Callable[[], T]) -> T:
         """Does it again if the ranks are found to differ and could be healed."""
         try:
             return act()
         except ReplicasDifferError as error:
-            heal(error, self._beginning, self._ranks, self._record)
+            repair(error, self._beginning, self._ranks, self._record)
             return act()
 
     def _step(self, step: int) -> tuple[Row, Taken]:
@@ -130,7 +130,7 @@ class _Loop:
         with self._clock.running():
             batch = run.task.batch(step).to(run.device)
             try:
-                taken = self._healed(lambda: run.solver.step(batch, lr, write))
+                taken = self._with_repair(lambda: run.solver.step(batch, lr, write))
             except GridRangeError:  # found after the row was written: the step was not taken
                 self._record.take_back(step)
                 raise

@@ -36,7 +36,7 @@ class Ranks:
         self.replicas: Replicas | None = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.replicas = Replicas(
-                shard=config.shard, balance=config.balance, check_every=config.check_every, timeout=config.timeout
+                split=config.split, balance=config.balance, check_every=config.check_every, timeout=config.timeout
             )
             self._answers = dist.new_group(backend="gloo", timeout=_LONGEST_ANSWER)
         self.rank = 0 if self.replicas is None else self.replicas.rank
@@ -50,7 +50,7 @@ class Ranks:
             raise UsageError("back-propagation is not shared among processes: start it as one")
         solver.optimizer.replicas = self.replicas
 
-    def agree(self, decide: Callable[[], T]) -> T:
+    def broadcast(self, decide: Callable[[], T]) -> T:
         """What `decide` returns on rank 0, which alone calls it: anything that can be pickled.
 
         If it raises, all raise: rank 0 its error, the others ReplicaError.
@@ -64,10 +64,10 @@ class Ranks:
             except BaseException as raised:
                 error = raised
         try:
-            length = self._sent(torch.tensor([len(answer)]), self._answers)
+            length = self._broadcast_tensor(torch.tensor([len(answer)]), self._answers)
             if length and error is None:
                 content = torch.frombuffer(bytearray(answer or int(length)), dtype=torch.uint8)
-                answer = self._sent(content, self._answers).numpy().tobytes()
+                answer = self._broadcast_tensor(content, self._answers).numpy().tobytes()
         finally:
             if error is not None:
                 raise error
@@ -75,7 +75,7 @@ class Ranks:
             raise ReplicaError("rank 0 could not go on: its own output says why")
         return pickle.loads(answer)[0]
 
-    def _sent(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def _broadcast_tensor(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         """Rank 0's tensor, in place of those of its kind on the others. Raises ReplicaError if another rank is gone."""
         try:
             finish(dist.broadcast(x, src=0, group=group, async_op=True), _LONGEST_ANSWER.total_seconds(), group)
@@ -83,23 +83,23 @@ class Ranks:
             raise ReplicaError(f"lost another rank: {str(error).splitlines()[0]}") from error
         return x
 
-    def spread(self, state: Any) -> Any:
+    def broadcast_state(self, state: Any) -> Any:
         """Rank 0's state on all ranks, tensor by tensor: any nesting of mappings, lists, tensors and plain values."""
         if self.replicas is None:
             return state
         tensors: list[Tensor] = []
-        form = self.agree(lambda: _without_tensors(state, tensors))
-        return self._received(form, iter(tensors))
+        form = self.broadcast(lambda: _strip_tensors(state, tensors))
+        return self._receive_state(form, iter(tensors))
 
-    def _received(self, form: Any, tensors: Any) -> Any:
+    def _receive_state(self, form: Any, tensors: Any) -> Any:
         if isinstance(form, _Form):
             assert self.replicas is not None
             device = self.replicas.device
             x = next(tensors).to(device) if self.rank == 0 else torch.empty(form.shape, dtype=form.dtype, device=device)
-            return self._sent(x, None).to(form.device_type)
+            return self._broadcast_tensor(x, None).to(form.device_type)
         if isinstance(form, dict):
-            return {key: self._received(value, tensors) for key, value in form.items()}
-        return [self._received(value, tensors) for value in form] if isinstance(form, list) else form
+            return {key: self._receive_state(value, tensors) for key, value in form.items()}
+        return [self._receive_state(value, tensors) for value in form] if isinstance(form, list) else form
 
 
 class _Form(NamedTuple):
@@ -110,11 +110,11 @@ class _Form(NamedTuple):
     device_type: str
 
 
-def _without_tensors(state: Any, tensors: list[Tensor]) -> Any:
+def _strip_tensors(state: Any, tensors: list[Tensor]) -> Any:
     """The state with forms for its tensors, which are added to the list in their order."""
     if isinstance(state, Tensor):
         tensors.append(state.contiguous())
         return _Form(state.shape, state.dtype, state.device.type)
     if isinstance(state, Mapping):
-        return {key: _without_tensors(value, tensors) for key, value in state.items()}
-    return [_without_tensors(value, tensors) for value in state] if isinstance(state, (list, tuple)) else state
+        return {key: _strip_tensors(value, tensors) for key, value in state.items()}
+    return [_strip_tensors(value, tensors) for value in state] if isinstance(state, (list, tuple)) else state

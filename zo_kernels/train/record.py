@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CheckpointError
-from ..run.folder import Metrics, RunFolder, journaled_metrics, metrics_of
+from ..run.folder import Metrics, RunFolder, metrics_from_journal, metrics_of
 from ..run.journal import Row, Scores
 from ..tasks import Score
 from .build import Run
@@ -64,8 +64,8 @@ class FolderRecord(Record):
         return last.seconds
 
     def go_on(self, start: int) -> None:
-        lines = list(journaled_metrics(self._folder.journal, self._run.solver.forwards))
-        with self._writing():
+        lines = list(metrics_from_journal(self._folder.journal, self._run.solver.forwards))
+        with self._file_errors():
             self._folder.begin_metrics(lines)
             if start == self._folder.journal.first_step:
                 self._log(lines[-1])
@@ -87,20 +87,20 @@ class FolderRecord(Record):
 
     def metrics(self, row: Row, scores: Scores) -> None:
         metrics = metrics_of(row, scores, self._run.solver.forwards)
-        with self._writing():
+        with self._file_errors():
             self._folder.add_metrics(metrics)
             self._log(metrics)
 
     def checkpoint(self, done: int) -> None:
         model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints
-        with self._writing():
+        with self._file_errors():
             self._folder.save_checkpoint(done, model.state_dict(), solver.state(), keep=keep)
 
     def warn(self, warning: str) -> None:
         self._reporter.warn(warning)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _file_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -11,7 +11,7 @@ from .restore import restore
 from .solvers import ZeroOrderSolver
 
 
-def heal(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record: Record) -> None:
+def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record: Record) -> None:
     """Rebuilds the parameters from the journal, on all ranks, if the config says so.
 
     Every rank calls it. Raises ReplicaError, which names the ranks that were wrong, if it does not, and if no rank has
@@ -29,11 +29,11 @@ def heal(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record:
         right = solver.optimizer.digest()
         return [rank for rank, digest in enumerate(error.digests) if digest != right]
 
-    wrong = ranks.agree(rebuild)
+    wrong = ranks.broadcast(rebuild)
     if len(wrong) == ranks.count:
         raise ReplicaError(f"no rank holds the parameters that the journal says for step {error.step}: resume the run")
     found = f"before step {error.step}, {rank_names(wrong)} did not hold the parameters that the journal says"
-    if not run.config.heal:
-        raise ReplicaError(f"{found}, as if memory had failed there: resume the run, or give --heal to go on at once")
+    if not run.config.repair:
+        raise ReplicaError(f"{found}, as if memory had failed there: resume the run, or give --repair to go on at once")
     share_state(run, ranks)
     record.warn(f"{found}; they were rebuilt from the journal")

@@ -85,7 +85,7 @@ class ZeroOrderSolver(Solver):
             distribution=config.distribution,
             transforms=[parse_transforms(config.transforms)] if config.transforms else [],
             dense=None if config.dense is None else DENSE_RULES[config.dense](),
-            max_distance=config.gaf,
+            max_cosine_distance=config.max_cosine_distance,
             weight_decay=config.weight_decay,
         )
         self.forwards = self.optimizer.estimator.forwards(config.probes)
@@ -97,7 +97,7 @@ class ZeroOrderSolver(Solver):
         optimizer = self.optimizer
         optimizer.before_update = lambda report: record(self._taken(report))
         size = self._config.micro_batch_size
-        if self._config.gaf is None:
+        if self._config.max_cosine_distance is None:
             optimizer.step(self._loss(batch, size))
         else:
             optimizer.step([self._loss(part, None) for part in _split(batch, size)])
@@ -163,7 +163,7 @@ class BPTTSolver(Solver):
             weight_decay=config.weight_decay,
             micro_batch_size=config.micro_batch_size,
             checkpoint_length=config.checkpoint_length,
-            max_distance=config.gaf,
+            max_cosine_distance=config.max_cosine_distance,
         )
 
     def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:

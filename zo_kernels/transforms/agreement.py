@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-def agree(micro_coeffs: Tensor, max_distance: float) -> tuple[Tensor, Tensor]:
+def agree(micro_coeffs: Tensor, max_cosine_distance: float) -> tuple[Tensor, Tensor]:
     """Gradient Agreement Filtering: Chaubard, Eyre and Kochenderfer, arXiv 2412.18052.
 
     micro_coeffs: float [m, n], m >= 2 micro-gradients, one a row: dense ones over n parameters, or their coefficients
     over the same n probes, whose cosines are those of the gradients written out up to O(n/sqrt d). Starts with the
     first, goes through the others in order and adds each whose cosine distance to the running sum, 1 - cos, is at most
-    max_distance; that of a zero vector is 1.
+    max_cosine_distance; that of a zero vector is 1.
 
     Returns the mean of those kept, [n] (zero, so no update, where the first stays alone), and which they are, bool [m].
-    Raises ValueError for another shape, values that are not finite, or max_distance outside [0, 2], and TypeError for
-    anything but floating-point numbers. Cosines are rounded, so that max_distance 0 may drop equal micro-gradients.
+    Raises ValueError for another shape, values that are not finite, or max_cosine_distance outside [0, 2], and
+    TypeError for anything but floating-point numbers. Cosines are rounded: a limit of 0 may drop equal micro-gradients.
     """
     if not micro_coeffs.is_floating_point():
         raise TypeError(f"micro-gradients must be floating-point numbers, not {micro_coeffs.dtype}")
@@ -24,15 +24,15 @@ def agree(micro_coeffs: Tensor, max_distance: float) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"agreement takes two or more micro-gradients [m, n], not a tensor of shape {tuple(micro_coeffs.shape)}"
         )
-    if not 0 <= max_distance <= 2:
-        raise ValueError(f"max_distance must be in [0, 2], not {max_distance}")
+    if not 0 <= max_cosine_distance <= 2:
+        raise ValueError(f"max_cosine_distance must be in [0, 2], not {max_cosine_distance}")
     if not bool(micro_coeffs.isfinite().all()):
         raise ValueError("micro-gradients must be finite: leave a batch or probe whose loss is not out of all of them")
     total = micro_coeffs[0].clone()
     kept = torch.zeros(len(micro_coeffs), dtype=torch.bool)
     kept[0] = True
     for i, micro in enumerate(micro_coeffs[1:], start=1):
-        if 1.0 - _cosine(total, micro) <= max_distance:
+        if 1.0 - _cosine(total, micro) <= max_cosine_distance:
             total += micro
             kept[i] = True
     count = int(kept.sum())

@@ -30,7 +30,7 @@ def probe_of(weights: RecurrentWeights, seed: int) -> list[Tensor | None]:
     return probe
 
 
-def perturbed(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None]) -> RecurrentWeights:
+def perturb(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None]) -> RecurrentWeights:
     """The weights theta + alpha * p in float64, rounded to float32 on the way unless theta is float64."""
     compute = _compute_dtype(weights)
     moved = []
@@ -83,7 +83,7 @@ def recurrent_nats(
     for i, seed in enumerate(seeds.tolist()):
         probe = probe_of(weights, seed)
         for s, alpha in enumerate((eps, -eps)):
-            member = perturbed(weights, alpha, probe)
+            member = perturb(weights, alpha, probe)
             current = [state[i, s].double() for state in states] or zero_states(member, len(tokens))
             for t in range(tokens.shape[1]):
                 current = step(member, tokens[:, t], current)
@@ -97,7 +97,7 @@ def recurrent_nats(
 
 def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
     """See `Backend.recurrent_logits`."""
-    exact = perturbed(weights, 0.0, [None] * 6)
+    exact = perturb(weights, 0.0, [None] * 6)
     current = [state.double() for state in states]
     for t in range(tokens.shape[1]):
         current = step(exact, tokens[:, t], current)
