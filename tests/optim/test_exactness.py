@@ -142,13 +142,13 @@ def test_small_updates_of_16_bit_parameters_add_up():
     opt = zo.optim.CDRGE([parameter], lr=2**-7, eps=2**-7, probes=1, seed=0)
     p = zo.ops.probe(256, 77)
     for _ in range(64):  # each moves theta by 2^-13, far below the last bit (2^-8) of bfloat16 at 1
-        before = opt._perturbation.theta.clone()
+        before = opt.perturbation.theta.clone()
         losses = iter([2.0**-12, 0.0])
         opt.step(lambda losses=losses: next(losses))
-        assert float((opt._perturbation.theta - before).abs().max()) == 2**-13
+        assert float((opt.perturbation.theta - before).abs().max()) == 2**-13
     assert p.abs().sum() == 256
     assert opt.arena.flat.dtype == torch.bfloat16
-    assert torch.equal(parameter.detach(), opt._perturbation.theta.bfloat16())
+    assert torch.equal(parameter.detach(), opt.perturbation.theta.bfloat16())
 
 
 def test_the_kernels_bump_the_version_of_every_parameter():

@@ -16,9 +16,9 @@ def one(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "lr must be positive and finite, not 0.0"),
-        ({"lr": math.inf}, "lr must be positive"),
-        ({"lr": math.nan}, "lr must be positive"),
+        ({"lr": -0.5}, "lr must be finite and not negative, not -0.5"),
+        ({"lr": math.inf}, "lr must be finite"),
+        ({"lr": math.nan}, "lr must be finite"),
         ({"eps": -1.0}, "eps must be positive"),
         ({"eps": math.nan}, "eps must be positive"),
         ({"probes": 0}, "probes must be a positive integer, not 0"),
@@ -40,7 +40,7 @@ def test_hyper_parameters(options, message):
 def test_hyper_parameters_changed_later_are_checked_by_the_step():
     opt = one()
     opt.param_groups[0]["lr"] = math.nan
-    with pytest.raises(ValueError, match="lr must be positive"):
+    with pytest.raises(ValueError, match="lr must be finite"):
         opt.step(lambda: 1.0)
 
 

@@ -29,7 +29,7 @@ def test_the_update_is_equation_7(mode, lr, eps):
     opt = zo.optim.CDRGE(model.parameters(), lr=lr, eps=eps, probes=6, seed=11, mode=mode)
     opt.step(loss)  # from here on theta is on its grid
     theta = opt.arena.flat.clone()
-    grid = opt._perturbation.grids[0].spacing if mode == "inplace" else 0.0
+    grid = opt.perturbation.grids[0].spacing if mode == "inplace" else 0.0
     used = round((eps or lr) / grid) * grid if grid else (eps or lr)
     seeds = torch.from_numpy(probe_seeds(11, 1, 6))
     coeffs = torch.zeros(6, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_decoupled_weight_decay():
     opt.step(lambda: 1.0)
     before = opt.arena.flat.clone()
     opt.step(lambda: 1.0)  # no gradient: only the decay is left
-    spacing = opt._perturbation.grids[0].spacing
+    spacing = opt.perturbation.grids[0].spacing
     assert torch.equal(opt.arena.flat, torch.round(before * 0.875 / spacing) * spacing)
 
 

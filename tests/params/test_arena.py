@@ -158,15 +158,15 @@ def test_offsets_in_several_arenas():
 def test_offsets_once_parameters_have_moved_out_of_their_arena():
     module = nn.Linear(3, 5)
     arena = zo.params.ParameterArena([module.bias, module.weight])
-    assert arena.holds(module.weight)
+    assert arena.offsets_of(module.parameters()) == {module.bias: 0, module.weight: 128}
     assert flat_offsets(module) == {module.bias: 0, module.weight: 128}
     module.double()
-    assert not arena.holds(module.weight)
+    assert arena.offsets_of(module.parameters()) == {}
     assert flat_offsets(module) == {module.weight: 0, module.bias: 128}
     again = zo.params.ParameterArena(module)
-    assert not arena.holds(module.weight)
-    assert again.holds(module.weight)
-    assert not again.holds(nn.Parameter(again.flat[:15].view(5, 3)))  # the memory, but not the parameter
+    assert arena.offsets_of(module.parameters()) == {}
+    assert again.offsets_of(module.parameters()) == {module.weight: 0, module.bias: 128}
+    assert again.offsets_of([nn.Parameter(again.flat[:15].view(5, 3))]) == {}  # the memory, but not the parameter
 
 
 def test_a_kernel_gets_each_segment_in_one_piece_with_its_part_of_state():

@@ -146,7 +146,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "journal begun": (RunFolder, "begin_metrics", "before"),
     "row not written": (Journal, "append", "before"),
     "row written": (Journal, "append", "after"),
-    "step taken": (ZeroOrder, "step", "after"),
+    "step taken": (ZeroOrder, "apply", "after"),
     "checkpoint not begun": (RunFolder, "save_checkpoint", "before"),
     "checkpoint unnamed": (checkpoint, "_sync", "after"),
     "checkpoint written": (folder, "save_checkpoint", "after"),
@@ -157,7 +157,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "losses not sent": (Replicas, "exchange", "before"),
     "losses heard": (Replicas, "exchange", "after"),
     "group joined": (Ranks, "__init__", "after"),
-    "bit flipped": (ZeroOrder, "step", "flip"),
+    "bit flipped": (ZeroOrder, "apply", "flip"),
 }
 """Where a run may die: a function, and whether its work is done then."""
 

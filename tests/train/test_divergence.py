@@ -10,6 +10,9 @@ from zo_kernels.train.divergence import DivergenceMonitor
 
 LR, EPS = 0.3, 0.03
 
+NO_PAIRS = torch.ones(5, dtype=torch.float64)
+"""Losses of a solver that does not compare two sides of a probe."""
+
 
 def pair(loss: float, spread: float, probes: int = 8) -> Tensor:
     """Losses [n, 2] around `loss` with |L+ - L-| of `spread`, in both directions."""
@@ -84,7 +87,7 @@ def test_a_long_run_may_take_longer_to_move() -> None:
 
 def test_without_probes_only_the_loss_is_watched() -> None:
     monitor = DivergenceMonitor(100)
-    warnings = [w for step in range(1, 11) for w in monitor.observe(step, 1.0 + 0.2 * step, None, LR, EPS)]
+    warnings = [w for step in range(1, 11) for w in monitor.observe(step, 1.0 + 0.2 * step, NO_PAIRS, LR, EPS)]
     assert len(warnings) == 1
     assert "lr 0.3 is too large" in warnings[0]
 
@@ -158,7 +161,7 @@ def test_spikes_are_not_divergence() -> None:
 def test_a_loss_that_is_not_finite_is_divergence(loss: float) -> None:
     monitor = DivergenceMonitor(800)
     seen(monitor, [1.0] * 10)
-    assert monitor.observe(11, loss, None, LR, EPS) == []
+    assert monitor.observe(11, loss, NO_PAIRS, LR, EPS) == []
     assert monitor.diverged
 
 

@@ -3,7 +3,7 @@
 estimate = ESTIMATORS["cd"]()(evaluator, seeds, eps=2**-6)  # estimate.gradient is a SeedGradient
 """
 
-from .base import BatchPopulation, Estimate, Estimator, Evaluator, Measured, Population
+from .base import BatchPopulation, Estimate, Estimator, Evaluator, Losses, Population
 from .central import CentralDifference
 from .forward import AntitheticDifference, ForwardDifference
 from .spsa import SPSA2, SPSA15
@@ -28,6 +28,6 @@ __all__ = [
     "Estimator",
     "Evaluator",
     "ForwardDifference",
-    "Measured",
+    "Losses",
     "Population",
 ]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Estimator, Evaluator, Measured, check_losses
+from .base import Estimator, Evaluator, Losses, check_losses
 
 
 class CentralDifference(Estimator):
@@ -22,10 +22,10 @@ class CentralDifference(Estimator):
     def forwards(self, probes: int) -> int:
         return 2 * probes
 
-    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2))
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
+        return Losses(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2))
 
-    def slopes(self, measured: Measured, eps: float) -> Tensor:
+    def slopes(self, measured: Losses, eps: float) -> Tensor:
         return central_slopes(measured.own, eps)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Estimator, Evaluator, Measured, check_losses
+from .base import Estimator, Evaluator, Losses, check_losses
 
 
 class ForwardDifference(Estimator):
@@ -21,10 +21,10 @@ class ForwardDifference(Estimator):
     def forwards(self, probes: int) -> int:
         return probes + 1
 
-    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(check_losses(evaluate.ahead(seeds, eps), len(seeds))[:, None], float(evaluate.clean()))
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
+        return Losses(check_losses(evaluate.ahead(seeds, eps), len(seeds))[:, None], float(evaluate.clean()))
 
-    def slopes(self, measured: Measured, eps: float) -> Tensor:
+    def slopes(self, measured: Losses, eps: float) -> Tensor:
         assert measured.clean is not None
         return (measured.own[:, 0] - measured.clean) / eps
 
@@ -43,10 +43,10 @@ class AntitheticDifference(Estimator):
     def forwards(self, probes: int) -> int:
         return 2 * probes + 1
 
-    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
+        return Losses(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
 
-    def slopes(self, measured: Measured, eps: float) -> Tensor:
+    def slopes(self, measured: Losses, eps: float) -> Tensor:
         assert measured.clean is not None
         along, against = ((measured.own - measured.clean) / eps).unbind(dim=1)
         return (along - against) / 2

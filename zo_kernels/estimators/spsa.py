@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..philox import Stream, philox4x32_10
-from .base import Estimator, Evaluator, Measured, check_losses
+from .base import Estimator, Evaluator, Losses, check_losses
 from .central import central_slopes
 
 _LAST = 0xFFFFFFFF  # of step and probe: `philox.probe_seeds` never gets to this counter
@@ -51,10 +51,10 @@ class SPSA15(_Saturating):
     def forwards(self, probes: int) -> int:
         return 2 * probes + 1
 
-    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
-        return Measured(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
+        return Losses(check_losses(evaluate.pairs(seeds, eps), len(seeds), 2), float(evaluate.clean()))
 
-    def slopes(self, measured: Measured, eps: float) -> Tensor:
+    def slopes(self, measured: Losses, eps: float) -> Tensor:
         assert measured.clean is not None
         rises = measured.own - measured.clean
         return self._precondition(central_slopes(measured.own, eps), rises.sum(dim=1) / eps / eps)
@@ -75,12 +75,12 @@ class SPSA2(_Saturating):
     def forwards(self, probes: int) -> int:
         return 6 * probes
 
-    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Measured:
+    def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
         pairs = check_losses(evaluate.pairs(seeds, eps), len(seeds), 2)
         corners = check_losses(evaluate.corners(seeds, second_seeds(seeds), eps), len(seeds), 2, 2)
-        return Measured(torch.cat([pairs, corners.flatten(start_dim=1)], dim=1))
+        return Losses(torch.cat([pairs, corners.flatten(start_dim=1)], dim=1))
 
-    def slopes(self, measured: Measured, eps: float) -> Tensor:
+    def slopes(self, measured: Losses, eps: float) -> Tensor:
         both, first, second, neither = measured.own[:, 2:].unbind(dim=1)
         curvatures = ((both - first) - (second - neither)) / 4 / eps / eps
         return self._precondition(central_slopes(measured.own, eps), curvatures)

@@ -2,7 +2,6 @@
 
 from .cdrge import CDRGE
 from .dense import DENSE_RULES, Adam, DenseRule
-from .report import StepReport
 from .zero_order import ZeroOrder
 
-__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "StepReport", "ZeroOrder"]
+__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "ZeroOrder"]

@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from ..distributed.replicas import Replicas
 from ..estimators import BatchPopulation, Evaluator, Population
+from ..params.layout import is_dtensor
+from ..params.sharded import ShardedArena
 from ..perturb import Displacement, Perturbation
+from .shared import SharedEvaluator
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Closure = Callable[[], "Tensor | float"]
+
+Guard = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which losses are evaluated, such as `InterruptGate.open`."""
+
+
+def make_evaluator(
+    loss: Closure | Population,
+    theta: Perturbation,
+    eps: Sequence[float],
+    guard: Guard,
+    replicas: Replicas | None,
+) -> Evaluator:
+    """The evaluator of a loss.
+
+    theta: whose step has begun. eps: of each segment; estimators are given the first that is not 0.
+    Raises ValueError for a population that can't be evaluated at these points.
+    """
+    evaluator: Evaluator
+    if not isinstance(loss, Population):
+        evaluator = ClosureEvaluator(loss, theta, eps, guard)
+    elif isinstance(theta.arena, ShardedArena):
+        raise ValueError("a population reads whole parameters, but these are sharded: pass a closure")
+    else:
+        evaluator = PopulationEvaluator(loss, theta, eps, guard)
+    return evaluator if replicas is None else SharedEvaluator(evaluator, replicas)
 
 
 class ClosureEvaluator(Evaluator):
     """Moves the parameters from point to point and calls a closure at each.
 
-    theta: whose step has begun. eps: of each segment, the first of which estimators ask for.
+    Of sharded parameters, all processes of a shard group call it at each point, each perhaps on its own part of the
+    batch; a loss is the mean of theirs, and the losses of a call are exchanged in one all_gather.
     """
 
-    def __init__(self, closure: Closure, theta: Perturbation, eps: Sequence[float]) -> None:
+    def __init__(self, closure: Closure, theta: Perturbation, eps: Sequence[float], guard: Guard) -> None:
         self._closure = closure
         self._theta = theta
         self._plus, self._minus = list(eps), [-e for e in eps]
+        self._guard = guard
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         return self._at([[(seed, alphas)] for seed in seeds.tolist() for alphas in self._both]).view(-1, 2)
@@ -49,8 +85,11 @@ class ClosureEvaluator(Evaluator):
                 self._theta.move(*point)
             else:
                 self._theta.leave()
-            losses.append(_as_number(self._closure()))
-        return torch.stack(losses).cpu()
+            with self._guard():
+                losses.append(_as_number(self._closure()))
+        found = torch.stack(losses).cpu()
+        arena = self._theta.arena
+        return arena.mean(found) if isinstance(arena, ShardedArena) else found
 
 
 class PopulationEvaluator(Evaluator):
@@ -59,7 +98,7 @@ class PopulationEvaluator(Evaluator):
     batched: BatchPopulation | None
     """The population, if it consists of several micro-batches."""
 
-    def __init__(self, population: Population, theta: Perturbation, eps: Sequence[float]) -> None:
+    def __init__(self, population: Population, theta: Perturbation, eps: Sequence[float], guard: Guard) -> None:
         if len(set(eps)) > 1:
             raise ValueError("a population is evaluated with one eps, but the groups differ in theirs")
         if theta.distribution != "rademacher":
@@ -67,23 +106,20 @@ class PopulationEvaluator(Evaluator):
         self._population = population
         self._theta = theta
         self._eps = list(eps)
+        self._guard = guard
         self.batched = population if isinstance(population, BatchPopulation) and population.parts > 1 else None
 
     def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
         """Float64 [n, 2]: sums over one micro-batch of a `batched` population."""
         assert self.batched is not None
         self._theta.leave()
-        return self.batched.part_nats(part, seeds, eps)
+        with self._guard():
+            return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()
-        return self._population.population_loss(seeds, eps)
-
-    def ahead(self, seeds: Tensor, eps: float) -> Tensor:
-        return self.pairs(seeds, eps)[:, 0]
-
-    def clean(self) -> float:
-        return float(self.pairs(torch.zeros(1, dtype=torch.int64), 0.0)[0, 0])
+        with self._guard():
+            return self._population.population_loss(seeds, eps)
 
     def corners(self, seeds: Tensor, others: Tensor, eps: float) -> Tensor:
         # Signs of the second probe by moving theta, those of the first by the population.
@@ -96,12 +132,15 @@ class PopulationEvaluator(Evaluator):
     def _beside(self, seed: Tensor, other: int, alphas: Sequence[float]) -> Tensor:
         """Losses [2] at theta + alphas * p(other) with + and - of the probe."""
         self._theta.move((other, alphas))
-        return self._population.population_loss(seed[None], self._eps[0])[0]
+        with self._guard():
+            return self._population.population_loss(seed[None], self._eps[0])[0]
 
 
 def _as_number(loss: Tensor | float) -> Tensor:
     if not isinstance(loss, Tensor):
         return torch.tensor(loss, dtype=torch.float64)
+    if is_dtensor(loss):  # a loss computed from DTensors is one itself
+        loss = cast("DTensor", loss).full_tensor()
     if loss.numel() != 1:
         raise ValueError(f"the closure must return one loss, not a tensor of shape {tuple(loss.shape)}")
     return loss.detach().reshape(()).to(torch.float64, copy=True)  # a copy: it may be reused

@@ -13,7 +13,7 @@ from ..params.layout import Arena, Segment, Slot
 
 @dataclass(frozen=True)
 class HyperParameters:
-    """Of one group, at one step."""
+    """Of one group, at one step. eps is 0 only where it is tied to an lr of 0."""
 
     lr: float
     eps: float
@@ -25,9 +25,10 @@ def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
     lr = float(group["lr"])
     eps = lr if group["eps"] is None else float(group["eps"])
     weight_decay = float(group["weight_decay"])
-    for name, value in (("lr", lr), ("eps", eps)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, not {value}")
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be finite and not negative, not {lr}")
+    if not (math.isfinite(eps) and eps >= 0 and (eps > 0 or group["eps"] is None)):
+        raise ValueError(f"eps must be positive and finite, not {eps}")
     if not (weight_decay >= 0 and lr * weight_decay <= 1):
         raise ValueError(f"weight_decay must be in [0, 1/lr], not {weight_decay}")
     return HyperParameters(lr, eps, weight_decay)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..distributed.replicas import Replicas
 from ..estimators import BatchPopulation, Evaluator
-from .evaluators import PopulationEvaluator
+
+
+@runtime_checkable
+class BatchEvaluator(Protocol):
+    """An evaluator of a population of several micro-batches, if `batched` is not None."""
+
+    batched: BatchPopulation | None
+
+    def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
+        """Float64 [n, 2]: sums over one micro-batch."""
+        ...
 
 
 class SharedEvaluator(Evaluator):
@@ -21,8 +32,8 @@ class SharedEvaluator(Evaluator):
     def __init__(self, evaluator: Evaluator, replicas: Replicas) -> None:
         self._own = evaluator
         self._replicas = replicas
-        self._parted: PopulationEvaluator | None = None
-        if replicas.split != "probes" and isinstance(evaluator, PopulationEvaluator) and evaluator.batched is not None:
+        self._parted: BatchEvaluator | None = None
+        if replicas.split != "probes" and isinstance(evaluator, BatchEvaluator) and evaluator.batched is not None:
             self._parted = evaluator
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
@@ -37,7 +48,7 @@ class SharedEvaluator(Evaluator):
 
     def clean(self) -> float:
         if self._parted is not None:
-            return float(self.pairs(torch.zeros(1, dtype=torch.int64), 0.0)[0, 0])
+            return super().clean()
 
         def alone(mine: slice) -> Tensor:
             return torch.tensor([self._own.clean()], dtype=torch.float64)
@@ -49,7 +60,7 @@ class SharedEvaluator(Evaluator):
             lambda mine: self._own.corners(seeds[mine], others[mine], eps), len(seeds), (2, 2)
         )
 
-    def _pairs_by_parts(self, own: PopulationEvaluator, batched: BatchPopulation, seeds: Tensor, eps: float) -> Tensor:
+    def _pairs_by_parts(self, own: BatchEvaluator, batched: BatchPopulation, seeds: Tensor, eps: float) -> Tensor:
         """Deals the table of probes and parts cell by cell, and sums each probe's parts in their order."""
         probes, parts = len(seeds), batched.parts
         parts_first = self._replicas.split == "batch"

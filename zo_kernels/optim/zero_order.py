@@ -1,9 +1,10 @@
-"""The zero-order optimizer: estimate, transform, update."""
+"""The zero-order optimizer: estimate the gradient from losses, transform it, update the parameters."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,21 +15,22 @@ from torch.optim import Optimizer
 from .. import ops
 from ..distributed.replicas import Replicas, digest
 from ..distributions import check_distribution, is_exact_in_place
-from ..errors import DivergenceError
-from ..estimators import CentralDifference, Estimator, Population
+from ..estimators import CentralDifference, Estimate, Estimator, Population
+from ..estimators.base import check_clean
 from ..gradient import SeedGradient
 from ..interrupts import deferred_interrupts
-from ..params.grid import Grid
 from ..params.layout import Arena
 from ..params.sharded import ShardedArena, arena_of
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, chain
 from .dense import DenseRule
-from .estimating import estimated
-from .evaluators import Closure
+from .evaluators import Closure, Guard, make_evaluator
 from .groups import HyperParameters, hyper_parameters, name_parameters, segments_of
-from .report import StepReport
+from .micro_batches import combine_estimates
+from .state import check_state, load_state, save_state
+
+Loss = Closure | Population
 
 
 class ZeroOrder(Optimizer):
@@ -36,42 +38,45 @@ class ZeroOrder(Optimizer):
 
         theta' = (1 - lr*weight_decay) theta - lr * transform(estimate)
 
-    A step calls the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd; gradients
-    are neither needed nor made.
+    A step evaluates the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd. No
+    gradients are needed or computed.
 
     params: parameters, parameter groups or an arena. They move into one flat tensor (see `ParameterArena`), or, where
         some are DTensors, stay where they are (`ShardedArena`): build the optimizer after `model.to(...)` and
         `fully_shard`.
-    lr, eps: step size and perturbation; eps None means eps = lr, at every step (schedulers included). Both, and
-        weight_decay and grid, may be set per group.
-    estimator: from losses to coefficients (`zo_kernels.estimators`). None: central differences.
+    lr, eps: step size and perturbation. eps None means eps = lr, at every step (schedulers included). Both, and
+        weight_decay and grid, may be set per group. A step with lr 0 changes no parameter, but counts.
+    estimator: from losses to coefficients (`zo_kernels.estimators`), by name or as an object.
     probes: n, per step.
     seed: of the run. The seeds of all probes follow from it.
     distribution: of the probes' elements (`zo_kernels.distributions`).
-    transforms: what happens to the estimate's rows, in this order (`zo_kernels.transforms`).
-    dense: a rule with state of the parameters' size, such as `zo_kernels.optim.Adam()`, applied to the transformed
-        gradient written out; None steps along the rows themselves, in one pass without any further memory.
-    max_cosine_distance: up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`).
-        `step` then takes a sequence of closures or populations, one per micro-batch. None: no filter.
+    transforms: what happens to the estimate's rows, in this order (`zo_kernels.transforms`): one or several, by name or
+        as objects.
+    dense: a rule with state of the parameters' size, such as `zo_kernels.optim.Adam()` or "adam", applied to the
+        transformed gradient written out. None steps along the rows themselves, in one pass without further memory.
+    max_cosine_distance: up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`). `step`
+        then takes a sequence of closures or populations, one per micro-batch. None: no filter.
     weight_decay: decoupled.
-    mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only), which are
-        first rounded to a grid of spacing 2^-k and so restored bit for bit, with no memory beyond them; eps counts
-        rounded to that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it
-        before the update. "auto": in place where dtype and distribution allow it.
-    grid: the spacing, a power of two; None chooses the finest that lets the group's largest parameter grow fourfold.
-    replicas: processes that share the work of a step and exchange losses (`zo_kernels.distributed.Replicas`); None
+    mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only). They are first
+        rounded to a grid of spacing 2^-k, and so restored bit for bit, with no memory beyond them; eps is rounded to
+        that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it before the
+        update. "auto": in place where dtype and distribution allow it.
+    grid: the spacing, a power of two. None chooses the finest that lets the group's largest parameter grow fourfold.
+    replicas: processes that share the work of a step and exchange losses (`zo_kernels.distributed.Replicas`). None
         takes those of the default process group of torch.distributed, if one of several processes is initialised. All
-        must be built alike and take the same steps on the same batches; they get the bits that one process alone would.
+        must be built alike and take the same steps on the same batches; they get the bits that one process would.
 
-    Dropout and the like must be off or repeat themselves (`model.eval()`): losses are compared. Write parameters
-    through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`, between steps.
+    Dropout and the like must be off or repeat themselves (`model.eval()`), because losses are compared. Between steps,
+    write parameters through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`.
 
     Raises ValueError for hyper-parameters out of range, and what `ParameterArena`, `ShardedArena` and `Grid` raise.
     """
 
-    before_update: Callable[[StepReport], None] | None
-    """Called when the estimate is there and theta is not yet changed: where a journal writes its row. If it raises, the
-    step is not taken. The parameters may then be at a probe, not at theta."""
+    steps_taken: int
+    """Steps so far; the number of the next one, from which the seeds of its probes follow."""
+
+    last: Estimate | None
+    """What the last step was taken along."""
 
     def __init__(
         self,
@@ -98,24 +103,21 @@ class ZeroOrder(Optimizer):
         if mode not in ("auto", "inplace", "shadow"):
             raise ValueError(f"mode must be 'auto', 'inplace' or 'shadow', not {mode!r}")
         if max_cosine_distance is not None and not 0 <= max_cosine_distance <= 2:
-            raise ValueError(
-                f"max_cosine_distance must be in [0, 2], the range of a cosine distance, not {max_cosine_distance}"
-            )
+            raise ValueError(f"max_cosine_distance must be in [0, 2], not {max_cosine_distance}")
         check_distribution(distribution)
         self.probes, self.seed, self.distribution = probes, seed, distribution
         self.estimator = CentralDifference() if estimator is None else estimator
         self.max_cosine_distance = max_cosine_distance
         self.replicas = replicas
-        self.steps_taken = 0
-        self.last: StepReport | None = None
-        self.before_update = None
-        self._transform = chain(*transforms)
-        self._transform_state: State = self._transform.init()
-        self._dense, self._dense_state = dense, {}
-        self._perturbation: Perturbation | None = None  # until the groups are known, in super().__init__
+        self.steps_taken, self.last = 0, None
+        self.transform = chain(*transforms) if transforms else None
+        self.transform_state: State = self.transform.init() if self.transform else {}
+        self.dense, self.dense_state = dense, {}
+        self._is_built = False
         arena = params if isinstance(params, Arena) else None
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "grid": grid}
         super().__init__(arena.parameters if arena else params, defaults)  # type: ignore[arg-type]
+        self._is_built = True
         for group in self.param_groups:
             hyper_parameters(group)
         self.arena = arena or arena_of(name_parameters(self.param_groups))
@@ -124,99 +126,94 @@ class ZeroOrder(Optimizer):
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
             if self.arena.replica_group is not None:
                 self.replicas = Replicas(self.arena.replica_group)
-        segments = segments_of(self.arena, self.param_groups)
         exact_in_place = self.arena.dtype in (torch.float32, torch.float64) and is_exact_in_place(distribution)
         self.mode = mode if mode != "auto" else "inplace" if exact_in_place else "shadow"
+        segments = segments_of(self.arena, self.param_groups)
+        self.perturbation: Perturbation
         if self.mode == "inplace":
-            grids = [group["grid"] for group in self.param_groups]
-            self._perturbation = InPlace(self.arena, segments, distribution, grids)
+            self.perturbation = InPlace(self.arena, segments, distribution, [g["grid"] for g in self.param_groups])
         else:
-            self._perturbation = Shadow(self.arena, segments, distribution)
+            self.perturbation = Shadow(self.arena, segments, distribution)
         if dense is not None:
-            self._dense_state = dense.init(self._perturbation.theta)
+            self.dense_state = dense.init(self.perturbation.theta)
 
     @torch.no_grad()
-    def step(self, closure: Closure | Population | Sequence[Closure | Population]) -> float:  # type: ignore[override]
-        """One update. Returns the mean of the probes' finite losses.
+    def step(self, closure: Loss | Sequence[Loss]) -> float:  # type: ignore[override]
+        """One update: `estimate`, then `apply`. Returns the mean of the probes' finite losses.
 
-        closure: called without arguments, each time with other parameters; returns the loss (a number or a one-element
-            tensor) and must be a function of the parameters alone. Or a `Population`, which is asked for many losses
-            at once. With `max_cosine_distance`, a sequence of them, one per micro-batch.
-
-        Raises DivergenceError if no probe has finite losses and GridRangeError if theta could leave its grid's range or
-        eps is too fine for it. Whatever is raised, in the closure too, theta is then bit for bit what it was and the
-        step not taken; only a Ctrl-C during the update itself waits until the step is.
+        closure: as for `estimate`. Raises as `estimate` and `apply` do. Whatever is raised, in the closure too, theta
+        is then bit for bit what it was and the step not taken; a Ctrl-C during the update waits until it is taken.
         """
-        theta, hyper, eps = self._begin()
-        seeds = self._seeds()
-        replicas = self._replicas()
-        if replicas is not None:
-            replicas.begin_step(self.steps_taken, self.digest)
         try:
-            estimate = estimated(
-                closure,
-                self.estimator,
-                theta,
-                seeds,
-                eps,
-                max_cosine_distance=self.max_cosine_distance,
-                replicas=replicas,
-            )
-            coeffs = torch.full((len(seeds),), math.nan, dtype=torch.float32)
-            coeffs[torch.isin(seeds, estimate.gradient.seeds)] = _as_float32(estimate.gradient.coeffs)
-            self._advance(estimate.losses, coeffs, theta, hyper, eps)
+            estimate = self._estimate(closure, nullcontext)
+            self._apply(estimate)  # which undoes the last probe in the same pass
         except BaseException:
-            theta.leave()
+            self.perturbation.leave()
             raise
-        assert self.last is not None
-        return self.last.loss
+        return estimate.loss
+
+    @torch.no_grad()
+    def estimate(self, closure: Loss | Sequence[Loss], *, guard: Guard = nullcontext) -> Estimate:
+        """Measures losses and estimates the gradient of the next step.
+
+        The parameters are afterwards what they were, but that the first step rounds them to their grid.
+
+        closure: called without arguments, each time with other parameters. It returns the loss (a number or a
+            one-element tensor) and must be a function of the parameters alone. Or a `Population`, which is asked for
+            many losses at once. With `max_cosine_distance`, a sequence of them, one per micro-batch.
+        guard: makes a context that is entered for each evaluation of losses, such as `InterruptGate.open`.
+
+        Raises DivergenceError if no probe has finite losses, GridRangeError if theta + eps could leave its grid's range
+        or eps is too fine for it, and ValueError for a closure of the wrong kind.
+        """
+        try:
+            return self._estimate(closure, guard)
+        finally:
+            self.perturbation.leave()
+
+    @torch.no_grad()
+    def apply(self, estimate: Estimate) -> None:
+        """Takes the next step along its estimate, with the groups' present lr and weight_decay.
+
+        Raises ValueError if it is not the estimate of the next step, and GridRangeError if theta could leave its grid's
+        range; theta is then bit for bit what it was and the step not taken.
+        """
+        if (estimate.step, len(estimate.coeffs)) != (self.steps_taken, self.probes):
+            raise ValueError(
+                f"this is an estimate of step {estimate.step} from {len(estimate.coeffs)} probes, but step "
+                f"{self.steps_taken} from {self.probes} is next: apply each estimate once, in order"
+            )
+        self.perturbation.begin(estimate.eps)
+        self._apply(estimate)
 
     @torch.no_grad()
     def replay(self, coeffs: Tensor) -> None:
         """Takes the next step again, from its coefficients alone: bit for bit what it was, without a forward pass.
 
-        coeffs: float32 [probes], as `StepReport.coeffs`. lr and eps must be those of the step. `before_update` is not
-        called. Raises ValueError if their number is wrong, and as `step`.
+        coeffs: float32 [probes], as `Estimate.coeffs`. lr and eps must be those of the step. Raises ValueError if their
+        number is wrong, and as `apply`.
         """
         if coeffs.shape != (self.probes,) or coeffs.dtype != torch.float32:
             raise ValueError(
                 f"coeffs must be float32 of shape ({self.probes},), not {coeffs.dtype} {tuple(coeffs.shape)}"
             )
-        theta, hyper, eps = self._begin()
         losses = torch.zeros(0, dtype=torch.float64)
-        self._advance(losses, coeffs, theta, hyper, eps, hook=False)
+        eps = tuple(self._begin())
+        self._apply(Estimate(self._seeds(), coeffs, losses, self.distribution, self.steps_taken, eps))
 
     def digest(self) -> int:
         """64 bits that tell theta from any that differs in one bit: what replicas compare."""
-        assert self._perturbation is not None
-        return digest(*self._perturbation.tensors)
+        return digest(*self.perturbation.tensors)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction: later ones would change the flat parameter space (RuntimeError)."""
-        if self._perturbation is not None:
+        if self._is_built:
             raise RuntimeError("parameter groups can't be added later: pass all of them when building the optimizer")
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with what a run continues from: saved with the model's own, it resumes bit for bit."""
-        state = super().state_dict()
-        own: dict[str, Any] = {
-            "seed": self.seed,
-            "probes": self.probes,
-            "steps_taken": self.steps_taken,
-            "mode": self.mode,
-            "slots": [(slot.offset, slot.numel) for slot in self.arena.slots],
-            "transforms": dict(self._transform_state),
-            "dense": dict(self._dense_state),
-        }
-        if isinstance(self.arena, ShardedArena):
-            own["spans"] = self.arena.spans
-        if isinstance(self._perturbation, InPlace):
-            own["grids"] = [None if g is None else g.spacing for g in self._perturbation.grids]
-        elif isinstance(self._perturbation, Shadow):
-            own["theta"] = self._perturbation.theta
-        state["zo_kernels"] = own
-        return state
+        return {**super().state_dict(), "zo_kernels": save_state(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the run a `state_dict` was taken from; load the model's parameters too, before or after.
@@ -224,97 +221,78 @@ class ZeroOrder(Optimizer):
         Raises ValueError, changing nothing, if it is not of an optimizer over parameters of the same sizes, with the
         same mode, transforms and dense rule, and sharded alike where the state has their size.
         """
-        own = state_dict.get("zo_kernels")
-        if own is None:
-            raise ValueError("this is not the state of a zo_kernels optimizer")
-        slots = [(slot.offset, slot.numel) for slot in self.arena.slots]
-        if [tuple(s) for s in own["slots"]] != slots:
-            raise ValueError("this state belongs to parameters of other sizes or in another order")
-        spans = self.arena.spans if isinstance(self.arena, ShardedArena) else []
-        if [tuple(s) for s in own.get("spans", [])] != spans and (self._dense_state or self.mode == "shadow"):
-            raise ValueError("this state was saved with the parameters sharded otherwise: load it on as many processes")
-        if own["mode"] != self.mode:
-            raise ValueError(f"this state was saved in mode {own['mode']!r}, but the optimizer has mode {self.mode!r}")
-        for kind, mine in (("transforms", self._transform_state), ("dense", self._dense_state)):
-            if own[kind].keys() != mine.keys():
-                raise ValueError(f"this state was saved with other {kind}: build the optimizer with the same")
+        own = check_state(self, state_dict.get("zo_kernels"))
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo_kernels"})
-        self.seed, self.probes, self.steps_taken = own["seed"], own["probes"], own["steps_taken"]
-        self._transform_state = {name: value.clone() for name, value in own["transforms"].items()}
-        for name, value in self._dense_state.items():
-            value.copy_(own["dense"][name])
-        if isinstance(self._perturbation, InPlace):
-            dtype = self.arena.dtype
-            self._perturbation.grids = [None if g is None else Grid.of_spacing(g, dtype) for g in own["grids"]]
-        elif isinstance(self._perturbation, Shadow):
-            self._perturbation.theta.copy_(own["theta"])
-        assert self._perturbation is not None
-        self._perturbation.forget_versions()
+        load_state(self, own)
 
-    def _begin(self) -> tuple[Perturbation, list[HyperParameters], list[float]]:
-        assert self._perturbation is not None
-        hyper = [hyper_parameters(group) for group in self.param_groups]
-        return (
-            self._perturbation,
-            hyper,
-            self._perturbation.begin([h.eps for h in hyper], self.estimator.probes_at_once),
-        )
-
-    def _replicas(self) -> Replicas | None:
-        """Who shares this step's work: of sharded parameters, those who hold the same parts."""
-        if self.replicas is None and not isinstance(self.arena, ShardedArena):
-            return Replicas.present()
-        return self.replicas
+    def _begin(self) -> list[float]:
+        """Takes in parameters that were written since the last step, and returns each group's eps."""
+        wanted = [hyper_parameters(group).eps for group in self.param_groups]
+        return self.perturbation.begin(wanted, self.estimator.probes_at_once)
 
     def _seeds(self) -> Tensor:
         return torch.from_numpy(probe_seeds(self.seed, self.steps_taken, self.probes))
 
-    def _advance(
-        self,
-        losses: Tensor,
-        coeffs: Tensor,
-        theta: Perturbation,
-        hyper: Sequence[HyperParameters],
-        eps: Sequence[float],
-        *,
-        hook: bool = True,
-    ) -> None:
-        """From the estimate, coeffs float32 [probes], to theta'."""
-        valid = ~coeffs.isnan()
-        gradient = SeedGradient(self._seeds()[valid], coeffs[valid], self.distribution)
-        report = StepReport(
-            self.steps_taken,
-            float(losses[losses.isfinite()].mean()),
-            losses,
-            gradient,
-            coeffs,
-            skipped=int((~valid).sum()),
-            lr=hyper[0].lr,
-            eps=hyper[0].eps,
-        )
-        context = Context(self.steps_taken, hyper[0].lr, self.arena.num_parameters)
-        transformed, state = self._transform.update(gradient, self._transform_state, context)
+    def _estimate(self, closure: Loss | Sequence[Loss], guard: Guard) -> Estimate:
+        """As `estimate`, but leaves the parameters where the last loss was evaluated."""
+        if self.max_cosine_distance is None:
+            if isinstance(closure, Sequence):
+                raise ValueError("a sequence of closures is for optimizers with max_cosine_distance: pass one closure")
+        elif not isinstance(closure, Sequence) or not closure:
+            raise ValueError("with max_cosine_distance, step takes a sequence of closures, one per micro-batch")
+        eps, seeds = self._begin(), self._seeds()
+        replicas = self.replicas
+        if replicas is None and not isinstance(self.arena, ShardedArena):
+            replicas = Replicas.present()
+        if replicas is not None:
+            replicas.begin_step(self.steps_taken, self.digest)
+        reference = reference_eps(eps)
+
+        def estimate_one(loss: Loss) -> Estimate:
+            evaluator = make_evaluator(loss, self.perturbation, eps, guard, replicas)
+            if reference > 0:
+                return self.estimator(evaluator, seeds, reference, self.distribution)
+            clean = evaluator.clean()  # eps = lr = 0: there is nothing to measure a slope with, and no use for it
+            check_clean(clean)
+            zeros = torch.zeros(len(seeds), dtype=torch.float64)
+            return Estimate(seeds, zeros, zeros.new_tensor([clean]), self.distribution)
+
+        if isinstance(closure, Sequence):
+            assert self.max_cosine_distance is not None
+            estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
+        else:
+            estimate = estimate_one(closure)
+        return replace(estimate.round_to_float32(), step=self.steps_taken, eps=tuple(eps))
+
+    def _apply(self, estimate: Estimate) -> None:
+        hyper = [hyper_parameters(group) for group in self.param_groups]
+        gradient, state = estimate.gradient, self.transform_state
+        if self.transform is not None:
+            context = Context(self.steps_taken, hyper[0].lr, self.arena.num_parameters)
+            gradient, state = self.transform.update(gradient, state, context)
         # A group with another eps has moved by other amounts: the same differences are other slopes.
-        scales = [eps[0] / e for e in eps]
-        if hook and self.before_update is not None:
-            self.before_update(report)
+        reference = reference_eps(estimate.eps)
+        scales = [reference / eps if eps > 0 else 0.0 for eps in estimate.eps]
         with deferred_interrupts():  # the update and its count: both or neither
-            if self._dense is None:
+            if self.dense is not None:
+                self._update_densely(self.dense, gradient, hyper, scales)
+            elif any(h.lr > 0 for h in hyper):
+                coeffs, seeds = gradient.coeffs, gradient.seeds
                 updates = [
-                    GroupUpdate(-h.lr * scale * transformed.coeffs, 1.0 - h.lr * h.weight_decay)
+                    GroupUpdate(-h.lr * scale * coeffs, 1.0 - h.lr * h.weight_decay)
                     for h, scale in zip(hyper, scales, strict=True)
                 ]
-                theta.update(transformed.seeds, updates)
+                self.perturbation.update(seeds, updates)
             else:
-                self._update_densely(theta, transformed, hyper, scales)
-            self._transform_state = state
+                self.perturbation.leave()
+            self.transform_state = state
             self.steps_taken += 1
-            self.last = report
+            self.last = estimate
 
     def _update_densely(
-        self, theta: Perturbation, gradient: SeedGradient, hyper: Sequence[HyperParameters], scales: Sequence[float]
+        self, rule: DenseRule, gradient: SeedGradient, hyper: Sequence[HyperParameters], scales: Sequence[float]
     ) -> None:
-        assert self._dense is not None
+        theta = self.perturbation
         written = self.arena.zeros(theta.dtype)
         for segment, scale in zip(theta.segments, scales, strict=True):
             kernel = partial(
@@ -325,13 +303,10 @@ class ZeroOrder(Optimizer):
             )
             self.arena.each_of(written, segment, kernel)
         self.arena.clear_padding(written)
-        direction = self._dense.update(written, self._dense_state, self.steps_taken)
+        direction = rule.update(written, self.dense_state, self.steps_taken)
         theta.update_densely(direction, [DenseUpdate(h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper])
 
 
-def _as_float32(coeffs: Tensor) -> Tensor:
-    """Rows are kept, sent and replayed with coefficients of four bytes, so they are used with no more."""
-    narrow = coeffs.float()
-    if not bool(narrow.isfinite().all()):
-        raise DivergenceError("a coefficient of the gradient is beyond float32: lower lr or eps, or check the loss")
-    return narrow
+def reference_eps(eps: Sequence[float]) -> float:
+    """The eps that slopes are measured with: that of the first group that is moved at all, 0 if none is."""
+    return next((e for e in eps if e > 0), 0.0)

@@ -46,14 +46,15 @@ class ParameterArena(Arena):
         self.dtype, self.device = common_kind([(name, p) for name, (p, *_) in named])
         self.slots, offset = slots_of([(name, p) for name, (p, *_) in named])
         self._flat = torch.zeros(offset, dtype=self.dtype, device=self.device)
-        self._entries = []
+        entries = []
         with torch.no_grad():
             for slot, (_, sharing) in zip(self.slots, named, strict=True):
                 home = self.view(slot)
                 home.copy_(sharing[0])
                 for p in sharing:
                     p.data = home
-                    self._entries.append((slot, p))
+                    entries.append((slot, p))
+        self._set_entries(entries)
         gaps = [
             torch.arange(s.offset + s.numel, -(-(s.offset + s.numel) // BLOCK_SIGNS) * BLOCK_SIGNS) for s in self.slots
         ]
@@ -80,14 +81,18 @@ class ParameterArena(Arena):
     def _of(slot: Slot, flat: Tensor) -> Tensor:
         return flat[slot.offset : slot.offset + slot.numel]
 
-    def holds(self, parameter: Tensor) -> bool:
-        """Whether `parameter` is one of the arena's and still lies in it."""
-        base, size = self._flat.data_ptr(), self._flat.element_size()
-        return any(p is parameter and p.data_ptr() == base + slot.offset * size for slot, p in self._entries)
+    def offsets_of(self, parameters: Iterable[Tensor]) -> dict[Tensor, int]:
+        """The offsets of those parameters that are the arena's and still lie in it."""
+        base, size, found = self._flat.data_ptr(), self._flat.element_size(), {}
+        for p in parameters:
+            slot = self._slot_of.get(p)
+            if slot is not None and p.data_ptr() == base + slot.offset * size:
+                found[p] = slot.offset
+        return found
 
     def check(self) -> None:
         base, size = self._flat.data_ptr(), self._flat.element_size()
-        for slot, p in self._entries:
+        for p, slot in self._slot_of.items():
             if p.dtype != self._flat.dtype or (slot.numel and p.data_ptr() != base + slot.offset * size):
                 raise RuntimeError(
                     f"parameter {slot.name} has moved since the optimizer was built: build the optimizer after "
@@ -136,11 +141,11 @@ def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
     arenas.
     """
     parameters = list(module.parameters())
-    homes = [arena for arena in _arenas if any(arena.holds(p) for p in parameters)]
-    if len(homes) > 1:
+    found = [offsets for arena in _arenas if (offsets := arena.offsets_of(parameters))]
+    if len(found) > 1:
         raise ValueError("the model's parameters are shared out among several optimizers: use one for all of them")
-    if homes:
-        return {p: homes[0].slot_of(p).offset for p in parameters if homes[0].holds(p)}
+    if found:
+        return found[0]
     if not any(p.requires_grad for p in parameters):
         return {}
     named = _distinct(named_parameters(module))

@@ -51,7 +51,11 @@ class Arena(ABC):
     slots: tuple[Slot, ...]
     dtype: torch.dtype
     device: torch.device
-    _entries: list[tuple[Slot, Tensor]]
+    num_parameters: int
+    """Trainable parameters, padding excluded."""
+    parameters: list[Tensor]
+    """The parameters that live here, in flat order (those that share a slot follow each other)."""
+    _slot_of: dict[Tensor, Slot]
 
     @property
     @abstractmethod
@@ -113,22 +117,17 @@ class Arena(ABC):
     def clear_padding(self, state: Tensor | None = None) -> None:
         """Sets the padding between the parameters, or in state, back to 0."""
 
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters, padding excluded."""
-        return sum(slot.numel for slot in self.slots)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The parameters that live here, in flat order (those that share a slot follow each other)."""
-        return [p for _, p in self._entries]
+    def _set_entries(self, entries: Sequence[tuple[Slot, Tensor]]) -> None:
+        """Takes note of the parameters, each with the slot that it lies in; several may share one."""
+        self._slot_of = {p: slot for slot, p in entries}
+        self.parameters = list(self._slot_of)
+        self.num_parameters = sum(slot.numel for slot in self.slots)
 
     def slot_of(self, parameter: Tensor) -> Slot:
         """Where `parameter` lies. Raises KeyError if it is not one of the arena's."""
-        for slot, p in self._entries:
-            if p is parameter:
-                return slot
-        raise KeyError("this parameter is not in the arena")
+        if parameter not in self._slot_of:
+            raise KeyError("this parameter is not in the arena")
+        return self._slot_of[parameter]
 
 
 def slots_of(named: Iterable[tuple[str, Tensor]]) -> tuple[tuple[Slot, ...], int]:

@@ -93,10 +93,11 @@ class ShardedArena(Arena):
         place = placement_of(named)
         self.shard_group, self.replica_group = place.shard_group, place.replica_group
         self._message_device = torch.device(place.device_type)
-        self._entries = [(slot, p) for slot, (_, p) in zip(self.slots, named, strict=True)]
+        entries = [(slot, p) for slot, (_, p) in zip(self.slots, named, strict=True)]
+        self._set_entries(entries)
         self._shards: dict[Slot, _Shard] = {}
         home = 0
-        for (slot, p), (start, numel) in zip(self._entries, place.spans, strict=True):
+        for (slot, p), (start, numel) in zip(entries, place.spans, strict=True):
             at = slot.offset + start
             self._shards[slot] = _Shard(slot, p, at, numel, home + at % BLOCK_SIGNS)
             home += -(-(at % BLOCK_SIGNS + numel) // BLOCK_SIGNS) * BLOCK_SIGNS

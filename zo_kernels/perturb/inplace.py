@@ -53,7 +53,7 @@ class InPlace(Perturbation):
         for k, segment in enumerate(self.segments):
             if not changed.isdisjoint(segment.slots):
                 self._snap(k, probes_at_once * eps[k])
-            rounded = self._grid(k).round_eps(eps[k])
+            rounded = self._grid(k).round_eps(eps[k]) if eps[k] else 0.0
             self._require_range(k, probes_at_once * rounded)
             used.append(rounded)
         if changed:

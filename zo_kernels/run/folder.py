@@ -78,10 +78,6 @@ class RunFolder:
             os.close(lock)
             raise
 
-    def record(self, row: Row) -> None:
-        """Writes a step to the journal."""
-        self.journal.append(row)
-
     def begin_metrics(self, lines: Iterable[Metrics]) -> None:
         """Makes metrics.jsonl anew, with these lines, to go on from there."""
         path = self.path / "metrics.jsonl"

@@ -77,7 +77,7 @@ class BPTT:
         self.micro_batch_size = micro_batch_size
         self.checkpoint_length = checkpoint_length
         self.max_cosine_distance = max_cosine_distance
-        self.kept = 0
+        self.kept = self._agreeing = 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
             raise ValueError("the model has no trainable parameter")
@@ -87,13 +87,19 @@ class BPTT:
             self.optimizer = torch.optim.AdamW(self._parameters, lr, weight_decay=weight_decay)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
-        """One update. Returns the mean loss of the batch in nats per scored position, before the update.
+        """One update: `backward`, then `update`. Returns the loss before it, and raises, as `backward` does."""
+        loss = self.backward(tokens_BT, targets_BT)
+        self.update()
+        return loss
+
+    def backward(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
+        """Computes the gradients of the next update. Returns the mean loss of the batch in nats per scored position.
 
         tokens_BT, targets_BT: as for the model's `loss`; on the model's device.
 
         Raises ValueError as the model's `loss` does, if no position is scored, and if there are no two micro-batches to
-        agree; DivergenceError if the loss or its gradient is NaN or infinite. Whatever is raised, the parameters are
-        then what they were and the step not taken; a Ctrl-C during the update itself waits until it is done.
+        agree; DivergenceError if the loss or its gradient is NaN or infinite. Whatever is raised, there are then no
+        gradients. The parameters stay what they are.
         """
         self.model.check_batch(tokens_BT, targets_BT)
         size = self.micro_batch_size or len(tokens_BT)
@@ -121,15 +127,20 @@ class BPTT:
             checked = gradients or [p.grad for p in self._parameters if p.grad is not None]
             if not (math.isfinite(loss) and all(gradient.isfinite().all() for gradient in checked)):
                 raise DivergenceError(f"the loss is {loss} or its gradient is not finite: lower lr, or check the batch")
-            kept = len(micro_batches)
+            self._agreeing = len(micro_batches)
             if gradients:
-                kept = self._keep_agreeing(gradients, [count / total for _, _, count in micro_batches])
-            with deferred_interrupts():
-                self.optimizer.step()  # passes over parameters without a gradient
-                self.kept = kept
-        finally:
-            self.optimizer.zero_grad()  # frees them: the next step's losses need the memory
+                self._agreeing = self._keep_agreeing(gradients, [count / total for _, _, count in micro_batches])
+        except BaseException:
+            self.optimizer.zero_grad()
+            raise
         return loss
+
+    def update(self) -> None:
+        """Steps along the gradients that `backward` has computed. A Ctrl-C waits until the update is done."""
+        with deferred_interrupts():
+            self.optimizer.step()  # passes over parameters without a gradient
+            self.kept = self._agreeing
+            self.optimizer.zero_grad()  # frees them: the next step's losses need the memory
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state of the optimizer, and its name: saved with the model's, the run continues bit for bit."""

@@ -66,16 +66,17 @@ class DivergenceMonitor:
         """Whether the smoothed loss has long been far above its best, or the last one is not finite."""
         return self._not_finite or self._high >= _PATIENCE
 
-    def observe(self, step: int, train_loss: float, losses: Tensor | None, lr: float, eps: float) -> list[str]:
+    def observe(self, step: int, train_loss: float, losses: Tensor, lr: float, eps: float) -> list[str]:
         """Takes in a step and returns the warnings it gives rise to, a sentence each.
 
-        step: counts from 1. train_loss: in nats per token. losses: float64 [n, 2] of the probes, L+ and L-; None if the
-        step had none. lr, eps: of the step.
+        step: counts from 1. train_loss: in nats per token. losses: of the estimate, float64; those of the probes' two
+        sides, L+ and L-, if they are [n, 2]. lr, eps: of the step.
         """
         self._not_finite = not math.isfinite(train_loss)
         if self._not_finite:
             return []
-        warnings = [] if losses is None else self._spread(losses, eps)
+        two_sided = losses.dim() == 2 and losses.shape[1] == 2
+        warnings = self._spread(losses, eps) if two_sided else []
         if step > self._settled and self._first_settled is None:
             self._first_settled = step
             self._recent.clear()

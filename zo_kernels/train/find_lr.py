@@ -60,7 +60,9 @@ def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate, ranks: Ran
     try:
         for step in range(steps):
             batch = run.task.batch(step).to(run.device)
-            losses.append(run.solver.step(batch, lr_at(config, step), lambda taken: None).loss)
+            estimate = run.solver.estimate(batch, lr_at(config, step))
+            run.solver.apply(estimate)
+            losses.append(estimate.loss)
             if losses[-1] > _LOST * losses[0]:
                 return math.inf
     except (DivergenceError, GridRangeError):

@@ -20,6 +20,7 @@ from ..errors import (
     ReplicasDifferError,
     ReplicaStoppedError,
 )
+from ..estimators import Estimate
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
 from ..run.journal import Row, Scores
@@ -30,7 +31,7 @@ from .divergence import DivergenceMonitor
 from .ranks import Ranks
 from .record import Record
 from .repair import repair
-from .solvers import Taken, ZeroOrderSolver
+from .solvers import ZeroOrderSolver
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class _Loop:
             self._scores_after(start)
         record.go_on(start)
         for step in range(start, config.steps):
-            row, taken = self._step(step)
+            row, estimate = self._step(step)
             done = step + 1
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if saves:
@@ -96,7 +97,7 @@ class _Loop:
                 record.metrics(row, scores)
             if saves:
                 record.checkpoint(done)
-            for warning in self._monitor.observe(done, row.loss, taken.losses, row.lr, taken.eps):
+            for warning in self._monitor.observe(done, row.loss, estimate.losses, row.lr, row.eps):
                 record.warn(warning)
             if config.stop_on_divergence and self._monitor.diverged:
                 raise DivergenceError(
@@ -118,24 +119,22 @@ class _Loop:
             repair(error, self._beginning, self._ranks, self._record)
             return act()
 
-    def _step(self, step: int) -> tuple[Row, Taken]:
-        run, rows = self._run, []
-        lr = lr_at(run.config, step)
-
-        def write(taken: Taken) -> None:
-            row = Row(step, lr, taken.eps, run.config.seed, taken.coeffs.numpy(), taken.loss, self._clock.elapsed())
-            self._record.row(row)
-            rows.append(row)
-
+    def _step(self, step: int) -> tuple[Row, Estimate]:
+        run, lr = self._run, lr_at(self._run.config, step)
         with self._clock.running():
             batch = run.task.batch(step).to(run.device)
+            estimate = self._with_repair(lambda: run.solver.estimate(batch, lr))
+            eps = estimate.eps[0] if estimate.eps else 0.0
+            seconds = self._clock.elapsed()
+            row = Row(step, lr, eps, run.config.seed, estimate.coeffs.numpy(), estimate.loss, seconds)
+            self._record.append(row)  # before the parameters change: the step can be taken again from it
             try:
-                taken = self._with_repair(lambda: run.solver.step(batch, lr, write))
-            except GridRangeError:  # found after the row was written: the step was not taken
+                run.solver.apply(estimate)
+            except Exception:
                 self._record.take_back(step)
                 raise
-        self._record.taken(rows[0])
-        return rows[0], taken
+        self._record.show_step(row)
+        return row, estimate
 
     def _scores_after(self, done: int) -> Scores:
         """Validates if it is time to, and at the end tests."""

@@ -24,13 +24,13 @@ class Record:
     def go_on(self, start: int) -> None:
         """Takes up metrics and logs where they were; the parameters before the first step are scored by now."""
 
-    def row(self, row: Row) -> None:
-        """Writes a step that is about to be taken. Raises JournalError."""
+    def append(self, row: Row) -> None:
+        """Writes a step that is about to be taken to the journal. Raises JournalError."""
 
     def take_back(self, step: int) -> None:
         """Forgets the row of a step that was not taken after all."""
 
-    def taken(self, row: Row) -> None:
+    def show_step(self, row: Row) -> None:
         """Shows a step that was taken."""
 
     def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
@@ -71,13 +71,13 @@ class FolderRecord(Record):
                 self._log(lines[-1])
                 self.checkpoint(start)
 
-    def row(self, row: Row) -> None:
-        self._folder.record(row)
+    def append(self, row: Row) -> None:
+        self._folder.journal.append(row)
 
     def take_back(self, step: int) -> None:
         self._folder.journal.truncate(step)
 
-    def taken(self, row: Row) -> None:
+    def show_step(self, row: Row) -> None:
         self._reporter.step(row.step + 1, row.loss)
 
     def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:

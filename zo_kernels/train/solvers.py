@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends import backend_for
-from ..estimators import ESTIMATORS, Population
+from ..estimators import ESTIMATORS, Estimate, Population
 from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
-from ..optim import StepReport, ZeroOrder
+from ..optim import ZeroOrder
 from ..optim.dense import DENSE_RULES
 from ..run.journal import Row
 from ..tasks import Batch
 from ..transforms import parse_transforms
 from .bptt import BPTT
 from .config import TrainConfig
-
-
-class Taken(NamedTuple):
-    """What a step saw. loss: mean training loss in nats. coeffs: float32 [n] for the journal. losses: float64 [n, 2]
-    where the estimator compares two sides of a probe, else None. skipped: probes left out. eps: that was used."""
-
-    loss: float
-    coeffs: Tensor
-    losses: Tensor | None
-    skipped: int
-    eps: float
 
 
 class Solver(ABC):
@@ -45,8 +34,12 @@ class Solver(ABC):
     replays: bool
 
     @abstractmethod
-    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
-        """One update. `record` is called once: before the parameters change, if the solver `replays`."""
+    def estimate(self, batch: Batch, lr: float) -> Estimate:
+        """Measures the gradient of the next step, which is to be taken with this lr. The parameters stay the same."""
+
+    @abstractmethod
+    def apply(self, estimate: Estimate) -> None:
+        """Takes the step along its estimate. If it raises, the parameters are what they were."""
 
     @abstractmethod
     def replay(self, row: Row) -> None:
@@ -92,17 +85,16 @@ class ZeroOrderSolver(Solver):
         self._config = config
         self._gate = gate
 
-    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
+    def estimate(self, batch: Batch, lr: float) -> Estimate:
         self._set_lr(lr)
-        optimizer = self.optimizer
-        optimizer.before_update = lambda report: record(self._taken(report))
         size = self._config.micro_batch_size
         if self._config.max_cosine_distance is None:
-            optimizer.step(self._loss(batch, size))
-        else:
-            optimizer.step([self._loss(part, None) for part in _split(batch, size)])
-        assert optimizer.last is not None
-        return self._taken(optimizer.last)
+            return self.optimizer.estimate(self._loss(batch, size), guard=self._gate.open)
+        parts = [self._loss(part, None) for part in _split(batch, size)]
+        return self.optimizer.estimate(parts, guard=self._gate.open)
+
+    def apply(self, estimate: Estimate) -> None:
+        self.optimizer.apply(estimate)
 
     def replay(self, row: Row) -> None:
         self._set_lr(row.lr)
@@ -131,19 +123,9 @@ class ZeroOrderSolver(Solver):
         # RecurrentLM's population is a kernel of the backend, that of the others a batch of members in torch.
         at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
         if config.distribution == "rademacher" and at_once:
-            population = self.model.population(*batch, micro_batch_size=micro_batch_size, precision=config.precision)
-            return Interruptible(population, self._gate)
+            return self.model.population(*batch, micro_batch_size=micro_batch_size, precision=config.precision)
         micro_batches = _split(batch, micro_batch_size)
-
-        def loss() -> Tensor:
-            with self._gate.open():
-                return mean_loss(self.model, micro_batches)
-
-        return loss
-
-    def _taken(self, report: StepReport) -> Taken:
-        both_sides = report.losses if report.losses.dim() == 2 and report.losses.shape[1] == 2 else None
-        return Taken(report.loss, report.coeffs, both_sides, report.skipped, report.eps)
+        return lambda: mean_loss(self.model, micro_batches)
 
 
 class BPTTSolver(Solver):
@@ -166,15 +148,16 @@ class BPTTSolver(Solver):
             max_cosine_distance=config.max_cosine_distance,
         )
 
-    def step(self, batch: Batch, lr: float, record: Callable[[Taken], None]) -> Taken:
+    def estimate(self, batch: Batch, lr: float) -> Estimate:
         for group in self._bptt.optimizer.param_groups:
             group["lr"] = lr
         with self._gate.open():
             pass  # a step is short: it may be stopped before, not within
-        loss = self._bptt.step(*batch)
-        taken = Taken(loss, torch.zeros(0), None, 0, 0.0)
-        record(taken)
-        return taken
+        loss = self._bptt.backward(*batch)
+        return Estimate(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.tensor([loss], dtype=torch.float64))
+
+    def apply(self, estimate: Estimate) -> None:
+        self._bptt.update()
 
     def replay(self, row: Row) -> None:
         raise NotImplementedError("the rows of back-propagation do not hold its gradients")
@@ -193,20 +176,6 @@ class BPTTSolver(Solver):
 
 SOLVERS: dict[str, type[ZeroOrderSolver] | type[BPTTSolver]] = {"zo": ZeroOrderSolver, "bptt": BPTTSolver}
 """Every solver by the name of its flag."""
-
-
-class Interruptible:
-    """A population whose forward passes can be interrupted; only they can, so that a step is taken and recorded or
-    neither."""
-
-    def __init__(self, population: Population, gate: InterruptGate) -> None:
-        self._population = population
-        self._gate = gate
-
-    def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
-        """As the population's own."""
-        with self._gate.open():
-            return self._population.population_loss(seeds, eps)
 
 
 def mean_loss(model: LanguageModel, batches: Sequence[Batch]) -> Tensor:
