@@ -157,7 +157,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "losses not sent": (Replicas, "exchange", "before"),
     "losses heard": (Replicas, "exchange", "after"),
     "group joined": (Ranks, "__init__", "after"),
-    "bit flipped": (ZeroOrder, "apply", "flip"),
+    "bit flipped": (ZeroOrder, "estimate", "flip"),
 }
 """Where a run may die: a function, and whether its work is done then."""
 
