@@ -80,6 +80,8 @@ class InPlace(Perturbation):
             self._at = to
 
     def leave(self) -> None:
+        if not self._at:
+            return
         with deferred_interrupts():
             self._displace(self._at, -1.0)
             self._at = ()
