@@ -263,7 +263,7 @@ class ZeroOrder(Optimizer):
     def _replicas(self) -> Replicas | None:
         """Who shares this step's work: of sharded parameters, those who hold the same parts."""
         if self.replicas is None and not isinstance(self.arena, ShardedArena):
-            return Replicas.present()
+            return Replicas.find_default()
         return self.replicas
 
     def _seeds(self) -> Tensor:
