@@ -1,9 +1,9 @@
 """`python -m bench.faults [PART ...]`: runs under torchrun that are struck, and a run left alone, bit against bit.
 
-kills: three processes, of which one is killed by SIGKILL ten times, at random. node: two local nodes, of which that of
-rank 0 dies and another comes. signal: SIGTERM, and the same command again. Each goes on by itself, except after the
-signal. flips: one bit of one process's parameters, at random, under plain `CDRGE`. Writes the parts that were run to
-bench/results/faults.json.
+kills: three processes, of which one is killed by SIGKILL ten times, at random. stops: three processes, each of which is
+stopped by SIGSTOP in turn. node: two local nodes, of which that of rank 0 dies and another comes. signal: SIGTERM, and
+the same command again. Each goes on by itself, except after the signal. flips: one bit of one process's parameters, at
+random, under plain `CDRGE`. Writes the parts that were run to bench/results/faults.json.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.__main__ import RESULTS, machine
-from tests.distributed.replicas import flip, on_ranks
+from tests.distributed.replicas import flip, run_on_ranks
 
 STEPS, KILLS = 400, 10
 TRAIN = ["zo_kernels.train", "--threads", "1", "--steps", str(STEPS)]
@@ -39,10 +39,12 @@ class Run:
         self.out, self.agents = folder, list[subprocess.Popen[bytes]]()
         self._console = folder.with_suffix(".console")
 
-    def launch(self, *options: str) -> subprocess.Popen[bytes]:
+    def launch(self, *options: str, flags: Sequence[str] = (), **variables: str) -> subprocess.Popen[bytes]:
         with self._console.open("ab") as console:
-            command = [*TORCHRUN, *options, "-m", *TRAIN, "--out", str(self.out)]
-            self.agents.append(subprocess.Popen(command, stdout=console, stderr=console))
+            command = [*TORCHRUN, *options, "-m", *TRAIN, "--out", str(self.out), *flags]
+            self.agents.append(
+                subprocess.Popen(command, stdout=console, stderr=console, env={**os.environ, **variables})
+            )
         return self.agents[-1]
 
     def last_step(self) -> int:
@@ -114,6 +116,19 @@ def kills(run: Run) -> dict[str, Any]:
     return {"world_size": 3, "kills": blows}
 
 
+def stops(run: Run, timeout: float = 5.0) -> dict[str, Any]:
+    run.launch("--standalone", "--nproc-per-node=3", flags=["--timeout", str(timeout)])
+    run.after(0)
+    blows = []
+    for rank in (2, 1, 0):
+        time.sleep(0.5)
+        starts, step, struck = len(run.resumed()), run.last_step(), time.monotonic()
+        os.kill(workers(run.agents[0].pid)[rank], signal.SIGSTOP)
+        blows.append({"rank": rank, **run.recovery(struck, step, starts)})
+    run.end()
+    return {"world_size": 3, "timeout": timeout, "stops": blows}
+
+
 def node(run: Run) -> dict[str, Any]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -124,6 +139,7 @@ def node(run: Run) -> dict[str, Any]:
             *("--nnodes=1:2", "--nproc-per-node=1", f"--local-addr={address}", "--rdzv-id=faults"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"),
             "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=6",
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
         )
 
     start("127.0.0.2")  # has the endpoint; ranks go by address
@@ -166,13 +182,13 @@ def flips(trials: int = 10, every: int = 100) -> dict[str, Any]:
     moments, found = random.Random(1), []
     for _ in range(trials):
         rank, bit = moments.randrange(3), moments.randrange(4, 32)  # the next update rounds lower ones away
-        said = on_ranks(3, flip, rank, bit)
+        said = run_on_ranks(3, flip, rank, bit)
         named = f"{every}: rank {rank} holds other parameters than the rest before step {every}"
         found.append({"rank": rank, "bit": bit, "named_by_all": all(reply.startswith(named) for reply in said)})
     return {"world_size": 3, "check_every": every, "flips": found}
 
 
-PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {"kills": kills, "node": node, "signal": signalled}
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {"kills": kills, "stops": stops, "node": node, "signal": signalled}
 
 
 def main(parts: list[str]) -> None:

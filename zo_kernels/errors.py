@@ -1,4 +1,4 @@
-"""Errors of a training step, which leave the parameters as they were before it, and of the files of a run."""
+"""The errors of this package. An error in a training step leaves the parameters as they were before the step."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Sequence
 
 
 class UsageError(Exception):
-    """The user asked for what can't be done; the message is one sentence that says why."""
+    """The user asked for something that can't be done. The message says why, in one sentence."""
 
 
 class DivergenceError(RuntimeError):
-    """The loss of every probe was NaN or infinite: there is nothing to step along."""
+    """The loss of every probe was NaN or infinite, so there is no direction to step in."""
 
 
 class GridRangeError(RuntimeError):
-    """The grid does not fit: a parameter is or could step outside the range in which it is exact, or eps is finer.
+    """The grid does not fit: a parameter is or could step outside its exact range, or eps is finer than its spacing.
 
-    Also raised where parameters are too large for bfloat16 products at this eps.
+    Also raised if parameters are too large for bfloat16 products at this eps.
     """
 
 
 class ReplicaError(RuntimeError):
-    """Another replica failed, is gone, or is not where it should be."""
+    """Another replica failed, died, did not answer, or is at another step."""
 
 
 class ReplicaStoppedError(ReplicaError):
-    """Another replica was interrupted: Ctrl-C or SIGTERM."""
+    """Another replica was interrupted by Ctrl-C or SIGTERM."""
 
 
 class ReplicasDifferError(ReplicaError):
     """Replicas do not hold the same parameters.
 
-    step: before which it was found. digests: of each rank's parameters, in order.
+    step: The step before which this was found.
+    digests: The digest of each rank's parameters, in order.
     """
 
     def __init__(self, step: int, digests: Sequence[int]) -> None:
@@ -40,28 +41,28 @@ class ReplicasDifferError(ReplicaError):
         counts = Counter(self.digests).most_common()
         usual = counts[0][0]
         others = [rank for rank, found in enumerate(self.digests) if found != usual]
-        if len(counts) > 1 and counts[1][1] == counts[0][1]:  # as many hold one as the other
-            ranks = f"{rank_names(range(len(self.digests)))} do not all hold the same parameters"
+        if len(counts) > 1 and counts[1][1] == counts[0][1]:  # there is no majority
+            ranks = f"{format_ranks(range(len(self.digests)))} do not all hold the same parameters"
         else:
-            ranks = f"{rank_names(others)} hold{'s' * (len(others) == 1)} other parameters than the rest"
+            ranks = f"{format_ranks(others)} hold{'s' * (len(others) == 1)} other parameters than the rest"
         super().__init__(
             f"{ranks} before step {step}: build the model from the same seed on every rank, and change parameters on "
-            "all of them or none"
+            "all ranks or none"
         )
 
 
 class ProcessGroupError(RuntimeError):
-    """The processes of a launch did not all meet, or one of them died or stopped answering."""
+    """The processes of a launch did not all meet, or one of them died or did not answer."""
 
 
 class JournalError(RuntimeError):
-    """A run's journal can't be read or written, is damaged, or is not the journal of this run."""
+    """The journal of a run can't be read or written, is damaged, or belongs to another run."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be read or written, or is damaged."""
 
 
-def rank_names(numbers: Sequence[int]) -> str:
-    """As messages name them: "rank 1", "ranks 1, 2"."""
+def format_ranks(numbers: Sequence[int]) -> str:
+    """Formats ranks for a message: "rank 1", "ranks 1, 2"."""
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

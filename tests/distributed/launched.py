@@ -1,4 +1,4 @@
-"""What torchrun starts in tests, `-m tests.distributed.launched FOLDER`: gathers for ever, and writes whom it met.
+"""What torchrun starts in tests, `-m tests.distributed.launched FOLDER`: gathers forever, and writes whom it met.
 
 Each process appends a line "ROUND RANK WORLD_SIZE PID" to FOLDER/met after its first gather in a round, the round being
 the processes of all ranks. It ends well once FOLDER/end is there, of which rank 0 tells the others.
@@ -14,13 +14,13 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from zo_kernels.distributed.process_group import finish, process_group
+from zo_kernels.distributed.process_group import process_group, wait_for
 
 PATIENCE = 2.0
 
 
 def main(folder: Path) -> None:
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, exit_cleanly)
     torch.set_num_threads(1)
     with process_group("cpu", 20.0):
         rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
         while True:
             mine = torch.tensor([os.getpid(), (folder / "end").exists()])
             received = [torch.empty_like(mine) for _ in range(world_size)]
-            finish(dist.all_gather(received, mine, async_op=True), PATIENCE)
+            wait_for(dist.all_gather(received, mine, async_op=True), PATIENCE)
             if is_first:
                 met = "-".join(str(int(pid)) for pid, _ in received)
                 with (folder / "met").open("a") as file:
@@ -39,16 +39,16 @@ def main(folder: Path) -> None:
             time.sleep(0.02)
 
 
-def leave(number: int, frame: FrameType | None) -> None:
+def exit_cleanly(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def interrupted(rank: int) -> float:
-    """Seconds until a handler of a signal has got rank 0 out of waiting for rank 1; 0 on that."""
+def interrupt_wait(rank: int) -> float:
+    """Returns after how many seconds a signal handler got rank 0 out of waiting for rank 1. Rank 1 returns 0."""
     received, mine = [torch.zeros(1), torch.zeros(1)], torch.ones(1)
     if rank == 1:
         time.sleep(3.0)
-        finish(dist.all_gather(received, mine, async_op=True), 10.0)
+        wait_for(dist.all_gather(received, mine, async_op=True), 10.0)
         return 0.0
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -58,7 +58,7 @@ def interrupted(rank: int) -> float:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     started = time.monotonic()
     try:
-        finish(dist.all_gather(received, mine, async_op=True), 10.0)
+        wait_for(dist.all_gather(received, mine, async_op=True), 10.0)
     except InterruptedError:
         return time.monotonic() - started
     return -1.0

@@ -20,7 +20,7 @@ from zo_kernels.optim import ZeroOrder
 from zo_kernels.transforms import momentum
 
 
-def on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What work(rank, *arguments) returns on each rank; the text of an error in its place."""
     with tempfile.TemporaryDirectory() as folder:
         queue = server.Queue()

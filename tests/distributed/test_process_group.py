@@ -1,44 +1,51 @@
-"""Meeting on boards that hold what former rounds left there; who is missing is named."""
+"""Ranks meet in stores that hold what earlier rounds left there; errors name the ranks that are missing."""
 
-import json
 import socket
 import threading
 import time
 from datetime import timedelta
 
 import pytest
-from torch.distributed import Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
-from tests.distributed.launched import interrupted
-from tests.distributed.replicas import on_ranks
-from zo_kernels.distributed import rendezvous
+from tests.distributed.launched import interrupt_wait
+from tests.distributed.replicas import run_on_ranks
 from zo_kernels.distributed.process_group import is_launched
-from zo_kernels.distributed.rendezvous import call_with_timeout, meet, process_identity, start_time
+from zo_kernels.distributed.rendezvous import call_with_timeout, meet
 from zo_kernels.errors import ProcessGroupError
 
-KEY = "zo_kernels/job/rendezvous"
-
-
-def opened() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=12))
+ROUND = "zo_kernels/round"
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+def torchruns_store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     """The launcher's store, and the variables that lead to it."""
-    store = opened()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=12))
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": "job",
     }.items():
         monkeypatch.setenv(name, value)
     return store
 
 
-def all_meet(world_size: int, timeout: float, order: list[int]) -> dict[int, Store | str]:
-    """The store that each rank, started in this order, has met the others in; or what it was told instead."""
+@pytest.fixture
+def rank_0s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of a launcher that leaves it to rank 0 to open a store."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(find_closed_port()))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+
+
+def find_closed_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def meet_all(world_size: int, timeout: float, order: list[int]) -> dict[int, Store | str]:
+    """Starts these ranks in this order. Returns each one's store, or its error."""
     outcomes: dict[int, Store | str] = {}
 
     def join(rank: int) -> None:
@@ -56,89 +63,107 @@ def all_meet(world_size: int, timeout: float, order: list[int]) -> dict[int, Sto
     return outcomes
 
 
-def share(outcomes: dict[int, Store | str]) -> bool:
-    """Whether these are one store."""
+def are_one_store(outcomes: dict[int, Store | str]) -> bool:
     stores = [store for store in outcomes.values() if isinstance(store, Store)]
     stores[0].set("ours", "yes")
     return len(stores) == len(outcomes) and all(store.check(["ours"]) for store in stores)
 
 
-def former_round(name: str, world_size: int, *, joined: bool) -> tuple[TCPStore, str]:
-    """A rank 0 that is still there, and what it had published."""
-    server = opened()
-    server.set("name", name)
-    if joined:
-        for key, value in {"join/1": "another process", "join/2": "a third", "go": ""}.items():
-            server.set(key, value)
-    return server, json.dumps([name, world_size, ["127.0.0.1"], server.port])
-
-
-def closed_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@pytest.mark.parametrize("left", ["nothing", "dead", "complete", "smaller", "another's port", "incomplete"])
-def test_what_a_former_round_left_on_the_board_does_not_matter(board: TCPStore, left: str) -> None:
-    """The others come first, and find but the former entry."""
-    server, entry = former_round("old", 2 if left == "smaller" else 3, joined=left == "complete")
-    if left == "dead":
-        entry = json.dumps(["old", 3, ["127.0.0.1"], closed_port()])
-    elif left == "another's port":
-        server.set("name", "other")
+@pytest.mark.parametrize("left", ["nothing", "complete", "smaller", "incomplete", "timed out"])
+def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store: TCPStore, left: str) -> None:
+    """The others come first, and find only the earlier round."""
+    name = "2/old" if left == "smaller" else "3/old"
+    earlier = PrefixStore(name, torchruns_store)
     if left != "nothing":
-        board.set(KEY, entry)
-    assert share(all_meet(3, 45.0, [2, 1, 0]))
-    if left not in ("nothing", "complete", "incomplete"):
-        assert not server.check(["join/2"])
+        torchruns_store.set(ROUND, name)
+    if left == "complete":
+        for key in ("join/1", "join/2", "go"):
+            earlier.set(key, "another process")
+    elif left == "timed out":
+        earlier.set("join/1", "another process")
+        earlier.set("missing", "[2]")
+    assert are_one_store(meet_all(3, 45.0, [2, 1, 0]))
+    if left == "smaller":
+        assert not earlier.check(["join/2"])
 
 
-def test_a_rank_0_whose_place_is_taken_gives_up(board: TCPStore) -> None:
+def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: TCPStore) -> None:
+    """Neither round gets processes of the other, and the earlier rank 0 says for whom it waited."""
     outcomes = {}
-    former = threading.Thread(target=lambda: outcomes.update(all_meet(3, 45.0, [0])))
-    former.start()
+    earlier = threading.Thread(target=lambda: outcomes.update(meet_all(3, 4.0, [0])))
+    earlier.start()
     time.sleep(0.5)
-    assert share(all_meet(3, 45.0, [0, 1, 2]))
-    former.join()
-    assert str(outcomes[0]).startswith("another rank 0 of this launch has taken over")
+    assert are_one_store(meet_all(3, 45.0, [0, 1, 2]))
+    earlier.join()
+    assert outcomes[0] == "ranks 1, 2 of 3 did not join within 4 s: see the output of each"
 
 
-def test_a_board_that_is_not_reached_at_first(board: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 then finds a former entry where it could not publish its own yet: nobody has taken its place."""
-    _, entry = former_round("old", 1, joined=False)
-    board.set(KEY, entry)
-    connected, tries = rendezvous._connect, iter([None, None])
-    monkeypatch.setattr(rendezvous, "_connect", lambda *address: next(tries, connected(*address)))
-    assert share(all_meet(2, 45.0, [0, 1]))
+def test_a_process_that_joined_an_earlier_round_moves_on(torchruns_store: TCPStore) -> None:
+    """Rank 0 dies before all have joined its round; a later one starts another, for which rank 1 need not restart."""
+    torchruns_store.set(ROUND, "2/old")
+    outcomes = {}
+    other = threading.Thread(target=lambda: outcomes.update(meet_all(2, 45.0, [1])))
+    other.start()
+    while not PrefixStore("2/old", torchruns_store).check(["join/1"]):
+        time.sleep(0.01)
+    outcomes.update(meet_all(2, 45.0, [0]))
+    other.join()
+    assert are_one_store(outcomes)
 
 
-@pytest.mark.parametrize("agent", ["True", "False"])
-def test_the_missing_are_named_to_all(board: TCPStore, monkeypatch: pytest.MonkeyPatch, agent: str) -> None:
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
-    if agent == "False":
-        monkeypatch.setenv("MASTER_PORT", str(closed_port()))
-    outcomes = all_meet(4, 1.5, [0, 2])
+@pytest.mark.parametrize("fixture", ["torchruns_store", "rank_0s_address"])
+def test_missing_ranks_are_named_to_all(fixture: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(fixture)
+    outcomes = meet_all(4, 1.5, [0, 2])
     assert outcomes == dict.fromkeys([0, 2], "ranks 1, 3 of 4 did not join within 1.5 s: see the output of each")
 
 
-def test_rank_0_is_missing(board: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "rank 0 did not meet rank 1 within 0.5 s" in str(all_meet(2, 0.5, [1])[1])
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    monkeypatch.setenv("MASTER_PORT", str(closed_port()))
-    assert "rank 1 did not find rank 0 at 127.0.0.1:" in str(all_meet(2, 0.5, [1])[1])
+def test_rank_0_is_missing(torchruns_store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = str(meet_all(2, 0.5, [1])[1])
+    assert said.startswith("rank 1 did not meet the others at 127.0.0.1:")
+    assert "within 0.5 s (rank 0 has not started a round there): see the output of rank 0" in said
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" in said
+    monkeypatch.setenv("MASTER_PORT", str(find_closed_port()))  # as torchrun tells the nodes that outlive rank 0's
+    for rank in (0, 1):
+        said = str(meet_all(2, 0.5, [rank])[rank])
+        assert f"rank {rank} did not meet the others at 127.0.0.1:" in said
+        assert "(nothing listens there)" in said
+        assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" in said
 
 
-def test_without_an_agents_store_rank_0_opens_one_at_the_given_address(
-    board: TCPStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    monkeypatch.setenv("MASTER_PORT", str(closed_port()))
-    assert share(all_meet(3, 45.0, [1, 0, 2]))
+def test_rank_0_is_missing_at_its_own_address(rank_0s_address: None) -> None:
+    said = str(meet_all(2, 0.5, [1])[1])
+    assert "(nothing listens there): see the output of rank 0; check that rank 0 runs, and MASTER_ADDR" in said
 
 
-def test_a_handler_of_a_signal_runs_while_a_rank_waits() -> None:
-    seconds, _ = on_ranks(2, interrupted)
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is stopped: the kernel still accepts connections."""
+    monkeypatch.setattr("zo_kernels.distributed.rendezvous._GRACE", 0.5)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
+        started = time.monotonic()
+        for rank, said in meet_all(2, 1.0, [0, 1]).items():
+            assert f"rank {rank} did not meet the others at 127.0.0.1:" in str(said)
+            assert "(no answer within 2 s)" in str(said)
+    assert time.monotonic() - started < 10.0
+
+
+def test_the_port_is_taken(rank_0s_address: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        said = str(meet_all(2, 0.5, [0])[0])
+    assert said.startswith("rank 0 did not meet the others at 127.0.0.1:")
+    assert "address already in use" in said
+
+
+def test_rank_0_opens_a_store_where_the_launcher_shares_none(rank_0s_address: None) -> None:
+    assert are_one_store(meet_all(3, 45.0, [1, 0, 2]))
+
+
+def test_signal_handlers_run_while_a_rank_waits() -> None:
+    seconds, _ = run_on_ranks(2, interrupt_wait)
     assert 0 < seconds < 2.0
 
 
@@ -154,15 +179,9 @@ def test_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_launched()
 
 
-def test_bounded_leaves_a_call_behind_and_passes_errors_on() -> None:
+def test_call_with_timeout_leaves_a_call_behind_and_passes_errors_on() -> None:
     assert call_with_timeout(lambda: 3, 5.0) == 3
     with pytest.raises(TimeoutError):
         call_with_timeout(lambda: time.sleep(5.0), 0.05)
     with pytest.raises(KeyError):
         call_with_timeout(lambda: {}["key"], 5.0)
-
-
-def test_an_identity_is_of_one_process() -> None:
-    _, _, pid, start = json.loads(process_identity())
-    assert start_time(pid) == start
-    assert start_time(2**22 + 1) is None

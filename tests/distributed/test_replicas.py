@@ -10,15 +10,15 @@ from tests.distributed.replicas import (
     balanced,
     fail,
     flip,
-    on_ranks,
     other_seeds,
     out_of_step,
+    run_on_ranks,
     sent_bytes,
     stop,
     too_few_losses,
     train,
 )
-from zo_kernels.distributed.partition import even_shares, shares_by_speed
+from zo_kernels.distributed.partition import split_by_speed, split_evenly
 from zo_kernels.distributed.replicas import digest
 from zo_kernels.optim.shared import rectangles
 
@@ -47,42 +47,42 @@ def test_any_number_of_processes_gives_the_same_bits(kind: str, name: str, world
     """Seven probes, of which none of these numbers is a divisor; three micro-batches where they are shared out."""
     if (kind, name) not in ALONE:
         ALONE[kind, name] = train(0, kind, name, 4)
-    assert on_ranks(world_size, train, kind, name, 4) == [ALONE[kind, name]] * world_size
+    assert run_on_ranks(world_size, train, kind, name, 4) == [ALONE[kind, name]] * world_size
 
 
 def test_more_processes_than_probes() -> None:
-    assert on_ranks(4, sent_bytes, 3) == [3 * (24 + 16)] * 4  # one probe each at most
+    assert run_on_ranks(4, sent_bytes, 3) == [3 * (24 + 16)] * 4  # one probe each at most
 
 
 @pytest.mark.parametrize(("world_size", "probes"), [(2, 512), (3, 512)])
 def test_a_step_sends_sixteen_bytes_a_probe_to_each(world_size: int, probes: int) -> None:
     share = -(-probes // world_size)
-    assert on_ranks(world_size, sent_bytes, probes) == [(world_size - 1) * (24 + 16 * share)] * world_size
+    assert run_on_ranks(world_size, sent_bytes, probes) == [(world_size - 1) * (24 + 16 * share)] * world_size
 
 
 def test_a_rank_that_fails_stops_the_others() -> None:
-    replies = on_ranks(3, fail, 1)
+    replies = run_on_ranks(3, fail, 1)
     other = "ReplicaError: rank 1 failed to evaluate its share: its own output says why"
     assert replies == [other, "KeyError: 'no batch'", other]
 
 
 def test_an_interrupt_of_one_rank_stops_the_others() -> None:
     other = "ReplicaStoppedError: rank 0 was interrupted"
-    assert on_ranks(3, stop, 0) == ["KeyboardInterrupt: ", other, other]
+    assert run_on_ranks(3, stop, 0) == ["KeyboardInterrupt: ", other, other]
 
 
 def test_losses_of_another_number_are_an_error() -> None:
-    for reply in on_ranks(2, too_few_losses):
+    for reply in run_on_ranks(2, too_few_losses):
         assert "3 rows of (2,) were asked for, not (1, 2)" in reply
 
 
 def test_ranks_at_different_steps_are_an_error() -> None:
-    for reply in on_ranks(3, out_of_step):
+    for reply in run_on_ranks(3, out_of_step):
         assert reply.startswith("ReplicaError: the ranks are at different steps, [1, 2, 1]")
 
 
 def test_a_slow_rank_gets_a_smaller_share() -> None:
-    counts = on_ranks(3, balanced, 8)
+    counts = run_on_ranks(3, balanced, 8)
     assert sorted(c[0] for c in counts) == [13, 13, 14]
     assert all(sum(c) == 40 for c in zip(*counts, strict=True))
     assert counts[1][-1] <= 10
@@ -91,14 +91,14 @@ def test_a_slow_rank_gets_a_smaller_share() -> None:
 
 @given(count=st.integers(0, 10**6), speeds=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=64))
 def test_shares_are_contiguous_and_by_speed(count: int, speeds: list[float]) -> None:
-    for shares in (even_shares(count, len(speeds)), shares_by_speed(count, speeds)):
+    for shares in (split_evenly(count, len(speeds)), split_by_speed(count, speeds)):
         assert [share.start for share in shares] == [0, *(share.stop for share in shares[:-1])]
         assert shares[-1].stop == count
         assert all(share.stop > share.start for share in shares) or count < len(speeds)
-    sizes = [share.stop - share.start for share in even_shares(count, len(speeds))]
+    sizes = [share.stop - share.start for share in split_evenly(count, len(speeds))]
     assert max(sizes) - min(sizes) <= 1
     if count >= len(speeds):
-        for share, speed in zip(shares_by_speed(count, speeds), speeds, strict=True):
+        for share, speed in zip(split_by_speed(count, speeds), speeds, strict=True):
             ideal = 1 + (count - len(speeds)) * speed / sum(speeds)
             assert abs(share.stop - share.start - ideal) <= 1 + 1e-6 * count
 
@@ -118,12 +118,12 @@ def test_cells_are_walked_in_rectangles(width: int, start: int, length: int) -> 
 @pytest.mark.parametrize("bit", [4, 13, 31])
 def test_a_flipped_bit_is_noticed_and_its_rank_named(bit: int) -> None:
     """(The lowest bits are below the grid here: the next update rounds them away.)"""
-    for reply in on_ranks(3, flip, 2, bit):
+    for reply in run_on_ranks(3, flip, 2, bit):
         assert reply.startswith("100: rank 2 holds other parameters than the rest before step 100: build the model")
 
 
 def test_models_of_other_seeds_are_refused() -> None:
-    for reply in on_ranks(3, other_seeds):
+    for reply in run_on_ranks(3, other_seeds):
         assert reply.startswith("ReplicasDifferError: ranks 0, 1, 2 do not all hold the same parameters before step 0")
 
 

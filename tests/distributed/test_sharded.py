@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.replicas import on_ranks
+from tests.distributed.replicas import run_on_ranks
 from tests.distributed.sharded import (
     KINDS,
     bad_on_one,
@@ -26,57 +26,57 @@ WHOLE: dict[str, bytes] = {}
 )
 def test_a_sharded_model_is_trained_to_the_bits_of_the_whole_one(layout: str, world_size: int) -> None:
     if not WHOLE:
-        WHOLE.update(*on_ranks(1, train_all, "plain"))
-    for found in on_ranks(world_size, train_all, layout):
+        WHOLE.update(*run_on_ranks(1, train_all, "plain"))
+    for found in run_on_ranks(world_size, train_all, layout):
         assert [kind for kind in KINDS if found[kind] != WHOLE[kind]] == []
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_loss_is_the_mean_of_the_ranks_own(world_size: int) -> None:
-    alone = on_ranks(1, train_on_parts, "plain", world_size)
-    assert on_ranks(world_size, train_on_parts, "fsdp", world_size) == alone * world_size
+    alone = run_on_ranks(1, train_on_parts, "plain", world_size)
+    assert run_on_ranks(world_size, train_on_parts, "fsdp", world_size) == alone * world_size
 
 
 def test_replicas_of_a_mesh_share_the_probes() -> None:
     """Ranks 0 and 1 hold one copy, 2 and 3 the other."""
-    assert on_ranks(4, closure_calls) == [4, 4, 2, 2]
+    assert run_on_ranks(4, closure_calls) == [4, 4, 2, 2]
 
 
 @pytest.mark.parametrize("kind", ["in place", "adam", "momentum, shadow"])
 def test_a_run_goes_on_from_its_state_and_its_rows(kind: str) -> None:
-    assert on_ranks(3, continued, kind) == [[True, True]] * 3
+    assert run_on_ranks(3, continued, kind) == [[True, True]] * 3
 
 
 def test_state_of_other_shards_is_refused() -> None:
-    for reply in on_ranks(2, other_shards):
+    for reply in run_on_ranks(2, other_shards):
         assert "saved with the parameters sharded otherwise" in reply
 
 
 def test_a_value_that_is_not_finite_on_one_rank_is_named_on_all() -> None:
     values = [float("nan"), float("inf"), float("-inf")]
     said = ["parameter hidden.weight holds a NaN or infinite value"] * len(values)
-    assert on_ranks(3, bad_on_one, values) == [said] * 3
+    assert run_on_ranks(3, bad_on_one, values) == [said] * 3
 
 
 def test_leaving_the_grid_is_an_error_on_all_ranks_or_none() -> None:
-    replies = on_ranks(3, far)
+    replies = run_on_ranks(3, far)
     assert replies[0].startswith("parameter ")
     assert "may leave the range" in replies[0]
     assert replies == [replies[0]] * 3
 
 
 def test_a_closure_that_raises_leaves_theta_as_it_was() -> None:
-    assert on_ranks(2, interrupted, "after") == [["'broken'", ""]] * 2
+    assert run_on_ranks(2, interrupted, "after") == [["'broken'", ""]] * 2
 
 
 def test_a_forward_pass_that_raised_is_not_built_upon() -> None:
-    for first, then in on_ranks(2, interrupted, "in"):
+    for first, then in run_on_ranks(2, interrupted, "in"):
         assert first == "'broken'"
         assert then.startswith("FSDP holds parameters unsharded")
 
 
 def test_no_second_copy_in_place() -> None:
-    for temporary, shard in on_ranks(2, largest_temporary):
+    for temporary, shard in run_on_ranks(2, largest_temporary):
         assert temporary <= 128 < shard
 
 
@@ -97,6 +97,6 @@ REFUSED = {
 
 
 def test_refusals() -> None:
-    for said in on_ranks(2, refused, list(REFUSED)):
+    for said in run_on_ranks(2, refused, list(REFUSED)):
         for message, error in zip(REFUSED.values(), said, strict=True):
             assert message in error

@@ -1,4 +1,4 @@
-"""Many processes: replicas that exchange losses only, and the process group that a launcher starts."""
+"""Training in several processes: replicas, which exchange only losses, and the process group of a launch."""
 
 from .process_group import is_launched, process_group
 from .replicas import Replicas

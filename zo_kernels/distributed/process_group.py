@@ -1,15 +1,13 @@
-"""The process group of a launch by torchrun or the like: joined after any restart, left without hanging, watched.
+"""The process group of a launch by torchrun, or by a launcher that sets the same variables.
 
-A process that is stopped or stuck answers nobody and dies of no SIGTERM; torchrun gives it 30 seconds. So a process
-that waits for the others says so in the store that they met in, and the first whose patience ends names those that did
-not come, and kills those of its own machine: all are to be restarted then in any case.
+The group forms again after any restart, and is left without hanging. A rank that loses patience with another raises
+ProcessGroupError, which names the ranks that did not answer, and leaves the rest to the launcher: torchrun stops all
+processes when one exits with an error, by SIGTERM and 30 seconds later by SIGKILL, and starts them again.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,33 +16,36 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..errors import ProcessGroupError, rank_names
-from .rendezvous import call_with_timeout, meet, process_identity, start_time
+from ..errors import ProcessGroupError, format_ranks
+from .rendezvous import call_with_timeout, meet
 
-_PATIENT = 1.0
-"""Seconds that a process waits before it says so."""
-_GOODBYE = 2.0
-"""Seconds for leaving the group: an operation that is under way would hold it up."""
-_LONGEST = timedelta(hours=1)
-"""For an operation that nobody finishes by `finish`, whose patience is its caller's."""
-_SIGNALS = 0.2
-"""Seconds in which a handler of a signal is run while gloo waits: Python's run between two waits only."""
+_REPORT_AFTER = 1.0
+"""Seconds that a rank waits before it tells the others so."""
+_LEAVE_TIMEOUT = 2.0
+"""Seconds for leaving the group, which an unfinished operation would hold up."""
+_GROUP_TIMEOUT = timedelta(hours=1)
+"""Torch's own, for operations that nobody waits for by `wait_for`."""
+_SIGNAL_INTERVAL = 0.2
+"""Seconds that a wait inside gloo lasts: Python runs signal handlers only between two of them."""
 
 
 def is_launched() -> bool:
-    """Whether this is one of several processes of torchrun or of a launcher that sets the same variables."""
+    """Whether this is one of several processes of torchrun, or of a launcher that sets the same variables."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(name in os.environ for name in names) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextmanager
 def process_group(device: str, timeout: float) -> Iterator[None]:
-    """The default process group of this launch: gloo for "cpu"; NCCL for "cuda", one GPU a process, that of LOCAL_RANK.
+    """The default process group of this launch.
 
-    timeout: seconds for all to meet; then ProcessGroupError is raised, naming who is missing. Leaving takes seconds at
-    most, whatever the others do.
+    device: "cpu" for a gloo group; "cuda" for one of NCCL, in which each process uses the GPU of its LOCAL_RANK.
+    timeout: seconds for all processes to meet.
+
+    Raises ProcessGroupError if they don't, naming the ranks that are missing. Leaving takes a few seconds at most,
+    whatever the other ranks do.
     """
-    global _peers
+    global _attendance
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device.startswith("cuda"):
         if "LOCAL_RANK" not in os.environ:
@@ -52,113 +53,96 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if device.startswith("cuda") else "gloo"
     store = meet(rank, world_size, timeout)
-    group_store = dist.PrefixStore("group", store)
 
-    def form() -> _Peers:
-        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_LONGEST)
-        return _Peers(store, rank, world_size)
+    def form_group() -> _Attendance:
+        group_store = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
+        return _Attendance(store, rank, world_size)
 
     try:
-        peers = call_with_timeout(form, timeout)
+        _attendance = call_with_timeout(form_group, timeout)
     except (RuntimeError, TimeoutError) as error:
-        raise ProcessGroupError(f"the {backend} group was not formed: {error}") from error
-    _peers = peers
+        raise ProcessGroupError(f"the {backend} group could not be formed: {error}") from error
     try:
         yield
-        peers.leave()
+        _attendance.leave()
     finally:
-        _peers = None
+        _attendance = None
         with suppress(TimeoutError):
-            call_with_timeout(dist.destroy_process_group, _GOODBYE)
+            call_with_timeout(dist.destroy_process_group, _LEAVE_TIMEOUT)
 
 
-def finish(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = None) -> None:
-    """Waits for a collective operation of `group`; all ranks finish the same ones in the same order.
+def wait_for(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = None) -> None:
+    """Waits for a collective operation of `group`. All ranks must wait for the same operations in the same order.
 
-    Raises ProcessGroupError if another rank has died, or one does not answer for so long: it is named, and killed if it
-    is of this machine. Handlers of signals run meanwhile, and what they raise is passed on.
+    Signal handlers run during the wait, and what they raise is passed on. Raises ProcessGroupError if another rank has
+    died, or if the operation takes longer than `seconds`; the error then names the ranks that did not come to it.
     """
-    on_gpu = dist.get_backend(group) == dist.Backend.NCCL
-    peers = _peers
-    if peers is not None:
-        peers.exchanges += 1
-    begun = time.monotonic()
-    said = False
+    is_nccl = dist.get_backend(group) == dist.Backend.NCCL
+    attendance = _attendance
+    if attendance is not None:
+        attendance.operations += 1
+    started, has_reported = time.monotonic(), False
     while not work.is_completed():
-        waited = time.monotonic() - begun
+        waited = time.monotonic() - started
         if waited > seconds:
-            raise ProcessGroupError(peers.find_missing(seconds) if peers else _no_answer("another rank", seconds))
-        if waited > _PATIENT and not said and peers is not None:
-            peers.say_waiting()
-            said = True
-        if on_gpu:  # its wait(timeout) would abort the group
+            absent = [] if attendance is None else attendance.find_absent()
+            who = format_ranks(absent) if absent else "another rank"
+            raise ProcessGroupError(f"no answer from {who} for {seconds:g} s: stopped, stuck or cut off")
+        if waited > _REPORT_AFTER and not has_reported and attendance is not None:
+            attendance.report()
+            has_reported = True
+        if is_nccl:  # its wait(timeout) would abort the group
             time.sleep(1e-4)
         else:
-            with suppress(RuntimeError):  # its time is over, or the operation failed, which the last wait says
-                work.wait(timedelta(seconds=min(_SIGNALS, max(seconds - waited, 1e-3))))
+            with suppress(RuntimeError):  # the interval is over, or the operation failed: then the last wait raises
+                work.wait(timedelta(seconds=min(_SIGNAL_INTERVAL, max(seconds - waited, 1e-3))))
     try:
         work.wait()
     except RuntimeError as error:
         raise ProcessGroupError(
-            f"another rank has died, or its network: its own output says why ({str(error)[:200]})"
+            f"another rank died or was cut off: see the output of each ({str(error)[:200]})"
         ) from error
 
 
-class _Peers:
-    """The processes of a round, and how far each of them says to have come."""
+class _Attendance:
+    """Which ranks have come to the current operation, as far as they wait for the others there.
+
+    Kept in the store that the ranks met in, which works while the operation hangs.
+    """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
-        self.exchanges = 0
+        self.operations = 0
         self._store, self._rank, self._world_size = store, rank, world_size
-        store.set(f"waiting/{rank}", "0")
-        self._identities = [self._get(f"join/{rank}") for rank in range(world_size)]
+        self.report()
 
-    def _get(self, key: str) -> str:
-        return self._store.get(key).decode()
-
-    def say_waiting(self) -> None:
+    def report(self) -> None:
+        """Tells the others that this rank waits in its latest operation."""
         with suppress(RuntimeError):
-            self._store.set(f"waiting/{self._rank}", str(self.exchanges))
+            self._store.set(f"waits/{self._rank}", str(self.operations))
 
-    def find_missing(self, seconds: float) -> str:
-        """Names those that do not wait in this exchange, and kills those of this machine."""
-        self.say_waiting()
-        time.sleep(_PATIENT)  # others may have come, and not said so yet
+    def find_absent(self) -> list[int]:
+        """The ranks that do not wait in this rank's latest operation."""
+        self.report()
+        time.sleep(_REPORT_AFTER)  # others may have come, but not reported yet
 
         def find() -> list[int]:
-            here = [int(self._get(f"waiting/{rank}")) >= self.exchanges for rank in range(self._world_size)]
-            return [rank for rank, waits in enumerate(here) if not waits]
+            latest = [int(self._store.get(f"waits/{rank}")) for rank in range(self._world_size)]
+            return [rank for rank, operation in enumerate(latest) if operation < self.operations]
 
         try:
-            absent = call_with_timeout(find, 2 * _PATIENT)
-        except (RuntimeError, TimeoutError):  # the store is rank 0's
-            absent = [0]
-        killed = [rank for rank in absent if rank != self._rank and _kill(self._identities[rank])]
-        message = _no_answer(rank_names(absent) if absent else "the network", seconds)
-        return f"{message}; killed {rank_names(killed)}, of this machine" if killed else message
+            return call_with_timeout(find, 2 * _REPORT_AFTER)
+        except (RuntimeError, TimeoutError):  # the store is in rank 0's process, or on its node
+            return [0]
 
     def leave(self) -> None:
-        """Rank 0, which has the store, waits for the others to need it no more."""
+        """Keeps rank 0, which may hold the store, until the others no longer need it."""
         with suppress(RuntimeError, TimeoutError):
-            self._store.set(f"parted/{self._rank}", "")
+            self._store.set(f"left/{self._rank}", "")
             if self._rank == 0:
-                everyone = [f"parted/{rank}" for rank in range(self._world_size)]
-                call_with_timeout(lambda: self._store.wait(everyone, timedelta(seconds=_GOODBYE)), _GOODBYE)
+                everyone = [f"left/{rank}" for rank in range(self._world_size)]
+                timeout = timedelta(seconds=_LEAVE_TIMEOUT)
+                call_with_timeout(lambda: self._store.wait(everyone, timeout), _LEAVE_TIMEOUT)
 
 
-_peers: _Peers | None = None
-
-
-def _no_answer(who: str, seconds: float) -> str:
-    return f"no answer of {who} for {seconds:g} s: stopped, stuck or cut off"
-
-
-def _kill(other: str) -> bool:
-    """Kills the process of an identity, if it is of this machine and still runs."""
-    boot, namespace, pid, start = json.loads(other)
-    if [boot, namespace] != json.loads(process_identity())[:2] or start_time(pid) != start:
-        return False
-    with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False
+_attendance: _Attendance | None = None

@@ -1,8 +1,8 @@
-"""Replicas: processes that hold the same parameters, share the work of a step and exchange its losses only.
+"""Replicas: processes that hold the same parameters, divide the work of a step and exchange only its losses.
 
-Every replica makes the seeds of all probes itself, evaluates a share of them, and hears of the others' losses: 16 bytes
-a central difference. The estimate and the update are then the same arithmetic everywhere, so the parameters stay the
-same to the last bit, whatever the number of replicas.
+Every replica computes the seeds of all probes, evaluates its share of the probes, and receives the losses of the
+others: 16 bytes per probe with central differences. Each replica then computes the same update from the same losses, so
+the parameters stay bitwise equal for any number of replicas.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import ReplicaError, ReplicasDifferError, ReplicaStoppedError
-from .partition import even_shares, shares_by_speed
-from .process_group import finish
+from .partition import split_by_speed, split_evenly
+from .process_group import wait_for
 
 SPLITS = ("probes", "batch", "both")
-"""What is shared out among replicas."""
+"""What a step is divided by: probes, micro-batches or both."""
 
-_FINE, _FAILED, _STOPPED = range(3)
+_OK, _FAILED, _INTERRUPTED = range(3)
 
 _HEADER = np.dtype([("status", "<i4"), ("seconds", "<f4"), ("step", "<i8"), ("digest", "<u8")])
-"""What a replica says of itself in front of its losses: 24 bytes."""
+"""What a replica sends ahead of its losses: 24 bytes."""
 
-_FADING = 0.99
-"""By which the longest share is forgotten from exchange to exchange: the first one's compiled what others only run."""
+_DECAY = 0.99
+"""Of the longest share time, per exchange: the first share may include compilation."""
 
 _BLOCK = 1 << 20
-"""Elements that the digest widens at a time."""
+"""Elements that `digest` converts to int64 at a time."""
 
 
 class Replicas:
-    """The members of a process group of torch.distributed; every rank calls the same methods in the same order.
+    """The ranks of a process group as replicas. Every rank calls the same methods in the same order.
 
-    group: None is the default process group.
-    split: what a rank's share of a step is. "probes": some of the probes, on the whole batch. "batch": some of the
-        micro-batches, at all probes; "both": some probes, of the first and the last perhaps a few micro-batches only,
-        so that few probes and many micro-batches keep all ranks busy. The last two are for populations of several
-        micro-batches (`zo_kernels.estimators.BatchPopulation`); other losses are shared by probes.
-    balance: deals shares by the speed that the ranks had in the steps before. False deals them evenly.
-    check_every: steps from one comparison of the ranks' parameters to the next, before the first step too.
-    timeout: seconds to wait for another rank, beyond ten times the longest share of late. None: as long as the group's
-        own timeout lets it.
+    group: A process group of `torch.distributed`. None is the default group.
+    split: What a rank's share of a step consists of. "probes": some of the probes, each on the whole batch. "batch":
+        some of the micro-batches, each at all probes. "both": consecutive cells of the table of probes and
+        micro-batches, so that all ranks are busy even if there are few probes. The last two apply to populations of
+        several micro-batches (`zo_kernels.estimators.BatchPopulation`). Other losses are always divided by probes.
+    balance: Divides the work by the ranks' speeds in the steps before. False divides it evenly.
+    check_every: Compares the parameters of all ranks every so many steps, and before the first.
+    timeout: Seconds to wait for another rank, in addition to ten times the longest recent share. None waits until the
+        group's own timeout.
 
-    The losses are the same, bit for bit, for any number of ranks, split and balance. `rank` and `world_size` are
-    those of the group; `device` is where its messages lie.
+    The losses are bitwise the same for any number of ranks, any split and either balance. `rank` and `world_size` are
+    those of the group. `device` is where its messages are stored.
 
     Raises ValueError for values out of range.
     """
@@ -80,35 +80,37 @@ class Replicas:
         self._digest = 0
 
     @staticmethod
-    def present() -> Replicas | None:
-        """Those of the default process group, if one of several processes is initialised."""
+    def find_default() -> Replicas | None:
+        """The replicas of the default process group, or None if it has one process or is not initialized."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return None
         return Replicas()
 
-    def begin_step(self, step: int, theta: Callable[[], int]) -> None:
-        """Says which step the next exchanges are of, and with the first of them compares the parameters if it is time.
+    def begin_step(self, step: int, compute_digest: Callable[[], int]) -> None:
+        """Begins a step: the exchanges that follow belong to it.
 
-        theta: their digest.
+        compute_digest: The digest of this rank's parameters. Every `check_every` steps it is sent with the first
+            exchange, which compares the digests of all ranks.
         """
         self._step = step
-        self._digest = theta() if step % self.check_every == 0 else 0
+        self._digest = compute_digest() if step % self.check_every == 0 else 0
 
-    def check_same(self, step: int, theta: Callable[[], int]) -> None:
-        """Compares the parameters before a step, without any losses. Raises as `exchange`."""
-        self._step, self._digest = step, theta()
+    def check_same(self, step: int, compute_digest: Callable[[], int]) -> None:
+        """Compares the parameters of all ranks before a step, at once. Raises what `exchange` raises."""
+        self._step, self._digest = step, compute_digest()
         self.exchange(lambda mine: torch.zeros(0), 0, ())
 
     def exchange(self, evaluate: Callable[[slice], Tensor], count: int, shape: tuple[int, ...]) -> Tensor:
-        """Rows 0 .. count - 1, of which each rank evaluates its share: float64 [count, *shape], in one all_gather.
+        """Returns `count` rows of losses, float64 [count, *shape], of which each rank evaluates its share.
 
-        evaluate: the rows of a slice, [k, *shape], on this rank.
+        evaluate: Returns the rows of a slice, [k, *shape]. Called once on each rank that has a share.
 
-        Raises ReplicasDifferError if the ranks' parameters differ. If `evaluate` raises on one rank, all ranks raise,
-        so that none waits for ever: that one its own error, the others ReplicaError; ReplicaStoppedError if it was
-        KeyboardInterrupt. ReplicaError too if a rank is gone, does not come in time, or is at another step.
+        All ranks exchange their rows in one collective operation. If `evaluate` raises on one rank, that rank raises
+        its own error and all others raise ReplicaError, or ReplicaStoppedError after a KeyboardInterrupt, so that none
+        of them waits for it. Raises ReplicaError too if a rank has died, does not answer in time or is at another
+        step, and ReplicasDifferError if the parameters of the ranks differ.
         """
-        shares = shares_by_speed(count, self._speeds) if self.balance else even_shares(count, self.world_size)
+        shares = split_by_speed(count, self._speeds) if self.balance else split_evenly(count, self.world_size)
         numbers = torch.Size(shape).numel()
         mine = shares[self.rank]
         losses = np.zeros(max(share.stop - share.start for share in shares) * numbers)
@@ -121,11 +123,11 @@ class Replicas:
                 rows = evaluate(mine).detach().to("cpu", torch.float64)
                 if rows.shape != (mine.stop - mine.start, *shape):
                     raise ValueError(
-                        f"{mine.stop - mine.start} rows of {shape} were asked for, not {tuple(rows.shape)}"
+                        f"expected losses of shape {(mine.stop - mine.start, *shape)}, not {tuple(rows.shape)}"
                     )
                 losses[: rows.numel()] = rows.reshape(-1).numpy()
-        except BaseException as raised:  # Ctrl-C too: the others must hear of it
-            header["status"] = _STOPPED if isinstance(raised, KeyboardInterrupt) else _FAILED
+        except BaseException as raised:  # the others must hear of Ctrl-C too
+            header["status"] = _INTERRUPTED if isinstance(raised, KeyboardInterrupt) else _FAILED
             error = raised
         header["seconds"] = time.perf_counter() - started
         self._digest = 0
@@ -135,31 +137,32 @@ class Replicas:
             if error is not None:
                 raise error
         headers = np.concatenate([np.frombuffer(reply, _HEADER, count=1) for reply in received])
-        self._refuse(headers)
-        self._learn(headers["seconds"].tolist(), shares)
+        self._raise_failure(headers)
+        self._update_speeds(headers["seconds"].tolist(), shares)
         rows_of = [
             np.frombuffer(reply, "<f8", (share.stop - share.start) * numbers, _HEADER.itemsize)
             for reply, share in zip(received, shares, strict=True)
         ]
         return torch.from_numpy(np.concatenate(rows_of)).view(count, *shape)
 
-    def _refuse(self, headers: np.ndarray) -> None:
+    def _raise_failure(self, headers: np.ndarray) -> None:
+        """Raises what these headers report, if anything."""
         for status, kind, what in (
-            (_STOPPED, ReplicaStoppedError, "was interrupted"),
-            (_FAILED, ReplicaError, "failed to evaluate its share: its own output says why"),
+            (_INTERRUPTED, ReplicaStoppedError, "was interrupted"),
+            (_FAILED, ReplicaError, "failed to evaluate its share: see its output"),
         ):
             ranks = np.flatnonzero(headers["status"] == status)
             if len(ranks):
                 raise kind(f"rank {ranks[0]} {what}")
         steps, digests = headers["step"].tolist(), headers["digest"].tolist()
         if len(set(steps)) > 1:
-            raise ReplicaError(f"the ranks are at different steps, {steps}: take the same steps on all of them")
+            raise ReplicaError(f"the ranks are at different steps, {steps}: take the same steps on every rank")
         if len(set(digests)) > 1:
             raise ReplicasDifferError(self._step, digests)
 
-    def _learn(self, seconds: Sequence[float], shares: Sequence[slice]) -> None:
-        """What the shares took tells how to deal the next ones, and how long to wait for them."""
-        self._longest = max(_FADING * self._longest, *seconds)
+    def _update_speeds(self, seconds: Sequence[float], shares: Sequence[slice]) -> None:
+        """Learns from the seconds of each share how to divide the next exchange, and how long to wait for it."""
+        self._longest = max(_DECAY * self._longest, *seconds)
         counts = [share.stop - share.start for share in shares]
         if all(counts) and all(s > 0 for s in seconds):
             speeds = [count / s for count, s in zip(counts, seconds, strict=True)]
@@ -172,21 +175,21 @@ class Replicas:
         try:
             if self._is_nccl:
                 work = dist.all_gather(list(received.unbind()), mine, group=self._group, async_op=True)
-            else:  # gloo's all_gather is a ring; this is as many bytes in one hop
+            else:  # gloo's all_gather goes round a ring; this sends as many bytes in one hop
                 copies = mine.repeat(self.world_size, 1)
                 work = dist.all_to_all_single(received, copies, group=self._group, async_op=True)
             patience = math.inf if self.timeout is None else self.timeout + 10 * self._longest
-            finish(work, patience, self._group)
+            wait_for(work, patience, self._group)
         except RuntimeError as error:
             raise ReplicaError(f"step {self._step} can't be taken: {str(error).splitlines()[0]}") from error
         return [bytes(reply.numpy()) for reply in received.cpu()]
 
 
 def digest(*tensors: Tensor) -> int:
-    """A 64-bit sum over the bits of contiguous tensors of one dtype that any single flipped bit changes.
+    """Returns a 64-bit checksum of contiguous tensors of one dtype, which changes if any single bit flips.
 
-    sum_j (2j + 1) w_j modulo 2^64, with w_j the bits of the j-th element of all as an integer: the factors are odd, so
-    that 2^b times one of them is never 0.
+    The checksum is sum_j (2j + 1) w_j modulo 2^64, where w_j is the j-th element's bits as an integer. The factors are
+    odd, so a flipped bit b changes it by 2^b times an odd number, which is not 0 modulo 2^64.
     """
     number = 0
     total = 0

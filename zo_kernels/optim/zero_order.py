@@ -243,7 +243,7 @@ class ZeroOrder(Optimizer):
         eps, seeds = self._begin(), self._seeds()
         replicas = self.replicas
         if replicas is None and not isinstance(self.arena, ShardedArena):
-            replicas = Replicas.present()
+            replicas = Replicas.find_default()
         if replicas is not None:
             replicas.begin_step(self.steps_taken, self.digest)
         reference = reference_eps(eps)

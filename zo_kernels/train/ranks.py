@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.process_group import finish, is_launched
+from ..distributed.process_group import is_launched, wait_for
 from ..distributed.replicas import Replicas
 from ..errors import ReplicaError, UsageError
 from .config import TrainConfig
@@ -20,15 +20,17 @@ from .solvers import Solver, ZeroOrderSolver
 
 T = TypeVar("T")
 
-_LONGEST_ANSWER = timedelta(days=1)
-"""What rank 0 may take to read its data and restore a run, while the others wait."""
+_BROADCAST_TIMEOUT = timedelta(days=1)
+"""For what rank 0 does while the others wait: read the data, restore a run."""
 
 
 class Ranks:
-    """The processes of a run. Rank 0 alone has its folder, and says what there is to say.
+    """The processes of a run. Only rank 0 opens the run folder and prints.
 
-    rank: of this process. count: of all. replicas: what their solvers exchange losses by; None if there is one process.
-    is_launched: whether a launcher may start them again, with the same arguments.
+    rank: The rank of this process.
+    count: The number of processes.
+    replicas: Exchanges the losses of their solvers. None if there is one process.
+    is_launched: Whether a launcher may start the processes again, with the same arguments.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -38,53 +40,56 @@ class Ranks:
             self.replicas = Replicas(
                 split=config.split, balance=config.balance, check_every=config.check_every, timeout=config.timeout
             )
-            self._answers = dist.new_group(backend="gloo", timeout=_LONGEST_ANSWER)
+            self._broadcast_group = dist.new_group(backend="gloo", timeout=_BROADCAST_TIMEOUT)
         self.rank = 0 if self.replicas is None else self.replicas.rank
         self.count = 1 if self.replicas is None else self.replicas.world_size
 
     def join(self, solver: Solver) -> None:
-        """Makes the solver's steps those of all ranks."""
+        """Divides the solver's steps among all ranks. Raises UsageError if the solver can't be divided."""
         if self.replicas is None:
             return
         if not isinstance(solver, ZeroOrderSolver):
-            raise UsageError("back-propagation is not shared among processes: start it as one")
+            raise UsageError("back-propagation runs in one process only: start --solver bptt without torchrun")
         solver.optimizer.replicas = self.replicas
 
     def broadcast(self, decide: Callable[[], T]) -> T:
-        """What `decide` returns on rank 0, which alone calls it: anything that can be pickled.
+        """Calls `decide` on rank 0 and returns its result, anything that can be pickled, on all ranks.
 
-        If it raises, all raise: rank 0 its error, the others ReplicaError.
+        If it raises, rank 0 raises its error and the others raise ReplicaError.
         """
         if self.replicas is None:
             return decide()
-        answer, error = b"", None
+        content, error = b"", None
         if self.rank == 0:
             try:
-                answer = pickle.dumps([decide()])
+                content = pickle.dumps([decide()])
             except BaseException as raised:
                 error = raised
         try:
-            length = self._broadcast_tensor(torch.tensor([len(answer)]), self._answers)
+            length = self._broadcast_tensor(torch.tensor([len(content)]), self._broadcast_group)
             if length and error is None:
-                content = torch.frombuffer(bytearray(answer or int(length)), dtype=torch.uint8)
-                answer = self._broadcast_tensor(content, self._answers).numpy().tobytes()
+                buffer = torch.frombuffer(bytearray(content or int(length)), dtype=torch.uint8)
+                content = self._broadcast_tensor(buffer, self._broadcast_group).numpy().tobytes()
         finally:
             if error is not None:
                 raise error
-        if not answer:
-            raise ReplicaError("rank 0 could not go on: its own output says why")
-        return pickle.loads(answer)[0]
+        if not content:
+            raise ReplicaError("rank 0 failed: see its output")
+        return pickle.loads(content)[0]
 
     def _broadcast_tensor(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        """Rank 0's tensor, in place of those of its kind on the others. Raises ReplicaError if another rank is gone."""
+        """Overwrites x with rank 0's and returns it. Raises ReplicaError if another rank has died."""
         try:
-            finish(dist.broadcast(x, src=0, group=group, async_op=True), _LONGEST_ANSWER.total_seconds(), group)
+            wait_for(dist.broadcast(x, src=0, group=group, async_op=True), _BROADCAST_TIMEOUT.total_seconds(), group)
         except RuntimeError as error:
             raise ReplicaError(f"lost another rank: {str(error).splitlines()[0]}") from error
         return x
 
     def broadcast_state(self, state: Any) -> Any:
-        """Rank 0's state on all ranks, tensor by tensor: any nesting of mappings, lists, tensors and plain values."""
+        """Returns rank 0's state on all ranks. It may nest mappings, lists, tensors and plain values.
+
+        Each tensor is sent by itself, so that the state is never pickled whole.
+        """
         if self.replicas is None:
             return state
         tensors: list[Tensor] = []
@@ -103,7 +108,7 @@ class Ranks:
 
 
 class _Form(NamedTuple):
-    """What stands for a tensor that is sent by itself."""
+    """Stands for a tensor in a state, while the tensor is sent by itself."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -111,7 +116,7 @@ class _Form(NamedTuple):
 
 
 def _strip_tensors(state: Any, tensors: list[Tensor]) -> Any:
-    """The state with forms for its tensors, which are added to the list in their order."""
+    """Replaces the tensors of a state by forms, and appends them to the list in order."""
     if isinstance(state, Tensor):
         tensors.append(state.contiguous())
         return _Form(state.shape, state.dtype, state.device.type)

@@ -1,8 +1,8 @@
-"""When ranks hold different parameters: whose are wrong, and how they come right again."""
+"""What to do when ranks hold different parameters: find out whose are wrong, and repair them."""
 
 from __future__ import annotations
 
-from ..errors import ReplicaError, ReplicasDifferError, rank_names
+from ..errors import ReplicaError, ReplicasDifferError, format_ranks
 from .begin import Beginning, share_state
 from .config import read_config
 from .ranks import Ranks
@@ -12,14 +12,14 @@ from .solvers import ZeroOrderSolver
 
 
 def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record: Record) -> None:
-    """Rebuilds the parameters from the journal, on all ranks, if the config says so.
+    """Rebuilds the parameters of all ranks from the journal, if the config's `repair` is set. Every rank calls this.
 
-    Every rank calls it. Raises ReplicaError, which names the ranks that were wrong, if it does not, and if no rank has
-    the parameters that the journal says.
+    Raises ReplicaError, naming the ranks that were wrong, if `repair` is not set, or if no rank has the parameters of
+    the journal.
     """
     run, folder = beginning.run, beginning.folder
     if error.step == beginning.first_step:
-        raise error  # there is no row yet that could tell
+        raise error  # the journal has no row yet to compare with
     solver = run.solver
     assert isinstance(solver, ZeroOrderSolver)
 
@@ -31,9 +31,9 @@ def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, recor
 
     wrong = ranks.broadcast(rebuild)
     if len(wrong) == ranks.count:
-        raise ReplicaError(f"no rank holds the parameters that the journal says for step {error.step}: resume the run")
-    found = f"before step {error.step}, {rank_names(wrong)} did not hold the parameters that the journal says"
+        raise ReplicaError(f"no rank holds the parameters of the journal before step {error.step}: resume the run")
+    found = f"before step {error.step}, {format_ranks(wrong)} did not hold the parameters of the journal"
     if not run.config.repair:
-        raise ReplicaError(f"{found}, as if memory had failed there: resume the run, or give --repair to go on at once")
+        raise ReplicaError(f"{found}, perhaps because memory failed: resume the run, or give --repair to go on at once")
     share_state(run, ranks)
     record.warn(f"{found}; they were rebuilt from the journal")
