@@ -146,7 +146,7 @@ def _emulated(
     """Nats [n, 2] and the states after, in float64 but for the rounding of h to bfloat16."""
     offsets = flat_offsets(model)
     parameters = tuple(model.parameters())
-    weights = RecurrentWeights(model.cell, parameters, tuple(offsets.get(p, -1) for p in parameters))
+    weights = RecurrentWeights(model.cell, tuple(offsets.get(p, -1) for p in parameters), *parameters)
     nats, last = torch.zeros(len(seeds), 2, dtype=torch.float64), tuple(state.double() for state in states)
     for i, seed in enumerate(seeds.tolist()):
         signs = exact.probe_of(weights, seed)

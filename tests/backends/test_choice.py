@@ -19,9 +19,9 @@ def used(monkeypatch):
     names = []
     for backend in BACKENDS.values():
 
-        def probe(out, seed, offset, backend=backend, original=backend.probe):
+        def probe(*args, backend=backend, original=backend.probe):
             names.append(backend.name)
-            original(out, seed, offset)
+            original(*args)
 
         monkeypatch.setattr(backend, "probe", probe)
     return names

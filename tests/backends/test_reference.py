@@ -11,7 +11,7 @@ import torch
 import zo_kernels as zo
 from tests.cases import DTYPES, EDGE, assert_same_bits, make_values, special_values
 from zo_kernels.backends import BACKENDS
-from zo_kernels.ops.quantise import quantise
+from zo_kernels.ops.accumulate import quantise
 from zo_kernels.philox import probe_bits
 
 REFERENCE = BACKENDS["reference"]

@@ -109,7 +109,7 @@ each_dtype = pytest.mark.parametrize(
 @each_pair
 def test_apply_probe(compiler, capability, pair):
     x, out = (torch.zeros(10, dtype=dtype) for dtype in pair)
-    kernel = compiler(capability, "apply_probe", x, out, 0.5, 3, 0)
+    kernel = compiler(capability, "apply_probe", x, out, 0.5, 3, 0, "rademacher")
     assert_fit(kernel, Demands(128, *(accesses(dtype, APPLY_THREADS) for dtype in pair)))
     assert kernel.arch.startswith(f"sm_{capability}")
 
@@ -128,7 +128,7 @@ def test_apply_probes(compiler, capability, pair):
 def test_probe_and_swap_probe(compiler, capability, dtype):
     x = torch.zeros(10, dtype=dtype)
     width = accesses(dtype, APPLY_THREADS)
-    probe = compiler(capability, "probe", x, 3, 0)
+    probe = compiler(capability, "probe", x, 3, 0, "rademacher")
     assert_fit(probe, Demands(80, 0, width))
     assert not probe.count("LDG.*")
     swap = compiler(capability, "swap_probe", x, 0.5, 3, 0.5, 4, 0)  # with twice the threads
@@ -139,7 +139,7 @@ def test_probe_and_swap_probe(compiler, capability, dtype):
 def test_accumulate_probes(compiler, capability, dtype):
     """168 registers leave 12 warps on a multiprocessor, 208 leave 9, 255 leave 8."""
     x = torch.zeros(10, dtype=dtype)
-    kernel = compiler(capability, "accumulate_probes", x, *rows(3), 0, Update())
+    kernel = compiler(capability, "accumulate_probes", x, *rows(3), 0, Update(), "rademacher")
     width = accesses(dtype, ACCUMULATE_THREADS)
     assert_fit(kernel, Demands(255 if dtype == torch.float64 else 208, width, width))
     # A thread has a block of 128 elements. Per seed and element a shift and a multiply-add, and the share of Philox.
@@ -151,9 +151,9 @@ def test_addresses_that_are_not_aligned(compiler):
     """Views may start anywhere, and members of apply_probes do: an element at a time, the rest as before."""
     x, members = torch.zeros(50)[3:], torch.zeros(2, 2, 47)
     for kernel in (
-        compiler(90, "apply_probe", x, x, 0.5, 3, 0),
+        compiler(90, "apply_probe", x, x, 0.5, 3, 0, "rademacher"),
         compiler(90, "apply_probes", x, members, torch.zeros(1).double(), torch.arange(2), 0),
-        compiler(90, "accumulate_probes", x, *rows(3), 0, Update()),
+        compiler(90, "accumulate_probes", x, *rows(3), 0, Update(), "rademacher"),
     ):
         assert not kernel.count(r"LDG\.E\b.*\.128\b.*|STG\.E\b.*\.(64|128)\b.*")
         assert_fit(kernel, Demands(208))
@@ -171,8 +171,9 @@ def test_scalars_sizes_and_offsets_share_a_kernel(compiler):
         offset = 128 * (0, 1, 16, 2**31, 2**40, 2**55, 3)[i]
         x = torch.zeros((1, 16, 17, 4096, 5000, 64, 3)[i])
         update = Update(alpha, seed, alpha + 1, (0.0, 1.0, 2.0**-20)[i % 3])
-        apply = compiler.compiled(90, "apply_probe", x, x, alpha, seed, offset)
-        accumulate = compiler.compiled(90, "accumulate_probes", x, *rows((1, 0, 16, 5)[i % 4]), offset, update)
+        apply = compiler.compiled(90, "apply_probe", x, x, alpha, seed, offset, "rademacher")
+        table = rows((1, 0, 16, 5)[i % 4])
+        accumulate = compiler.compiled(90, "accumulate_probes", x, *table, offset, update, "rademacher")
         n = (1, 16, 3)[i % 3]
         x = torch.zeros(16 * (i + 1))
         arguments = torch.zeros(n, 2, len(x)), torch.zeros(()).double(), torch.arange(n + i)[i:], offset
@@ -186,12 +187,12 @@ def test_a_spill_would_be_seen(compiler, monkeypatch):
     """The same kernel with fewer registers than it needs."""
     monkeypatch.setitem(triton._OPTIONS, "maxnreg", 32)
     x = torch.zeros(10)
-    kernel = compiler(90, "apply_probe", x, x, 0.5, 3, 0)
+    kernel = compiler(90, "apply_probe", x, x, 0.5, 3, 0, "rademacher")
     assert f"{kernel} spills registers" in complaints(kernel, Demands(255))
 
 
 def test_a_contraction_would_be_seen(compiler, monkeypatch):
     """The same kernel without the option that forbids it."""
     monkeypatch.setitem(triton._OPTIONS, "enable_fp_fusion", True)
-    kernel = compiler(90, "accumulate_probes", torch.zeros(10), *rows(3), 0, Update())
+    kernel = compiler(90, "accumulate_probes", torch.zeros(10), *rows(3), 0, Update(), "rademacher")
     assert complaints(kernel, Demands(255)) == [f"{kernel} fuses multiplications with additions"]

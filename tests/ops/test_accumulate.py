@@ -6,7 +6,7 @@ import torch
 
 import zo_kernels as zo
 from tests.cases import DTYPES, EDGE, SEEDS, assert_parity, assert_same_bits, engines, make_values
-from zo_kernels.ops.quantise import quantise
+from zo_kernels.ops.accumulate import quantise
 
 # Around a group (3 or 4 seeds share a look-up) and a batch (24 groups: 72 or 96 seeds).
 COUNTS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 71, 72, 73, 95, 96, 97, 100, 144, 145, 192, 193, 600)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import zo_kernels as zo
-from zo_kernels.ops.quantise import quantise
+from zo_kernels.ops.accumulate import quantise
 
 # Below 2^120 even 64 of them stay in range.
 coefficients = st.floats(-(2.0**120), 2.0**120, allow_nan=False)

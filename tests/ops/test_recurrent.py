@@ -1,7 +1,5 @@
 """zo.ops.recurrent_nats and recurrent_logits as torch sees them, and what they refuse that no model would hand them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ SEEDS = make_seeds(2)
 
 
 def weights_of(cell: str = "lstm", offsets: tuple[int, ...] = (0, 128, 512, 1024, 1152, 1408)) -> RecurrentWeights:
-    return RecurrentWeights(cell, tuple(p.detach() for p in make_model(cell).parameters()), offsets)
+    return RecurrentWeights(cell, offsets, *(p.detach() for p in make_model(cell).parameters()))
 
 
 def states_of(cell: str = "lstm") -> tuple[Tensor, ...]:
@@ -48,7 +46,7 @@ def test_far_offsets() -> None:
     with zo.backend("reference"):
         near = zo.ops.recurrent_nats(weights, TOKENS, TARGETS, SEEDS, 0.1)
     for first in (2**39 - 256, 2**40 + 128, 2**63 - 2048):
-        far = replace(weights, offsets=tuple(first + offset for offset in weights.offsets))
+        far = weights._replace(offsets=tuple(first + offset for offset in weights.offsets))
         with zo.backend("reference"):
             expected = zo.ops.recurrent_nats(far, TOKENS, TARGETS, SEEDS, 0.1)
         actual = zo.ops.recurrent_nats(far, TOKENS, TARGETS, SEEDS, 0.1)
@@ -58,7 +56,7 @@ def test_far_offsets() -> None:
 
 def test_weights_may_require_gradients_but_none_are_made() -> None:
     model = make_model("gru")
-    weights = RecurrentWeights("gru", tuple(model.parameters()), (0,) * 6)
+    weights = RecurrentWeights("gru", (0,) * 6, *model.parameters())
     assert not zo.ops.recurrent_nats(weights, TOKENS, TARGETS, SEEDS, 0.1).requires_grad
     assert not zo.ops.recurrent_logits(weights, TOKENS, model.initial_states(SMALL.batch)).requires_grad
 
@@ -97,7 +95,9 @@ def test_torch_compile(backend: str) -> None:
 
 def on(device: str) -> tuple[RecurrentWeights, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     weights = weights_of()
-    weights = replace(weights, tensors=tuple(torch.empty_like(x, device=device) for x in weights.tensors))
+    weights = RecurrentWeights(
+        weights.cell, weights.offsets, *(torch.empty_like(x, device=device) for x in weights.tensors)
+    )
     tokens = torch.empty(3, 4, dtype=torch.int64, device=device)
     states = tuple(torch.empty(2, 2, 2, 3, 6, device=device) for _ in range(2))
     return weights, tokens, tokens.clone(), torch.empty(2, dtype=torch.int64, device=device), states
@@ -137,14 +137,13 @@ def test_a_meta_tensor_among_real_ones_is_refused(argument: str) -> None:
         ({"cell": "slstm"}, "unknown cell 'slstm': choose one of lstm, gru, elman"),
         ({"cell": "gru"}, r"input_weight must have shape \[3, 2, 6, 5\], not \[4, 2, 6, 5\]"),
         ({"offsets": (0,) * 5}, "there are six weights with an offset each, not 6 with 5"),
-        ({"tensors": weights_of().tensors[:5]}, "there are six weights with an offset each, not 5 with 6"),
         ({"offsets": (0, 128, 256, 384, 512, 5)}, "offset must be a non-negative multiple of 128, not 5"),
         ({"offsets": (-128, 128, 256, 384, 512, 0)}, "offset must be a non-negative multiple of 128, not -128"),
         ({"offsets": (0, 2**63 - 128, 0, 0, 0, 0)}, r"offset \+ numel must stay below 2\^63"),
     ],
 )
 def test_weights(change: dict[str, object], message: str) -> None:
-    weights, states = replace(weights_of(), **change), states_of()
+    weights, states = weights_of()._replace(**change), states_of()
     before = copies(states)
     with pytest.raises(ValueError, match=message):
         zo.ops.recurrent_nats(weights, TOKENS, TARGETS, SEEDS, 0.1, states)
@@ -152,6 +151,16 @@ def test_weights(change: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             zo.ops.recurrent_logits(weights, TOKENS, tuple(state[0, 0] for state in states))
     assert all(torch.equal(x, y) for x, y in zip(states, before, strict=True))
+
+
+def test_the_registered_ops_take_six_weights() -> None:
+    tensors, states = list(weights_of().tensors[:5]), list(states_of())
+    with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
+        torch.ops.zo_kernels.recurrent_nats(
+            tensors, "lstm", [0] * 6, TOKENS, TARGETS, SEEDS, 0.1, states, "float32"
+        )
+    with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
+        torch.ops.zo_kernels.recurrent_logits(tensors, "lstm", TOKENS, [state[0, 0] for state in states])
 
 
 def test_logits_need_states() -> None:

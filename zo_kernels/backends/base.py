@@ -1,10 +1,9 @@
-"""What a backend provides. `zo_kernels.backends.reference` says in plain torch what each method computes."""
+"""The interface of a backend. `zo_kernels.backends.reference` says in NumPy and torch what each method computes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -12,15 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..distributions import draw
-
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Element types of every op; a position in this tuple is the kernels' dtype code."""
 
 
-@dataclass(frozen=True)
-class Update:
-    """What accumulate_probes does to each element besides adding the sum, in this order; see `zo_kernels.ops`."""
+class Update(NamedTuple):
+    """What accumulate_probes does to each element besides adding the sum; see `zo_kernels.ops.accumulate_probes_`."""
 
     undo_alpha: float = 0.0
     undo_seed: int = 0
@@ -45,166 +41,104 @@ PRECISIONS = ("float32", "bfloat16")
 """Of the products with the hidden state in a recurrent forward."""
 
 
-@dataclass(frozen=True)
-class RecurrentWeights:
-    """The parameters of a recurrent language model, as `zo_kernels.models.RecurrentLM` describes them.
+class RecurrentWeights(NamedTuple):
+    """The parameters of a recurrent language model, with the shapes that `zo_kernels.models.RecurrentLM` gives them.
 
-    tensors: embedding, input_weight, recurrent_weight, bias, output_weight, output_bias. offsets: of each in the flat
-    parameter space, -1 for one that is not perturbed.
+    V tokens, embeddings of size E, N heads of D units; the cell says how many rows (in `CELLS`) there are per unit.
     """
 
     cell: str
-    tensors: tuple[Tensor, ...]
     offsets: tuple[int, ...]
+    """Of each of the six tensors in the flat parameter space, -1 for one that is not perturbed."""
+    embedding: Tensor
+    """[V, E]"""
+    input_weight: Tensor
+    """[input rows, N, D, E]"""
+    recurrent_weight: Tensor
+    """[recurrent rows, N, D, D]"""
+    bias: Tensor
+    """[biases, N, D]"""
+    output_weight: Tensor
+    """[V, N * D]"""
+    output_bias: Tensor
+    """[V]"""
 
     @property
-    def embedding(self) -> Tensor:
-        return self.tensors[0]
-
-    @property
-    def input_weight(self) -> Tensor:
-        return self.tensors[1]
-
-    @property
-    def recurrent_weight(self) -> Tensor:
-        return self.tensors[2]
-
-    @property
-    def bias(self) -> Tensor:
-        return self.tensors[3]
-
-    @property
-    def output_weight(self) -> Tensor:
-        return self.tensors[4]
-
-    @property
-    def output_bias(self) -> Tensor:
-        return self.tensors[5]
-
-
-_CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
-    """Parts of x [numel] and where each begins in the flat parameter space."""
-    for start in range(0, x.numel(), _CHUNK):
-        yield slice(start, min(start + _CHUNK, x.numel())), offset + start
-
-
-def _draw(like: Tensor, distribution: str, seed: int, offset: int) -> Tensor:
-    """p(seed) in the compute dtype of `like`, with its number of elements."""
-    return torch.from_numpy(draw(distribution, like.numel(), seed, offset)).to(like.device, compute_dtype(like))
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The six tensors, in order."""
+        return self[2:]
 
 
 class Backend(ABC):
-    """Computes the ops, on tensors that `zo_kernels.ops` has checked (contiguous, of a known dtype, aligned offset).
+    """Computes the ops, on tensors that `zo_kernels.ops` has checked: contiguous, of a dtype in `DTYPES`.
 
-    Seeds are int64 (their 64 bits as two's complement). Results are bit for bit those of the reference backend, those
-    of the recurrent forwards to the rounding of their arithmetic.
+    Offsets are multiples of 128. Seeds are int64, their 64 bits as two's complement. `distribution` is any name of
+    `zo_kernels.distributions`; methods without that argument are for Rademacher probes. Results are those of the
+    reference backend, bit for bit, and up to the rounding of their arithmetic for the recurrent forwards.
     """
 
     name: ClassVar[str]
+    """By which users choose the backend."""
+
     device_types: ClassVar[tuple[str, ...]]
+    """The torch device types on whose tensors it computes, such as "cpu" and "cuda"."""
+
+    fused_forward: ClassVar[bool] = False
+    """Whether recurrent_nats is faster than torch's forward, probe by probe."""
+
+    bfloat16_needs: ClassVar[str] = ""
+    """What is missing where `precisions` leaves out bfloat16."""
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this backend can't be used on this machine, or None if it can.
+        """Returns why this backend can't be used on this machine, or None if it can.
 
-        Raises RuntimeError if it could be, but for a setting of the user's: then no other backend must step in.
+        Raises RuntimeError where only a setting of the user's is in the way. No other backend must step in then.
         """
 
+    def precisions(self) -> tuple[str, ...]:
+        """Returns the precisions that recurrent_nats takes on this machine. "float32" is always among them."""
+        return PRECISIONS
+
     @abstractmethod
-    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+    def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
         """out = p(seed)."""
 
     @abstractmethod
-    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        """out = cast(x + alpha * p(seed)); out may be x."""
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
+        """out = cast(x + alpha * p(seed)). out, of x's shape and any dtype, may be x."""
 
     def apply_probes(self, x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, offset: int) -> None:
         """out[i, 0] = cast(x + alpha * p(seeds[i])), out[i, 1] = cast(x - alpha * p(seeds[i])); out is not x.
 
-        alpha float64, one element, and seeds int64 [n] lie on the CPU or beside x.
+        out [n, 2, *x.shape] may have any dtype. alpha (float64, one element) and seeds (int64 [n]) lie on the CPU or on
+        x's device. Rademacher probes.
         """
         step = float(alpha)
         for seed, (plus, minus) in zip(seeds.tolist(), out.unbind(), strict=True):
-            self.apply_probe(x, plus, step, seed, offset)
-            self.apply_probe(x, minus, -step, seed, offset)
+            self.apply_probe(x, plus, step, seed, offset, "rademacher")
+            self.apply_probe(x, minus, -step, seed, offset, "rademacher")
 
     @abstractmethod
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
-        """x = cast((x + alpha * p(seed)) + next_alpha * p(next_seed))."""
+        """x = cast((x + alpha * p(seed)) + next_alpha * p(next_seed)), for Rademacher probes."""
 
     @abstractmethod
     def accumulate_probes(
         self,
         x: Tensor,
-        quantised: npt.NDArray[np.int32],
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
         shift: int,
         seeds: npt.NDArray[np.int64],
         offset: int,
         update: Update,
-    ) -> None:
-        """x += (sum_i quantised[i] * p(seeds[i])) * 2^-shift, with `update`."""
-
-    def probe_from(self, distribution: str, out: Tensor, seed: int, offset: int) -> None:
-        """out = p(seed), drawn from `distribution`, any name of `zo_kernels.distributions`.
-
-        This and the two below are NumPy on the host, for backends that have no kernel: slow, and the same bits.
-        """
-        flat = out.view(-1)
-        for part, j in chunks(flat, offset):
-            flat[part] = _draw(flat[part], distribution, seed, j)
-
-    def apply_probe_from(self, distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        """out = cast(x + alpha * p(seed)); out may be x."""
-        flat, result, compute = x.view(-1), out.view(-1), compute_dtype(x)
-        step = torch.tensor(alpha, dtype=compute, device=x.device)
-        for part, j in chunks(flat, offset):
-            result[part] = flat[part].to(compute) + step * _draw(flat[part], distribution, seed, j)
-
-    def accumulate_probes_from(
-        self,
         distribution: str,
-        x: Tensor,
-        coeffs: npt.NDArray[np.float64],
-        scale: float,
-        seeds: npt.NDArray[np.int64],
-        offset: int,
-        update: Update,
     ) -> None:
-        """x += (sum_i coeffs[i] * p(seeds[i])) * scale, with `update`; summed in float64, in the order of i."""
-        flat, compute = x.view(-1), compute_dtype(x)
-        unit, undo, decay = (
-            torch.tensor(value, dtype=compute, device=x.device) for value in (scale, update.undo_alpha, update.decay)
-        )
-        for part, j in chunks(flat, offset):
-            numel = flat[part].numel()
-            total = np.zeros(numel)
-            for c, seed in zip(coeffs.tolist(), seeds.tolist(), strict=True):
-                total += c * draw(distribution, numel, seed, j).astype(np.float64)
-            v = flat[part].to(compute)
-            if update.undo_alpha != 0.0:
-                v = v + undo * _draw(flat[part], distribution, update.undo_seed, j)
-            v = v * decay
-            v = v + torch.from_numpy(total).to(x.device, compute) * unit
-            if update.grid != 0.0:
-                v = torch.round(v * (1.0 / update.grid)) * update.grid
-            flat[part] = v.to(x.dtype)
+        """x += (sum_i coeffs[i] * p(seeds[i])) * 2^-shift, with `update`.
 
-    fused_forward: ClassVar[bool] = False
-    """Whether recurrent_nats is faster than probe by probe through torch."""
-
-    bfloat16_needs: ClassVar[str] = ""
-    """What is missing where `precisions` leaves bfloat16 out."""
-
-    def precisions(self) -> tuple[str, ...]:
-        """The precisions that recurrent_nats takes on this machine."""
-        return PRECISIONS
+        coeffs [n] are int32, their absolute values with a sum below 2^31, for Rademacher and sparse probes, whose sums
+        are exact. They are float64 for other distributions, and the sum is taken in float64 in the order of i.
+        """
 
     @abstractmethod
     def recurrent_nats(
@@ -217,12 +151,16 @@ class Backend(ABC):
         states: Sequence[Tensor],
         precision: str,
     ) -> Tensor:
-        """Sums of nats float64 [n, 2] at theta +- eps * p(seeds[i]); states [n, 2, N, B, D], if any, are carried on.
+        """Returns sums of nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]): float64 [n, 2] on the CPU.
 
-        precision: "float32", or "bfloat16" for products with the hidden state as `zo_kernels.ops.recurrent_nats` says;
-        a backend may be more precise.
+        tokens and targets are int64 [B, T] on the weights' device. states are empty, or those before the first token,
+        each [n, 2, N, B, D], and are overwritten with those after the last. precision says how products with the hidden
+        state are computed, as in `zo_kernels.ops.recurrent_nats`; a backend may be more precise.
         """
 
     @abstractmethod
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Logits [B, V] after the last token, at theta; states [N, B, D] are carried on."""
+        """Returns logits [B, V] after the last of tokens int64 [B, T], at theta.
+
+        states, each [N, B, D], are those before the first token, and are overwritten with those after the last.
+        """

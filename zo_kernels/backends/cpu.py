@@ -44,13 +44,20 @@ class CpuBackend(Backend):
     def precisions(self) -> tuple[str, ...]:
         return PRECISIONS if _C.has_bfloat16() else ("float32",)
 
-    def probe(self, out: Tensor, seed: int, offset: int) -> None:
-        _C.probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset)
+    def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
+        target = out.data_ptr(), _CODE[out.dtype], out.numel()
+        if distribution == "rademacher":
+            _C.probe(*target, seed & _MASK, offset)
+        else:
+            _C.probe_from(*parse(distribution), *target, seed & _MASK, offset)
 
-    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        _C.apply_probe(
-            x.data_ptr(), _CODE[x.dtype], out.data_ptr(), _CODE[out.dtype], x.numel(), alpha, seed & _MASK, offset
-        )
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
+        from_, to, numel = x.data_ptr(), out.data_ptr(), x.numel()
+        if distribution == "rademacher":
+            _C.apply_probe(from_, _CODE[x.dtype], to, _CODE[out.dtype], numel, alpha, seed & _MASK, offset)
+        else:
+            kind = parse(distribution)
+            _C.apply_probe_from(*kind, from_, _CODE[x.dtype], to, _CODE[out.dtype], numel, alpha, seed & _MASK, offset)
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
         _C.swap_probe(
@@ -60,68 +67,23 @@ class CpuBackend(Backend):
     def accumulate_probes(
         self,
         x: Tensor,
-        quantised: npt.NDArray[np.int32],
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
         shift: int,
         seeds: npt.NDArray[np.int64],
         offset: int,
         update: Update,
-    ) -> None:
-        _C.accumulate_probes(
-            x.data_ptr(),
-            _CODE[x.dtype],
-            x.numel(),
-            quantised.ctypes.data,
-            seeds.ctypes.data,
-            len(seeds),
-            shift,
-            offset,
-            update.undo_alpha,
-            update.undo_seed & _MASK,
-            update.decay,
-            update.grid,
-        )
-
-    def probe_from(self, distribution: str, out: Tensor, seed: int, offset: int) -> None:
-        _C.probe_from(*parse(distribution), out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset)
-
-    def apply_probe_from(self, distribution: str, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        _C.apply_probe_from(
-            *parse(distribution),
-            x.data_ptr(),
-            _CODE[x.dtype],
-            out.data_ptr(),
-            _CODE[out.dtype],
-            x.numel(),
-            alpha,
-            seed & _MASK,
-            offset,
-        )
-
-    def accumulate_probes_from(
-        self,
         distribution: str,
-        x: Tensor,
-        coeffs: npt.NDArray[np.float64],
-        scale: float,
-        seeds: npt.NDArray[np.int64],
-        offset: int,
-        update: Update,
     ) -> None:
-        _C.accumulate_probes_from(
-            *parse(distribution),
-            x.data_ptr(),
-            _CODE[x.dtype],
-            x.numel(),
-            coeffs.ctypes.data,
-            seeds.ctypes.data,
-            len(seeds),
-            scale,
-            offset,
-            update.undo_alpha,
-            update.undo_seed & _MASK,
-            update.decay,
-            update.grid,
-        )
+        target = x.data_ptr(), _CODE[x.dtype], x.numel()
+        undo = update.undo_alpha, update.undo_seed & _MASK
+        if distribution == "rademacher":
+            table = coeffs.ctypes.data, seeds.ctypes.data, len(seeds)
+            _C.accumulate_probes(*target, *table, shift, offset, *undo, update.decay, update.grid)
+        else:
+            factors = coeffs.astype(np.float64, copy=False)
+            table = factors.ctypes.data, seeds.ctypes.data, len(seeds)
+            kind, scale = parse(distribution), 2.0**-shift
+            _C.accumulate_probes_from(*kind, *target, *table, scale, offset, *undo, update.decay, update.grid)
 
     def recurrent_nats(
         self,
@@ -162,13 +124,14 @@ def _evaluate(
     nats: Tensor,
     logits: Tensor | None,
 ) -> None:
+    cell, offsets, *tensors = weights
     vocab_size, embed_dim = weights.embedding.shape
     _, num_heads, head_dim = weights.bias.shape
     addresses = [state.data_ptr() for state in states] + [0, 0]
     _C.evaluate_population(
-        _CELL_CODE[weights.cell],
+        _CELL_CODE[cell],
         _CODE[weights.bias.dtype],
-        [(x.data_ptr(), offset) for x, offset in zip(weights.tensors, weights.offsets, strict=True)],
+        [(x.data_ptr(), offset) for x, offset in zip(tensors, offsets, strict=True)],
         [vocab_size, embed_dim, num_heads, head_dim],
         tokens.data_ptr(),
         0 if targets is None else targets.data_ptr(),

@@ -47,10 +47,14 @@ class CudaBackend(GpuBackend):
     def precisions(self) -> tuple[str, ...]:
         return PRECISIONS if population_kernel.turned_on() else ("float32",)
 
-    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+    def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().probe(out, seed, offset, distribution)
         cpu._C.cuda_probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out))
 
-    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().apply_probe(x, out, alpha, seed, offset, distribution)
         cpu._C.cuda_apply_probe(
             x.data_ptr(),
             _CODE[x.dtype],
@@ -94,13 +98,16 @@ class CudaBackend(GpuBackend):
     def accumulate_probes(
         self,
         x: Tensor,
-        quantised: npt.NDArray[np.int32],
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
         shift: int,
         seeds: npt.NDArray[np.int64],
         offset: int,
         update: Update,
+        distribution: str,
     ) -> None:
-        rows = torch.from_numpy(np.stack((seeds, quantised.astype(np.int64)), axis=1)).to(x.device)
+        if distribution != "rademacher":
+            return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
+        rows = torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1)).to(x.device)
         cpu._C.cuda_accumulate_probes(
             x.data_ptr(),
             _CODE[x.dtype],

@@ -1,4 +1,8 @@
-"""What the backends for GPUs share: recurrent forwards in torch, a chunk of probes at a time."""
+"""What the backends for GPUs share: recurrent forwards in torch, a chunk of probes at a time.
+
+They have kernels for Rademacher probes. Probes of other distributions are drawn on the host by the reference backend,
+slowly, with the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .base import Backend, RecurrentWeights
-from .recurrent import batched, reference
+from .base import RecurrentWeights
+from .recurrent import batched
+from .reference import ReferenceBackend
 
 
-class GpuBackend(Backend):
+class GpuBackend(ReferenceBackend):
     fused_forward = True
     bfloat16_needs = "backend 'cuda'"
 
@@ -31,6 +36,3 @@ class GpuBackend(Backend):
         precision: str,
     ) -> Tensor:
         return batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
-
-    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-        return reference.recurrent_logits(weights, tokens, states)

@@ -2,78 +2,93 @@
 
 Arithmetic (the contract): elements are computed in float64 for float64 tensors and in float32 otherwise, each operation
 rounded to nearest even, and cast once to the result's dtype (float64 to a 16-bit dtype by way of float32, as torch
-casts). Sums over seeds are exact integers. Probes of other distributions come from `base`, whose methods every backend
-inherits that has no kernel for them.
+casts). Sums of Rademacher and sparse probes are exact integers, those of other distributions float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..philox import probe_bits
-from .base import Backend, RecurrentWeights, Update, chunks, compute_dtype
+from ..distributions import draw
+from .base import Backend, RecurrentWeights, Update
 from .recurrent import reference
 
+_CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
 
-def _signs(like: Tensor, seed: int, offset: int) -> Tensor:
-    """p(seed) in the compute dtype of `like`, with its number of elements."""
-    bits = torch.from_numpy(probe_bits(like.numel(), seed, offset)).to(like.device)
-    return bits.to(compute_dtype(like)) * 2 - 1
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
+    """Yields parts of x [numel], and where each begins in the flat parameter space."""
+    for start in range(0, x.numel(), _CHUNK):
+        yield slice(start, min(start + _CHUNK, x.numel())), offset + start
+
+
+def _draw(like: Tensor, seed: int, offset: int, distribution: str = "rademacher") -> Tensor:
+    """Returns p(seed) in the compute dtype of `like`, with its number of elements, on its device."""
+    return torch.from_numpy(draw(distribution, like.numel(), seed, offset)).to(like.device, _compute_dtype(like))
 
 
 class ReferenceBackend(Backend):
+    """See `zo_kernels.backends.base.Backend` for what each method takes."""
+
     name = "reference"
-    device_types = ("cpu", "cuda")
+    device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def unavailable(self) -> str | None:
         return None
 
-    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+    def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
         flat = out.view(-1)
-        for part, j in chunks(flat, offset):
-            flat[part] = _signs(flat[part], seed, j).to(out.dtype)
+        for part, j in _chunks(flat, offset):
+            flat[part] = _draw(flat[part], seed, j, distribution)
 
-    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
-        flat, result, compute = x.view(-1), out.view(-1), compute_dtype(x)
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
+        flat, result, compute = x.view(-1), out.view(-1), _compute_dtype(x)
         step = torch.tensor(alpha, dtype=compute, device=x.device)
-        for part, j in chunks(flat, offset):
-            result[part] = flat[part].to(compute) + step * _signs(flat[part], seed, j)
+        for part, j in _chunks(flat, offset):
+            result[part] = flat[part].to(compute) + step * _draw(flat[part], seed, j, distribution)
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
-        flat, compute = x.view(-1), compute_dtype(x)
+        flat, compute = x.view(-1), _compute_dtype(x)
         leave = torch.tensor(alpha, dtype=compute, device=x.device)
         enter = torch.tensor(next_alpha, dtype=compute, device=x.device)
-        for part, j in chunks(flat, offset):
-            left = flat[part].to(compute) + leave * _signs(flat[part], seed, j)
-            flat[part] = left + enter * _signs(flat[part], next_seed, j)
+        for part, j in _chunks(flat, offset):
+            left = flat[part].to(compute) + leave * _draw(flat[part], seed, j)
+            flat[part] = left + enter * _draw(flat[part], next_seed, j)
 
     def accumulate_probes(
         self,
         x: Tensor,
-        quantised: npt.NDArray[np.int32],
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
         shift: int,
         seeds: npt.NDArray[np.int64],
         offset: int,
         update: Update,
+        distribution: str,
     ) -> None:
-        flat, compute = x.view(-1), compute_dtype(x)
+        flat, compute = x.view(-1), _compute_dtype(x)
         scale, undo, decay = (
             torch.tensor(value, dtype=compute, device=x.device)
             for value in (2.0**-shift, update.undo_alpha, update.decay)
         )
-        for part, j in chunks(flat, offset):
+        wide = np.int64 if coeffs.dtype == np.int32 else np.float64
+        for part, j in _chunks(flat, offset):
             numel = flat[part].numel()
-            total = np.zeros(numel, np.int64)
-            for q, seed in zip(quantised.tolist(), seeds.tolist(), strict=True):
-                total += np.where(probe_bits(numel, seed, j), q, -q)
+            total = np.zeros(numel, wide)
+            for c, seed in zip(coeffs.tolist(), seeds.tolist(), strict=True):
+                total += c * draw(distribution, numel, seed, j).astype(wide)
             v = flat[part].to(compute)
             if update.undo_alpha != 0.0:
-                v = v + undo * _signs(flat[part], update.undo_seed, j)
+                v = v + undo * _draw(flat[part], update.undo_seed, j, distribution)
             v = v * decay
             v = v + torch.from_numpy(total).to(x.device, compute) * scale
             if update.grid != 0.0:

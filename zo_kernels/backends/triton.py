@@ -110,10 +110,14 @@ class TritonBackend(GpuBackend):
             return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         return None
 
-    def probe(self, out: Tensor, seed: int, offset: int) -> None:
+    def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().probe(out, seed, offset, distribution)
         _apply(out, out, [(1.0, seed)], offset, reads=False)
 
-    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int) -> None:
+    def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().apply_probe(x, out, alpha, seed, offset, distribution)
         _apply(x, out, [(alpha, seed)], offset)
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
@@ -141,15 +145,18 @@ class TritonBackend(GpuBackend):
     def accumulate_probes(
         self,
         x: Tensor,
-        quantised: npt.NDArray[np.int32],
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
         shift: int,
         seeds: npt.NDArray[np.int64],
         offset: int,
         update: Update,
+        distribution: str,
     ) -> None:
+        if distribution != "rademacher":
+            return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
         if x.numel() == 0:
             return
-        rows = torch.from_numpy(np.stack((seeds, quantised.astype(np.int64)), axis=1))
+        rows = torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1))
         with torch.cuda.device_of(x):
             _kernels().accumulate[(_num_tiles(x),)](
                 x,

@@ -145,7 +145,7 @@ class RecurrentLM(RecurrentLayerLM):
     def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
         tensors = tuple(self._as_recurrent())
         offsets = flat_offsets(self) if perturbed else {}
-        return RecurrentWeights(self.cell, tensors, tuple(offsets.get(p, -1) for p in tensors))
+        return RecurrentWeights(self.cell, tuple(offsets.get(p, -1) for p in tensors), *tensors)
 
     def extra_repr(self) -> str:
         return (

@@ -1,19 +1,68 @@
-"""What every backend may take for granted, checked once for all of them."""
+"""Checks of the ops' arguments, so that no backend has to make them.
+
+The first part is for the functions that users call: it refuses what torch could not pass on to an op, and converts
+seeds. The second is for the ops themselves. All raise TypeError for a wrong type or dtype, else ValueError.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..backends.base import DTYPES
+from ..distributions import check_distribution
 from ..philox import BLOCK_SIGNS
+
+INTEGERS = (int, torch.SymInt)
+"""The types of an integer argument; it has the second while torch.compile traces."""
 
 IGNORE_INDEX = -100
 """Target of a position that the loss leaves out: torch's own default `ignore_index`."""
 
 _LARGEST = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max for dtype in DTYPES}
+
+
+def check_no_grad(x: Tensor, name: str = "x") -> None:
+    """Raises TypeError unless x is a tensor, and RuntimeError if autograd would have to differentiate the op."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"zo_kernels.ops are not differentiable, but {name} requires a gradient: use torch.no_grad()"
+        )
+
+
+def check_call(offset: int, distribution: str = "rademacher") -> None:
+    """Refuses what does not fit the arguments of an op; `check_probe` refuses the rest."""
+    if not isinstance(offset, INTEGERS):
+        raise TypeError(f"offset must be an integer, not {offset!r}")
+    if not -(2**63) <= offset < 2**63:
+        raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS} below 2^63, not {offset}")
+    if not isinstance(distribution, str):
+        check_distribution(distribution)
+
+
+def seed_to_int64(seed: int) -> int:
+    """The seed's 64 bits as two's complement, which is what an op can carry."""
+    if isinstance(seed, np.integer):
+        seed = int(seed)
+    if not isinstance(seed, INTEGERS):
+        raise TypeError(f"a seed must be an integer, not {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit 64 bits, not {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def seeds_to_tensor(seeds: Tensor | Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
+    """Seeds as an int64 tensor; a tensor is returned as it is."""
+    if isinstance(seeds, Tensor):
+        return seeds
+    return torch.tensor([seed_to_int64(seed) for seed in seeds], dtype=torch.int64)
 
 
 def check_dtype(dtype: torch.dtype, name: str = "dtype") -> None:
@@ -33,6 +82,13 @@ def check_offset(offset: int, numel: int) -> None:
         raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
     if offset + numel > 2**63 - 1:
         raise ValueError(f"offset + numel must stay below 2^63, but offset is {offset} and numel {numel}")
+
+
+def check_probe(numel: int, offset: int, distribution: str) -> None:
+    """Whether elements offset .. offset + numel of a probe of this distribution exist."""
+    if distribution != "rademacher":
+        check_distribution(distribution)
+    check_offset(offset, numel)
 
 
 def check_scalar(value: float, name: str, dtype: torch.dtype) -> None:

@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..backends import backend_for
 from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
 from ..errors import GridRangeError
 from .checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
-from .schema import library, mark_written
+from .library import register
 
-__all__ = ["recurrent_logits", "recurrent_nats"]
-
-library.define(
-    "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
-    "float eps, Tensor(a!)[] states, str precision) -> Tensor"
-)
-library.define("recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor")
+_NAMES = RecurrentWeights._fields[2:]
 
 
 @torch.no_grad()
@@ -33,90 +28,86 @@ def recurrent_nats(
     states: Sequence[Tensor] = (),
     precision: str = "float32",
 ) -> Tensor:
-    """Cross-entropy sums float64 [n, 2] in nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
+    """Returns cross-entropy sums in nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]): float64 [n, 2].
 
-    theta is not written, and no copy of it is made. Arithmetic is float32 (float64 for float64 weights), sums over
-    positions float64; backends, and instruction sets, agree to its rounding, not bit for bit.
+    theta is not written, and no copy of it is made. Arithmetic is float32 (float64 for float64 weights), and sums over
+    positions are float64. Backends and instruction sets agree up to the rounding of this arithmetic, not bit for bit.
 
-    weights: see `zo_kernels.models.RecurrentLM`.
-    tokens: int64 or int32 [B, T], values in [0, V). targets: int64 [B, T], values in [0, V) or -100, not scored.
-    seeds: int64 [n], a CPU tensor. eps: finite; seen in the weights' dtype, float32 for 16-bit weights.
-    states: none, to start from zeros, or those of the cell (h; h and c), each [n, 2, N, B, D] of dtype float32 (float64
-        for float64 weights), where the segment starts; they are overwritten with where it ends.
-    precision: "float32"; or "bfloat16", twice the rate of products with the hidden state, on a processor that has it
-        (AVX512_BF16). Then hidden states are rounded to bfloat16, and recurrent and output weights to the bfloat16 grid
-        at |w| + eps, on which w + eps and w - eps are both exact (those that are not perturbed, to bfloat16). eps must
-        be a power of two, at least 1/256 of the largest such |w| + eps. Float64 weights, and the reference backend,
-        stay exact.
+    Args:
+        weights: theta; see `zo_kernels.models.RecurrentLM` for the shapes.
+        tokens: int64 or int32 [B, T], values in [0, V).
+        targets: int64 [B, T], values in [0, V), or -100 for a position that is not scored.
+        seeds: int64 [n], a CPU tensor.
+        eps: finite; rounded to the weights' dtype (float32 for 16-bit weights).
+        states: empty, to start from zeros, or the cell's states (h; h and c) before the first token, each
+            [n, 2, N, B, D] of dtype float32 (float64 for float64 weights). They are overwritten with the states after
+            the last token.
+        precision: "float32", or "bfloat16" for twice the rate of products with the hidden state, on a processor that
+            has it (AVX512_BF16). Hidden states are then rounded to bfloat16, and recurrent and output weights to the
+            bfloat16 grid at |w| + eps, on which w + eps and w - eps are both exact (weights that are not perturbed, to
+            bfloat16). eps must be a power of two and at least 1/256 of the largest such |w| + eps. Float64 weights and
+            the reference backend stay exact.
 
-    Raises RuntimeError where bfloat16 is not to be had, GridRangeError where the weights are too large for it, and
-    ValueError or TypeError for whatever else does not fit; the states are then as they were.
+    Raises:
+        RuntimeError: bfloat16 is not available here.
+        GridRangeError: the weights are too large for bfloat16 at this eps.
+        ValueError, TypeError: anything else does not fit. The states have not been written then.
     """
-    return torch.ops.zo_kernels.recurrent_nats(
-        list(weights.tensors),
-        weights.cell,
-        list(weights.offsets),
-        tokens,
-        targets,
-        seeds,
-        float(eps),
-        list(states),
-        precision,
-    )
+    cell, offsets, *tensors = weights
+    return _recurrent_nats_op(tensors, cell, list(offsets), tokens, targets, seeds, float(eps), list(states), precision)
 
 
 @torch.no_grad()
 def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """Logits [B, V] after the last of tokens [B, T], float32 (float64 for float64 weights).
+    """Returns logits [B, V] after the last of tokens [B, T], float32 (float64 for float64 weights).
 
-    states: those of the cell, each [N, B, D] of the logits' dtype; they are overwritten with the states after the last
-    token. Raises as `recurrent_nats` does.
+    states: the cell's states before the first token, each [N, B, D] of the logits' dtype. They are overwritten with the
+    states after the last token. Raises as `recurrent_nats` does.
     """
-    return torch.ops.zo_kernels.recurrent_logits(list(weights.tensors), weights.cell, tokens, list(states))
+    cell, _, *tensors = weights
+    return _recurrent_logits_op(tensors, cell, tokens, list(states))
 
 
-def _weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int]) -> RecurrentWeights:
-    """The weights, checked."""
+def _check_weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int]) -> RecurrentWeights:
+    """The op's arguments as weights, once all of them fit each other."""
     if cell not in CELLS:
         raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
     if len(tensors) != 6 or len(offsets) != 6:
         raise ValueError(f"there are six weights with an offset each, not {len(tensors)} with {len(offsets)}")
-    weights = RecurrentWeights(cell, tuple(tensors), tuple(offsets))
-    shape = CELLS[cell]
-    if weights.bias.dim() != 3 or weights.embedding.dim() != 2:
+    embedding, _, _, bias, _, _ = tensors
+    if bias.dim() != 3 or embedding.dim() != 2:
         raise ValueError("embedding must be [V, E] and bias [G, N, D]")
-    (vocab, embed), (_, heads, dim) = weights.embedding.shape, weights.bias.shape
-    expected = {
-        "embedding": (vocab, embed),
-        "input_weight": (shape.input_rows, heads, dim, embed),
-        "recurrent_weight": (shape.recurrent_rows, heads, dim, dim),
-        "bias": (shape.biases, heads, dim),
-        "output_weight": (vocab, heads * dim),
-        "output_bias": (vocab,),
-    }
-    for name, x, offset in zip(expected, tensors, offsets, strict=True):
-        if tuple(x.shape) != expected[name]:
-            raise ValueError(f"{name} must have shape {list(expected[name])}, not {list(x.shape)}")
-        if x.dtype != weights.bias.dtype or x.device != weights.bias.device:
-            raise ValueError(
-                f"{name} is {x.dtype} on {x.device}, but bias {weights.bias.dtype} on {weights.bias.device}"
-            )
+    (vocab, embed), (_, heads, dim), shape = embedding.shape, bias.shape, CELLS[cell]
+    expected = (
+        (vocab, embed),
+        (shape.input_rows, heads, dim, embed),
+        (shape.recurrent_rows, heads, dim, dim),
+        (shape.biases, heads, dim),
+        (vocab, heads * dim),
+        (vocab,),
+    )
+    dtype, device = bias.dtype, bias.device
+    for name, x, size, offset in zip(_NAMES, tensors, expected, offsets, strict=True):
+        if x.shape != size:
+            raise ValueError(f"{name} must have shape {list(size)}, not {list(x.shape)}")
+        if x.dtype != dtype or x.device != device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, but bias {dtype} on {device}")
         check_tensor(x, name)
         if offset != -1:
             check_offset(offset, x.numel())
-    return weights
+    return RecurrentWeights(cell, tuple(offsets), *tensors)
 
 
 def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: tuple[int, ...], batch: int) -> None:
+    (_, heads, dim), device = weights.bias.shape, weights.bias.device
     wide = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    expected = [*leading, weights.bias.shape[1], batch, weights.bias.shape[2]]
-    count = CELLS[weights.cell].states
+    expected, count = [*leading, heads, batch, dim], CELLS[weights.cell].states
     if len(states) != count:
         raise ValueError(f"the cell {weights.cell} has {count} states, but {len(states)} were given")
     for name, state in zip("hc", states, strict=False):
-        if list(state.shape) != expected or state.dtype != wide or state.device != weights.bias.device:
+        if list(state.shape) != expected or state.dtype != wide or state.device != device:
             raise ValueError(
-                f"state {name} must be {wide} of shape {expected} on {weights.bias.device}, "
+                f"state {name} must be {wide} of shape {expected} on {device}, "
                 f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
             )
         check_tensor(state, f"state {name}")
@@ -126,8 +117,9 @@ def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: 
             raise ValueError("states h and c overlap in memory: give each memory of its own")
 
 
-def _check_meta(weights: Sequence[Tensor], **others: Tensor) -> None:
-    """Where one tensor has no values there is nothing to compute, and the others must not have any either."""
+def _check_meta(weights: Sequence[Tensor], states: Sequence[Tensor], **others: Tensor) -> None:
+    """Refuses meta tensors among real ones: where one tensor has no values there is nothing to compute."""
+    others |= {f"state {name}": state for name, state in zip("hc", states, strict=False)}
     for name, x in others.items():
         if x.is_meta != weights[0].is_meta:
             raise ValueError(f"{name} is on {x.device}, but the weights on {weights[0].device}")
@@ -142,9 +134,10 @@ def check_precision(backend: Backend, precision: str) -> None:
 
 
 def check_bfloat16(rounded: Mapping[str, Tensor], eps: float) -> None:
-    """w + eps and w - eps must be exact in bfloat16, which has eight bits, for weights on its grid.
+    """Checks that w + eps and w - eps are exact in bfloat16, which has eight bits, for weights on its grid.
 
-    rounded: the weights, by name. Raises ValueError or GridRangeError.
+    rounded: the weights, by name. Raises ValueError for an eps that is not a power of two, and GridRangeError for a
+    weight that is too large.
     """
     if eps == 0.0:
         return
@@ -170,8 +163,7 @@ def _recurrent_nats_fake(
     states: Sequence[Tensor],
     precision: str,
 ) -> Tensor:
-    named = {f"state {name}": state for name, state in zip("hc", states, strict=False)}
-    _check_meta(weights, tokens=tokens, targets=targets, seeds=seeds, **named)
+    _check_meta(weights, states, tokens=tokens, targets=targets, seeds=seeds)
     return torch.empty(seeds.shape[0], 2, dtype=torch.float64, device=seeds.device)
 
 
@@ -186,18 +178,18 @@ def _recurrent_nats(
     states: Sequence[Tensor],
     precision: str,
 ) -> Tensor:
-    checked = _weights(weights, cell, offsets)
-    check_tokens(tokens, len(checked.embedding))
-    check_targets(tokens, targets, len(checked.embedding))
+    checked = _check_weights(weights, cell, offsets)
+    (vocab_size, _), device = checked.embedding.shape, checked.bias.device
+    check_tokens(tokens, vocab_size)
+    check_targets(tokens, targets, vocab_size)
     if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
         raise TypeError(f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
     check_scalar(eps, "eps", checked.bias.dtype)
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))
-    device = checked.bias.device
     backend = backend_for(device.type)
-    check_precision(backend, precision)
-    if precision == "bfloat16":
+    if precision != "float32":  # which all backends have
+        check_precision(backend, precision)
         check_bfloat16({name: getattr(checked, name) for name in ("recurrent_weight", "output_weight")}, eps)
     nats = backend.recurrent_nats(
         checked,
@@ -208,30 +200,33 @@ def _recurrent_nats(
         states,
         precision,
     )
-    for state in states:
-        mark_written(state)
+    increment_version(states)
     return nats
 
 
 def _recurrent_logits_fake(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-    _check_meta(weights, tokens=tokens, **{f"state {name}": state for name, state in zip("hc", states, strict=False)})
+    _check_meta(weights, states, tokens=tokens)
     return states[0].new_empty(tokens.shape[0], weights[0].shape[0])
 
 
 def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-    checked = _weights(weights, cell, [-1] * 6)
-    check_tokens(tokens, len(checked.embedding))
+    checked = _check_weights(weights, cell, [-1] * 6)
+    (vocab_size, _), device = checked.embedding.shape, checked.bias.device
+    check_tokens(tokens, vocab_size)
     _check_states(checked, states, (), len(tokens))
-    device = checked.bias.device
     logits = backend_for(device.type).recurrent_logits(checked, tokens.to(device, torch.int64).contiguous(), states)
-    for state in states:
-        mark_written(state)
+    increment_version(states)
     return logits
 
 
-for _name, _implementation, _fake in (
-    ("recurrent_nats", _recurrent_nats, _recurrent_nats_fake),
-    ("recurrent_logits", _recurrent_logits, _recurrent_logits_fake),
-):
-    library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"zo_kernels::{_name}", _fake, lib=library)
+_recurrent_nats_op = register(
+    "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
+    "float eps, Tensor(a!)[] states, str precision) -> Tensor",
+    _recurrent_nats,
+    _recurrent_nats_fake,
+)
+_recurrent_logits_op = register(
+    "recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor",
+    _recurrent_logits,
+    _recurrent_logits_fake,
+)

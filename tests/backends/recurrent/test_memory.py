@@ -22,7 +22,7 @@ def test_the_budget_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def budget(numel: int, dtype: torch.dtype = torch.float32, device: str = "cuda:0") -> int:
         x = cast(torch.Tensor, OnGpu(numel, dtype, device))
-        return memory.population_bytes(RecurrentWeights("lstm", (x,) * 6, (0,) * 6))
+        return memory.population_bytes(RecurrentWeights("lstm", (0,) * 6, *(x,) * 6))
 
     assert budget(100, device="cpu") == memory.CPU_BYTES
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * gigabyte, 80 * gigabyte))

@@ -103,7 +103,7 @@ def weights_of(cell: str, vocab: int, embed: int, heads: int, head_dim: int, dty
         (vocab, heads * head_dim),
         (vocab,),
     )
-    return RecurrentWeights(cell, tuple(torch.empty(size, dtype=dtype) for size in sizes), (-1,) * 6)
+    return RecurrentWeights(cell, (-1,) * 6, *(torch.empty(size, dtype=dtype) for size in sizes))
 
 
 def test_what_a_probe_takes() -> None:

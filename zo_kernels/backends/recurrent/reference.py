@@ -39,7 +39,7 @@ def perturb(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None])
         if p is not None:
             x = x + torch.tensor(alpha, dtype=compute, device=x.device) * p
         moved.append(x.double())
-    return RecurrentWeights(weights.cell, tuple(moved), weights.offsets)
+    return RecurrentWeights(weights.cell, weights.offsets, *moved)
 
 
 def step(weights: RecurrentWeights, tokens_B: Tensor, states_NBD: list[Tensor]) -> list[Tensor]:

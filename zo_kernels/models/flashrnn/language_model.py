@@ -207,7 +207,7 @@ class FlashLM(RecurrentLayerLM):
 
     def _weights(self, offsets: dict[Tensor, int]) -> RecurrentWeights:
         tensors = tuple(self.get_parameter(name) for name in NAMES)
-        return RecurrentWeights(self.cell, tensors, tuple(offsets.get(p, -1) for p in tensors))
+        return RecurrentWeights(self.cell, tuple(offsets.get(p, -1) for p in tensors), *tensors)
 
     def _as_recurrent(self) -> list[Tensor]:
         orders = {"input_weight": (1, 0, 2, 3), "recurrent_weight": (2, 0, 3, 1), "bias": (1, 0, 2)}
