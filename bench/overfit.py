@@ -78,7 +78,7 @@ def trial(model: str, flags: list[str], lr: float, most_steps: int) -> dict[str,
     while loss >= GOAL and steps < most_steps and loss < 2 * start:
         started = time.perf_counter()
         try:
-            run.solver.step(batch, lr, lambda taken: None)
+            run.solver.step(batch, lr)
         except (DivergenceError, GridRangeError):
             loss = math.inf
             break

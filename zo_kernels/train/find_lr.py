@@ -60,9 +60,7 @@ def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate, ranks: Ran
     try:
         for step in range(steps):
             batch = run.task.batch(step).to(run.device)
-            estimate = run.solver.estimate(batch, lr_at(config, step))
-            run.solver.apply(estimate)
-            losses.append(estimate.loss)
+            losses.append(run.solver.step(batch, lr_at(config, step)).loss)
             if losses[-1] > _LOST * losses[0]:
                 return math.inf
     except (DivergenceError, GridRangeError):

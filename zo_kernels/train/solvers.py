@@ -41,6 +41,12 @@ class Solver(ABC):
     def apply(self, estimate: Estimate) -> None:
         """Takes the step along its estimate. If it raises, the parameters are what they were."""
 
+    def step(self, batch: Batch, lr: float) -> Estimate:
+        """`estimate`, then `apply`."""
+        estimate = self.estimate(batch, lr)
+        self.apply(estimate)
+        return estimate
+
     @abstractmethod
     def replay(self, row: Row) -> None:
         """Takes the step of a row again, bit for bit, if the solver `replays`."""
