@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from .. import ops
+from ..gradient import SeedGradient
+from ..perturb import Perturbation
 
 
 class DenseRule(ABC):
@@ -72,3 +78,21 @@ class Momentum(DenseRule):
 
 DENSE_RULES: dict[str, type[DenseRule]] = {"adam": Adam, "momentum": Momentum}
 """Every dense rule by name; each can be built without arguments."""
+
+
+def write_gradient(gradient: SeedGradient, theta: Perturbation, scales: Sequence[float]) -> Tensor:
+    """The gradient written out, as state of theta's arena and in its dtype: sum_i coeffs[i] * p(seeds[i]), padding 0.
+
+    scales: by which each segment's coefficients are multiplied.
+    """
+    written = theta.arena.zeros(theta.dtype)
+    for segment, scale in zip(theta.segments, scales, strict=True):
+        kernel = partial(
+            ops.accumulate_probes_,
+            coeffs=scale * gradient.coeffs,
+            seeds=gradient.seeds,
+            distribution=gradient.distribution,
+        )
+        theta.arena.each_of(written, segment, kernel)
+    theta.arena.clear_padding(written)
+    return written

@@ -1,37 +1,12 @@
-"""Parameter groups: their hyper-parameters, and where they lie in the flat parameter space."""
+"""Parameter groups: the names of their parameters, and where they lie in the flat parameter space."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..params.layout import Arena, Segment, Slot
-
-
-@dataclass(frozen=True)
-class HyperParameters:
-    """Of one group, at one step. eps is 0 only where it is tied to an lr of 0."""
-
-    lr: float
-    eps: float
-    weight_decay: float
-
-
-def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
-    """A group's, checked: a scheduler or a user may have changed them since the last step."""
-    lr = float(group["lr"])
-    eps = lr if group["eps"] is None else float(group["eps"])
-    weight_decay = float(group["weight_decay"])
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr must be finite and not negative, not {lr}")
-    if not (math.isfinite(eps) and eps >= 0 and (eps > 0 or group["eps"] is None)):
-        raise ValueError(f"eps must be positive and finite, not {eps}")
-    if not (weight_decay >= 0 and lr * weight_decay <= 1):
-        raise ValueError(f"weight_decay must be in [0, 1/lr], not {weight_decay}")
-    return HyperParameters(lr, eps, weight_decay)
 
 
 def name_parameters(groups: list[dict[str, Any]]) -> list[tuple[str, Tensor]]:

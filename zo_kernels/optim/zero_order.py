@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import ops
 from ..distributed.replicas import Replicas, digest
 from ..distributions import check_distribution, is_exact_in_place
 from ..estimators import CentralDifference, Estimate, Estimator, Population
 from ..estimators.base import check_clean
-from ..gradient import SeedGradient
 from ..interrupts import deferred_interrupts
 from ..params.layout import Arena
 from ..params.sharded import ShardedArena, arena_of
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, chain
-from .dense import DenseRule
+from .dense import DenseRule, write_gradient
 from .evaluators import Closure, Guard, make_evaluator
-from .groups import HyperParameters, hyper_parameters, name_parameters, segments_of
+from .groups import name_parameters, segments_of
 from .micro_batches import combine_estimates
 from .state import check_state, load_state, save_state
 
@@ -275,7 +273,11 @@ class ZeroOrder(Optimizer):
         scales = [reference / eps if eps > 0 else 0.0 for eps in estimate.eps]
         with deferred_interrupts():  # the update and its count: both or neither
             if self.dense is not None:
-                self._update_densely(self.dense, gradient, hyper, scales)
+                direction = write_gradient(gradient, self.perturbation, scales)
+                direction = self.dense.update(direction, self.dense_state, self.steps_taken)
+                self.perturbation.update_densely(
+                    direction, [DenseUpdate(h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
+                )
             elif any(h.lr > 0 for h in hyper):
                 coeffs, seeds = gradient.coeffs, gradient.seeds
                 updates = [
@@ -289,24 +291,30 @@ class ZeroOrder(Optimizer):
             self.steps_taken += 1
             self.last = estimate
 
-    def _update_densely(
-        self, rule: DenseRule, gradient: SeedGradient, hyper: Sequence[HyperParameters], scales: Sequence[float]
-    ) -> None:
-        theta = self.perturbation
-        written = self.arena.zeros(theta.dtype)
-        for segment, scale in zip(theta.segments, scales, strict=True):
-            kernel = partial(
-                ops.accumulate_probes_,
-                coeffs=scale * gradient.coeffs,
-                seeds=gradient.seeds,
-                distribution=self.distribution,
-            )
-            self.arena.each_of(written, segment, kernel)
-        self.arena.clear_padding(written)
-        direction = rule.update(written, self.dense_state, self.steps_taken)
-        theta.update_densely(direction, [DenseUpdate(h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper])
-
 
 def reference_eps(eps: Sequence[float]) -> float:
     """The eps that slopes are measured with: that of the first group that is moved at all, 0 if none is."""
     return next((e for e in eps if e > 0), 0.0)
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Of one group, at one step. eps is 0 only where it is tied to an lr of 0."""
+
+    lr: float
+    eps: float
+    weight_decay: float
+
+
+def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
+    """A group's, checked: a scheduler or a user may have changed them since the last step."""
+    lr = float(group["lr"])
+    eps = lr if group["eps"] is None else float(group["eps"])
+    weight_decay = float(group["weight_decay"])
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be finite and not negative, not {lr}")
+    if not (math.isfinite(eps) and eps >= 0 and (eps > 0 or group["eps"] is None)):
+        raise ValueError(f"eps must be positive and finite, not {eps}")
+    if not (weight_decay >= 0 and lr * weight_decay <= 1):
+        raise ValueError(f"weight_decay must be in [0, 1/lr], not {weight_decay}")
+    return HyperParameters(lr, eps, weight_decay)

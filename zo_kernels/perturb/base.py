@@ -78,7 +78,10 @@ class Perturbation(ABC):
 
     @abstractmethod
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
-        """Changes theta and makes the parameters theta. Raises GridRangeError, having changed nothing."""
+        """Changes theta and makes the parameters theta. Raises GridRangeError, having changed nothing.
+
+        Its caller defers interrupts: the update must happen as a whole, and so must what is noted of it.
+        """
 
     @abstractmethod
     def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:

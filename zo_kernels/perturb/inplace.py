@@ -100,24 +100,23 @@ class InPlace(Perturbation):
         self._warn_if_lost(steps)
         if len(self._at) > 1:  # the pass can undo one of them
             self.leave()
-        with deferred_interrupts():
-            seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
-            for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-                kernel = partial(
-                    ops.accumulate_probes_,
-                    coeffs=u.coeffs,
-                    seeds=seeds,
-                    decay=u.decay,
-                    grid=self._grid(k).spacing,
-                    undo_alpha=-alphas[k],
-                    undo_seed=seed,
-                    distribution=self.distribution,
-                )
-                self.arena.each(segment, kernel)
-                self._bounds[k] += steps[k] + self._grid(k).spacing
-            self._at = ()
-            self.arena.clear_padding()
-            self._note_versions(written=True)
+        seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
+        for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
+            kernel = partial(
+                ops.accumulate_probes_,
+                coeffs=u.coeffs,
+                seeds=seeds,
+                decay=u.decay,
+                grid=self._grid(k).spacing,
+                undo_alpha=-alphas[k],
+                undo_seed=seed,
+                distribution=self.distribution,
+            )
+            self.arena.each(segment, kernel)
+            self._bounds[k] += steps[k] + self._grid(k).spacing
+        self._at = ()
+        self.arena.clear_padding()
+        self._note_versions(written=True)
 
     def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
         self.leave()
@@ -126,13 +125,12 @@ class InPlace(Perturbation):
         for k, step in enumerate(steps):
             self._require_range(k, step)
         self._warn_if_lost(steps)
-        with deferred_interrupts():
-            for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-                self.arena.each(segment, u, direction)
-                self._round_to_grid(k)
-                self._bounds[k] += steps[k] + self._grid(k).spacing
-            self.arena.clear_padding()
-            self._note_versions(written=True)
+        for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
+            self.arena.each(segment, u, direction)
+            self._round_to_grid(k)
+            self._bounds[k] += steps[k] + self._grid(k).spacing
+        self.arena.clear_padding()
+        self._note_versions(written=True)
 
     def _warn_if_lost(self, steps: Sequence[float]) -> None:
         spacings = [self._grid(k).spacing for k in range(len(steps))]

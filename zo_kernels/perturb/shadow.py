@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..interrupts import deferred_interrupts
 from ..params.layout import Arena
 from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
 
@@ -61,23 +60,21 @@ class Shadow(Perturbation):
             self._moved = False
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
-        with deferred_interrupts():
-            for segment, u in zip(self.segments, updates, strict=True):
-                kernel = partial(
-                    ops.accumulate_probes_,
-                    coeffs=u.coeffs,
-                    seeds=seeds,
-                    decay=u.decay,
-                    distribution=self.distribution,
-                )
-                self.arena.each_of(self.theta, segment, kernel)
-            self._cast_theta()
+        for segment, u in zip(self.segments, updates, strict=True):
+            kernel = partial(
+                ops.accumulate_probes_,
+                coeffs=u.coeffs,
+                seeds=seeds,
+                decay=u.decay,
+                distribution=self.distribution,
+            )
+            self.arena.each_of(self.theta, segment, kernel)
+        self._cast_theta()
 
     def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        with deferred_interrupts():
-            for segment, u in zip(self.segments, updates, strict=True):
-                self.arena.each_of(self.theta, segment, u, direction)
-            self._cast_theta()
+        for segment, u in zip(self.segments, updates, strict=True):
+            self.arena.each_of(self.theta, segment, u, direction)
+        self._cast_theta()
 
     def _cast_theta(self) -> None:
         self.arena.clear_padding(self.theta)

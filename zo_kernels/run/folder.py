@@ -84,14 +84,16 @@ class RunFolder:
         write_text(path, "".join(map(_as_line, lines)))
         self._metrics = path.open("a", encoding="utf-8")
 
-    def add_metrics(self, metrics: Metrics) -> None:
-        """Appends a line to metrics.jsonl, which `begin_metrics` has begun.
+    def add_metrics(self, row: Row, scores: Scores, forwards: int) -> Metrics:
+        """Appends the line of a step to metrics.jsonl, which `begin_metrics` has begun, and returns it.
 
         A value that is not finite becomes null, for JSON has no number for it.
         """
         assert self._metrics is not None
+        metrics = metrics_of(row, scores, forwards)
         self._metrics.write(_as_line(metrics))
         self._metrics.flush()
+        return metrics
 
     def save_checkpoint(self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int) -> None:
         """Writes a checkpoint, then removes all but the first and the `keep` newest."""

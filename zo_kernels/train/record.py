@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CheckpointError
-from ..run.folder import Metrics, RunFolder, metrics_from_journal, metrics_of
+from ..run.folder import Metrics, RunFolder, metrics_from_journal
 from ..run.journal import Row, Scores
 from ..tasks import Score
 from .build import Run
@@ -86,10 +86,8 @@ class FolderRecord(Record):
         self._folder.journal.add_scores(done, {name: (s.loss, s.accuracy) for name, s in scores.items()})
 
     def metrics(self, row: Row, scores: Scores) -> None:
-        metrics = metrics_of(row, scores, self._run.solver.forwards)
         with self._file_errors():
-            self._folder.add_metrics(metrics)
-            self._log(metrics)
+            self._log(self._folder.add_metrics(row, scores, self._run.solver.forwards))
 
     def checkpoint(self, done: int) -> None:
         model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints
