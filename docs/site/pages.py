@@ -1,7 +1,7 @@
 """Builds the site from the repository's own pages: README.md is its home, beside CONTRIBUTING.md and CHANGELOG.md.
 
-A hook of MkDocs. Links between the root and docs/ are rewritten to the place that a page has on the site. Links to other
-files of the repository lead nowhere there, so that only their text is kept.
+A hook of MkDocs. Links between the root and docs/ are rewritten to the place that a page has on the site. Links to
+other files of the repository would lead nowhere there, so only their text is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 def move_links(markdown: str, source: str, files: Files) -> str:
     """The Markdown of a page with links as they are on the site. source: path of the page in the repository."""
-    home = posixpath.dirname(f"docs/{ROOT_PAGES.get(source, '')}") if source in ROOT_PAGES else posixpath.dirname(source)
+    home = (
+        posixpath.dirname(f"docs/{ROOT_PAGES.get(source, '')}") if source in ROOT_PAGES else posixpath.dirname(source)
+    )
 
     def move(match: re.Match[str]) -> str:
         bang, text, target = match.groups()
