@@ -1,11 +1,11 @@
-"""Fine-tunes a causal language model of Hugging Face transformers from forward passes alone.
+"""Fine-tunes a causal language model of Hugging Face transformers with forward passes alone.
 
     python examples/finetune_causal_lm.py                               # a small GPT-2 with random weights, on bytes
     python examples/finetune_causal_lm.py --pretrained FOLDER --lr 1e-6 --eps 1e-3
 
-No gradient is computed: a step evaluates the loss at theta + eps p and theta - eps p for a few random probes p, in the
-memory of one forward pass. FOLDER holds a model and its tokenizer, as `save_pretrained` writes them; nothing is
-downloaded. Needs `pip install transformers`.
+Nothing is back-propagated. A step evaluates the loss at theta + eps p and theta - eps p for a few random probes p, in
+the memory of one forward pass. FOLDER contains a model and its tokenizer, as `save_pretrained` writes them. Nothing is
+downloaded. The script needs `pip install transformers`.
 """
 
 from __future__ import annotations
