@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import cli_value, flag
+from ..command_line import option, flag
 from ..errors import UsageError
 
 
@@ -18,23 +18,23 @@ from ..errors import UsageError
 class GenerateConfig:
     """Continue a text, character by character, with a model that python -m zo_kernels.train has trained."""
 
-    run: Annotated[Path, cli_value("FOLDER")]
+    run: Annotated[Path, option("FOLDER")]
     """Folder of the training run: config.json, vocabulary.json and weights.safetensors are read from it."""
-    prompt: Annotated[str, cli_value("TEXT", "(required, unless a state is loaded)")] = ""
+    prompt: Annotated[str, option("TEXT", "required, unless a state is loaded")] = ""
     """Text to continue; it is printed first. Write --prompt=TEXT if it begins with a dash."""
     tokens: int = 200
     """Characters to generate; 0 only reads the prompt."""
     temperature: float = 1.0
     """Divides the logits: below 1 likely characters become likelier still; 0 always takes the likeliest."""
-    top_k: Annotated[int | None, cli_value("INT", "(default: all)")] = None
+    top_k: Annotated[int | None, option("INT", "default: all")] = None
     """Choose among this many of the likeliest characters only."""
     seed: int = 0
     """Seed of the choices; the same command prints the same text."""
     threads: int = 1
     """CPU threads; more than one pays only for large models."""
-    save_state: Annotated[Path | None, cli_value("FILE", "(optional)")] = None
+    save_state: Annotated[Path | None, option("FILE", "optional")] = None
     """Where to save the state after the prompt, to go on from it later without reading the prompt again."""
-    load_state: Annotated[Path | None, cli_value("FILE", "(optional)")] = None
+    load_state: Annotated[Path | None, option("FILE", "optional")] = None
     """A saved state of the same weights to start from; a prompt continues the text that it was saved after."""
 
 

@@ -1,8 +1,8 @@
-"""Zero-order optimizers with torch.optim's face."""
+"""Zero-order optimizers with the interface of torch.optim."""
 
 from .cdrge import CDRGE
-from .dense import DENSE_RULES, Adam, DenseRule
+from .dense import DENSE_RULES, Adam, DenseRule, Momentum, get_dense_rule
 from .report import StepReport
 from .zero_order import ZeroOrder
 
-__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "StepReport", "ZeroOrder"]
+__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "Momentum", "StepReport", "ZeroOrder", "get_dense_rule"]

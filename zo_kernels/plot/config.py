@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..command_line import cli_value
+from ..command_line import option
 
 X = Literal["step", "forwards", "seconds"]
 Y = Literal["loss", "accuracy"]
@@ -19,9 +19,9 @@ Y = Literal["loss", "accuracy"]
 class PlotConfig:
     """Draw runs of python -m zo_kernels.train into one picture: losses against steps, forward passes and time."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, cli_value("FOLDER...", "(required)")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, option("FOLDER...", "required")]
     """Folders of the runs, also of those that are still going on."""
-    out: Annotated[Path, cli_value("FILE")] = Path("compare.png")
+    out: Annotated[Path, option("FILE")] = Path("compare.png")
     """PNG file to write; one that is there is replaced."""
     x: tuple[X, ...] = ("step", "forwards", "seconds")
     """A panel for each: against the step, the forward passes, the seconds of training."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import cli_value
+from ..command_line import option
 from ..errors import CheckpointError, JournalError, UsageError
 from ..run.checkpoint import write_atomically
 from .weights import replay
@@ -23,11 +23,11 @@ EXIT_DONE, EXIT_ERROR = 0, 2
 class ReplayConfig:
     """Rebuild the weights that a run had after any of its steps, bit for bit, from its journal."""
 
-    run: tyro.conf.Positional[Annotated[Path, cli_value("RUN")]]
+    run: tyro.conf.Positional[Annotated[Path, option("RUN")]]
     """Folder of a run of python -m zo_kernels.train, which may still be training."""
-    out: Annotated[Path, cli_value("FILE")]
+    out: Annotated[Path, option("FILE")]
     """New safetensors file for the weights."""
-    step: Annotated[int | None, cli_value("INT", "(default: the last one)")] = None
+    step: Annotated[int | None, option("INT", "default: the last one")] = None
     """After how many steps."""
 
 
