@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import option, flag
+from ..command_line import flag, option
 from ..errors import UsageError
 
 

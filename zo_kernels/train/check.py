@@ -118,6 +118,6 @@ def _check_resumed(config: TrainConfig, stored: TrainConfig) -> None:
         value = getattr(stored, field.name)
         if field.name not in FREE_ON_RESUME and getattr(config, field.name) != value:
             raise UsageError(
-                f"{flag(field.name)} is {value} in {config.resume}, and a resumed run keeps it: leave it out, or start a "
-                f"new run from that one with --fork {config.resume}"
+                f"{flag(field.name)} is {value} in {config.resume}, and a resumed run keeps it: leave it out, or start "
+                f"a new run from that one with --fork {config.resume}"
             )

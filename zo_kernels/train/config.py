@@ -56,7 +56,7 @@ FREE_ON_RESUME = (
 )
 """Fields that may change when a run is resumed, for they do not change what its steps compute.
 
-Forward passes on another device agree to rounding. On the same device, a resumed run has the bits of an undisturbed one.
+Losses on another device agree to rounding. On the same device, a resumed run has the bits of one that never stopped.
 """
 
 
