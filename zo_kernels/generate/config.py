@@ -16,7 +16,7 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Continue a text, character by character, with a model trained by python -m zo_kernels.train."""
+    """Continue a text with a model trained by python -m zo_kernels.train."""
 
     run: Annotated[Path, option("FOLDER")]
     """Folder of the training run, with its config.json, vocabulary.json and weights.safetensors."""

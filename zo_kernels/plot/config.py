@@ -17,7 +17,7 @@ Y = Literal["loss", "accuracy"]
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Plot runs of python -m zo_kernels.train in one picture: losses against steps, forward passes and time."""
+    """Plot runs of python -m zo_kernels.train side by side, in one picture."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, option("FOLDER...", "required")]
     """Folders of the runs. They may still be training."""

@@ -98,5 +98,5 @@ def _decode(file: Path, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{file} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{file} is not what a run writes: it holds {text.strip()[:40]!r} instead of an object")
+        raise UsageError(f"{file} is not what a run writes: it holds {text.strip()[:40]!r} and not an object")
     return value

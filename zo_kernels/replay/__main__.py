@@ -19,7 +19,7 @@ from .weights import replay
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Rebuild the weights that a run had after any of its steps, bit for bit, from its journal."""
+    """Rebuild the weights that a run had after any of its steps, from its journal."""
 
     run: tyro.conf.Positional[Annotated[Path, option("RUN")]]
     """Folder of a run of python -m zo_kernels.train. It may still be training."""
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     steps = "1 step" if replayed.replayed == 1 else f"{replayed.replayed} steps"
     print(
-        f"step {replayed.step}: replayed {steps} from a checkpoint in {replayed.seconds:.2f} s; weights in {config.out}"
+        f"step {replayed.step}: {steps} replayed from a checkpoint in {replayed.seconds:.2f} s; weights in {config.out}"
     )
     return EXIT_DONE
 

@@ -30,7 +30,7 @@ _Options = TypeVar("_Options")
 
 @dataclass(frozen=True, kw_only=True)
 class _Groups:
-    """Train a recurrent network with a zero-order optimizer: gradients from forward passes alone (CD-RGE).
+    """Train a recurrent network from forward passes alone, by CD-RGE.
 
     Defaults depend on the task: --task TASK --help shows those of TASK.
     """

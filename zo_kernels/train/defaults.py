@@ -95,7 +95,7 @@ def base_config(task: str | None, preset: str | None, resume: Path | None, fork:
     Raises UsageError for an unknown task or preset, and for a run that can't be read or has another task.
     """
     if resume is not None and fork is not None:
-        raise UsageError("--resume continues a run, and --fork starts a new one: give only one of them")
+        raise UsageError("--resume continues a run, and --fork starts a new one: give one of them")
     run = resume if fork is None else fork
     if run is None:
         return _with_preset(_task_default(task or "copy"), preset)

@@ -37,9 +37,8 @@ def choose_device(config: TrainConfig) -> Device:
                 stack.enter_context(backend(config.backend))
             chosen = backend_for("cuda")
     except (ValueError, RuntimeError):
-        return Device(
-            "cpu", f"backend {config.backend} is not for cuda" if config.backend != "auto" else "no CUDA backend"
-        )
+        problem = "no CUDA backend" if config.backend == "auto" else f"backend {config.backend} is not for cuda"
+        return Device("cpu", problem)
     if chosen.name == "reference" and config.backend == "auto":  # it is there to be right, not fast
         return Device("cpu", "no CUDA backend")
     if config.precision not in chosen.precisions():
