@@ -34,16 +34,16 @@ from .reporter import Reporter
 from .summary import print_header, print_summary, title
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainResult:
-    """What a run gives.
+    """What `run` returns.
 
-    config: of the run, with the device and the learning rate that were chosen.
-    folder: of its files.
-    model: with the parameters after the last whole step.
-    metrics: the lines of metrics.jsonl. Under torchrun, rank 0 alone has them.
+    config: config of the run, with the device and the learning rate that were chosen.
+    folder: folder with its files.
+    model: the model, with its parameters after the last whole step.
+    metrics: the lines of metrics.jsonl. Under torchrun, only rank 0 has them.
     interrupted: whether Ctrl-C or a signal ended the run early.
-    failure: why the run ended early, if it could not go on: for example, because its loss diverged.
+    failure: why the run ended early, if it could not go on; for example, because its loss diverged.
 
     However a run ends, its files are complete and it can be resumed.
     """
@@ -64,6 +64,12 @@ class TrainResult:
             for name, value in line.items()
             if value is not None and name.endswith(("_loss", "_accuracy"))
         }
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainResult(folder={self.folder!r}, final={self.final}, interrupted={self.interrupted}, "
+            f"failure={self.failure!r})"
+        )
 
 
 def run(config: TrainConfig, *, quiet: bool = False) -> TrainResult:

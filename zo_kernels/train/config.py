@@ -28,10 +28,11 @@ class TrainConfig(  # dataclasses collects fields from the last base to the firs
 ):
     """Configures a training run. It has one field for each flag of `python -m zo_kernels.train`.
 
-    `default_config` gives the defaults of a task. A config is plain data, for it is stored as JSON in the run's folder:
-    estimators, transforms and dense rules are given by name. Paths may be given as text, and `log` as a list.
+    `default_config` gives the defaults of a task. Values are checked when the run starts. Paths may be given as text,
+    and `log` as a list.
 
-    Values are checked when the run starts.
+    A config is plain data, since a run is resumed from the JSON in its folder: estimators, transforms and dense rules
+    are given by name. Your own get a name by a line such as `zo_kernels.estimators.ESTIMATORS["mine"] = MyEstimator`.
     """
 
     def __post_init__(self) -> None:
