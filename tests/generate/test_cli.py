@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_sentence(
         (["--load-state", "{tmp}"], "can't read {tmp}: Is a directory"),
         (["--load-state", "{run}/config.json"], "{run}/config.json is not a saved state ("),
         (["--load-state", "{run}/weights.safetensors"], "{run}/weights.safetensors is not a saved state: "),
-        (["--prompt", "a", "--save-state", "{tmp}"], "{tmp} exists and is not a state, which alone would be replaced"),
+        (["--prompt", "a", "--save-state", "{tmp}"], "{tmp} exists and is not a saved state"),
         (
             ["--prompt", "a", "--save-state", "{tmp}/nowhere/state"],
             "can't write {tmp}/nowhere/state: there is no folder {tmp}/nowhere",

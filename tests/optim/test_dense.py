@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from zo_kernels.optim.dense import DENSE_RULES, Adam, Momentum
+from zo_kernels.optim.dense import DENSE_RULES, Adam, Momentum, get_dense_rule
 
 THEIRS = {
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1),
@@ -79,3 +79,23 @@ def test_betas_out_of_range(beta):
 def test_eps_out_of_range(eps):
     with pytest.raises(ValueError, match="eps must be positive and finite"):
         Adam(eps=eps)
+
+
+@pytest.mark.parametrize("name", DENSE_RULES)
+def test_a_name_is_its_rule(name):
+    assert type(get_dense_rule(name)) is DENSE_RULES[name]
+
+
+@pytest.mark.parametrize("rule", [None, Adam(0.5), Momentum()])
+def test_a_rule_is_itself(rule):
+    assert get_dense_rule(rule) is rule
+
+
+def test_what_is_no_rule():
+    with pytest.raises(ValueError, match=r"^unknown dense rule 'magic': choose one of adam, momentum$"):
+        get_dense_rule("magic")
+    with pytest.raises(TypeError, match=r"^dense is the class Adam: give an instance, Adam\(\.\.\.\)$"):
+        get_dense_rule(Adam)
+    for other in (3, ["adam"], torch.optim.Adam):
+        with pytest.raises(TypeError, match=r"must be a DenseRule, one of the names adam, momentum, or None, not "):
+            get_dense_rule(other)

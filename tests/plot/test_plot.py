@@ -190,7 +190,7 @@ def test_out_that_should_not_be_written_is_refused(tmp_path: Path) -> None:
     refused("there is no folder", [run], tmp_path / "none" / "x.png")
     precious = tmp_path / "precious.png"
     precious.write_text("not a picture")
-    refused("is there and not a PNG: it is not overwritten", [run], precious)
+    refused("exists and is not a PNG", [run], precious)
     assert precious.read_text() == "not a picture"
     (tmp_path / "folder.png").mkdir()
     refused("can't write", [run], tmp_path / "folder.png")

@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-SMALL = ["--embed-dim", "4", "--hidden-size", "8", "--batch-size", "4", "--probes", "3", "--steps", "5"]
+SMALL = [
+    *("--embed-dim", "4", "--hidden-size", "8", "--batch-size", "4", "--probes", "3", "--steps", "5"),
+    *("--device", "cpu"),
+]
 FILES = {
     "config.json",
     "vocabulary.json",

@@ -1,5 +1,6 @@
 """The flags of `python -m zo_kernels.train`: the help, and what it says when a value is wrong."""
 
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -67,7 +68,7 @@ from zo_kernels.train.defaults import DEFAULTS
         (["--threads", "0"], "--threads must be at least 1, not 0"),
         (["--lr-decay", "1.5"], "--lr-decay must be above 0 and at most 1, not 1.5"),
         (["--seed", "-1"], "--seed must be in [0, 2^64), not -1"),
-        (["--device", "tpu"], "unknown device 'tpu': choose one of cpu, cuda"),
+        (["--device", "tpu"], "unknown device 'tpu': choose one of auto, cpu, cuda"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--model", "rnn"], "unknown model 'rnn': choose one of lstm, gru, elman, slstm, dnc, paper-dnc"),
         (["--precision", "float16"], "precision must be one of float32, bfloat16, not 'float16'"),
@@ -96,7 +97,9 @@ def test_missing_gpu_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*SMALL, "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err == "error: the device cuda is not available: torch finds no usable NVIDIA GPU here\n"
+    assert capsys.readouterr().err == (
+        "error: the device cuda is not available, for torch finds no usable GPU here: give --device cpu\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,22 +128,31 @@ def test_nothing_is_overwritten(existing: str, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.rglob("*")] == (["run", "precious"] if existing == "folder" else ["run"])
 
 
+FLAG = re.compile("[│ ] (--[a-z][a-z-]*)(.*)")
+"""The line of --help on which a flag begins; those that follow are indented."""
+
+
+def help_lines(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
+) -> list[str]:
+    """What --help prints in a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as exit_:
+        main([*flags, "--help"])
+    assert exit_.value.code == 0
+    return capsys.readouterr().out.splitlines()
+
+
 def help_of(task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """What --help says of each flag."""
-    monkeypatch.setenv("COLUMNS", "500")
-    with pytest.raises(SystemExit) as exit_:
-        main(["--task", task, "--help"])
-    assert exit_.value.code == 0
-    said: dict[str, str] = {}
-    for line in capsys.readouterr().out.splitlines():
-        words = line.strip("│ ").split()
-        if words and re.match("--[a-z]", words[0]):
-            flag, *words = words
-            flag = flag.rstrip(",")
-            said[flag] = ""
+    said: dict[str, list[str]] = {}
+    for line in help_lines(120, monkeypatch, capsys, "--task", task):
+        if match := FLAG.match(line):
+            words = said.setdefault(match[1], [])
+            line = match[2]
         if said:
-            said[flag] += " ".join(words) + " "
-    return said
+            words += line.strip("│ ").split()
+    return {flag: " ".join(words) for flag, words in said.items()}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -166,6 +178,35 @@ def test_help_shows_every_flag_and_the_task_s_default(
     ):
         default = getattr(DEFAULTS[task], flag[2:].replace("-", "_"))
         assert f"({known_to}{unset if default is None else f'; default: {default}'})" in said[flag]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_groups_the_flags_by_subject(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = help_lines(columns, monkeypatch, capsys)
+    assert max(map(len, lines)) <= columns
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        if title := re.match(r"\W+(([a-z]+ )?options)\b", line):
+            flags = groups.setdefault(title[1], [])
+        elif flag := FLAG.match(line):
+            flags.append(flag[1])
+    first = {
+        **{"run": "--steps", "task": "--task", "model": "--model", "solver": "--solver"},
+        **{"probe": "--probes", "file": "--out", "process": "--split"},
+    }
+    assert list(groups) == ["options", *(f"{subject} options" for subject in first)]
+    assert {subject: groups[f"{subject} options"][0] for subject in first} == first
+    assert all(len(flags) <= 12 for flags in groups.values())
+
+
+def test_the_help_of_a_flag_is_one_line_in_its_source() -> None:
+    """tyro breaks lines where the source does."""
+    for group in TrainConfig.__bases__:
+        said = re.findall(r'^    """(.*?)"""$', inspect.getsource(group), re.MULTILINE | re.DOTALL)
+        assert len(said) == len(fields(group)) + 1
+        assert not any("\n" in text for text in said)
 
 
 def test_bfloat16_products_need_a_processor_that_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from zo_kernels.plot.losses import plot_losses
 from zo_kernels.run.folder import Metrics
 from zo_kernels.tasks import Score
 from zo_kernels.train.build import build
-from zo_kernels.train.defaults import DEFAULTS
+from zo_kernels.train.defaults import DEFAULTS, default_config
 from zo_kernels.train.reporter import Reporter
 from zo_kernels.train.summary import print_header, print_summary
 
@@ -65,6 +66,29 @@ def test_header_and_summary_say_what_was_done() -> None:
         "2 steps in 1.0 s, 192 probes/s; 3 of 192 probes left out",
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("processes", "reason", "where"),
+    [
+        (1, "", "on cpu (3 threads), backend cpu"),
+        (1, "no CUDA device", "on cpu (3 threads; no CUDA device), backend cpu"),
+        (4, "2 GPUs for 4 processes", "on 4 processes of cpu (3 threads each; 2 GPUs for 4 processes), backend cpu"),
+    ],
+)
+def test_header_says_where_the_run_is_and_why(processes: int, reason: str, where: str) -> None:
+    stream = io.StringIO()
+    torch.set_num_threads(3)
+    run = build(default_config(device="cpu"), InterruptGate())
+    print_header(Console(file=stream, highlight=False, width=200), run, "cpu", processes, reason)
+    assert stream.getvalue().splitlines()[3] == f"run     800 steps, seed 0, {where}"
+
+
+def test_header_of_a_constant_learning_rate() -> None:
+    stream = io.StringIO()
+    run = build(default_config(device="cpu", lr_decay=1.0), InterruptGate())
+    print_header(Console(file=stream, highlight=False, width=200), run, "cpu")
+    assert stream.getvalue().splitlines()[2] == "step    96 probes (eps 0.03) on a batch of 64, lr 0.3"
 
 
 def test_summary_of_a_run_without_a_step() -> None:

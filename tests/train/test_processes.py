@@ -197,6 +197,6 @@ def test_refusals(whole: Path, tmp_path: Path) -> None:
         assert said in refused([*RUN, "--out", str(tmp_path / name)])
         assert (tmp_path / name / name).read_text() == content
     sharing = refused([*RUN, "--split", "batch", "--out", str(tmp_path / "run")])
-    assert "--split batch shares out micro-batches: give --micro-batch-size too" in sharing
+    assert "--split batch splits the micro-batches: give --micro-batch-size too" in sharing
     bptt = refused([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
     assert "back-propagation is not shared among processes" in bptt

@@ -1,4 +1,4 @@
-"""Text from a trained model: `python -m zo_kernels.generate`, and the functions that it is made of.
+"""Generates text from a trained model: `python -m zo_kernels.generate`, and the functions behind it.
 
 run = load_run("runs/copy")
 state = read_prompt(run.model, run.encode("abca|"))

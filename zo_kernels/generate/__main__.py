@@ -8,20 +8,21 @@ from collections.abc import Sequence
 
 import torch
 
+from ..command_line import EXIT_DONE, EXIT_ERROR
 from ..errors import UsageError
 from .config import GenerateConfig, parse
 from .decoding import generate, read_prompt
 from .run import load_run
 from .state_file import check_target, load_state, save_state
 
-EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+_EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a text as the arguments say (None: those of the process) and returns the exit code.
 
-    0 if it is whole, or its reader has closed the pipe; 2 after bad input, if the model's logits are not finite, or if
-    the text can't be written; 130 after Ctrl-C.
+    0 if the text is complete or its reader has closed the pipe; 2 after bad input, if the model's logits are not
+    finite, or if the text can't be written; 130 after Ctrl-C.
     """
     threads = torch.get_num_threads()
     try:
@@ -45,20 +46,20 @@ def _main(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         _show("\n")
-        return EXIT_INTERRUPTED
+        return _EXIT_INTERRUPTED
     return EXIT_DONE
 
 
 def _continue_text(config: GenerateConfig) -> None:
-    # Whatever can be wrong is found out before the first character appears, and a wrong --save-state before the prompt
-    # has been read, which may take long.
+    # All input is checked before the first character appears. --save-state is checked before the prompt is read, since
+    # that may take long.
     run = load_run(config.run)
     if config.save_state is not None:
         check_target(config.save_state)
     state = None if config.load_state is None else load_state(config.load_state, run)
     if config.prompt:
         state = read_prompt(run.model, run.encode(config.prompt), state)
-    assert state is not None  # check() saw to it
+    assert state is not None  # as `check` requires
     if config.save_state is not None:
         save_state(config.save_state, state, run)
 
@@ -77,11 +78,11 @@ def _continue_text(config: GenerateConfig) -> None:
 
 
 def _show(text: str) -> None:
-    """Prints at once. Raises BrokenPipeError if nobody reads any more, and UsageError if it can't be written."""
+    """Prints without delay. Raises BrokenPipeError if the reader is gone, and UsageError if it can't be written."""
     try:
         print(text, end="", flush=True)
     except OSError as error:
-        # Python flushes stdout once more at exit and would complain of the same: let that go nowhere.
+        # Python flushes stdout again at exit and would raise the same error: send that to nowhere.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -10,36 +10,36 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import cli_value, flag
+from ..command_line import flag, option
 from ..errors import UsageError
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Continue a text, character by character, with a model that python -m zo_kernels.train has trained."""
+    """Continue a text with a model trained by python -m zo_kernels.train."""
 
-    run: Annotated[Path, cli_value("FOLDER")]
-    """Folder of the training run: config.json, vocabulary.json and weights.safetensors are read from it."""
-    prompt: Annotated[str, cli_value("TEXT", "(required, unless a state is loaded)")] = ""
-    """Text to continue; it is printed first. Write --prompt=TEXT if it begins with a dash."""
+    run: Annotated[Path, option("FOLDER")]
+    """Folder of the training run, with its config.json, vocabulary.json and weights.safetensors."""
+    prompt: Annotated[str, option("TEXT", "required without --load-state")] = ""
+    """Text to continue, which is printed first. Write --prompt=TEXT if it begins with a dash."""
     tokens: int = 200
-    """Characters to generate; 0 only reads the prompt."""
+    """Number of characters to generate; 0 only reads the prompt."""
     temperature: float = 1.0
-    """Divides the logits: below 1 likely characters become likelier still; 0 always takes the likeliest."""
-    top_k: Annotated[int | None, cli_value("INT", "(default: all)")] = None
-    """Choose among this many of the likeliest characters only."""
+    """Sampling temperature. Lower values favour likely characters; 0 always takes the likeliest."""
+    top_k: Annotated[int | None, option("INT", "default: all")] = None
+    """Sample only from this many of the likeliest characters."""
     seed: int = 0
-    """Seed of the choices; the same command prints the same text."""
+    """Seed of the sampling. The same command prints the same text."""
     threads: int = 1
-    """CPU threads; more than one pays only for large models."""
-    save_state: Annotated[Path | None, cli_value("FILE", "(optional)")] = None
-    """Where to save the state after the prompt, to go on from it later without reading the prompt again."""
-    load_state: Annotated[Path | None, cli_value("FILE", "(optional)")] = None
-    """A saved state of the same weights to start from; a prompt continues the text that it was saved after."""
+    """CPU threads. More than one helps with large models only."""
+    save_state: Annotated[Path | None, option("FILE", "optional")] = None
+    """File to save the state after the prompt to, so that it can be continued later without reading it again."""
+    load_state: Annotated[Path | None, option("FILE", "optional")] = None
+    """Saved state to start from, of the same weights. A prompt continues the text after which it was saved."""
 
 
 def parse(arguments: Sequence[str]) -> GenerateConfig:
-    """The config that command-line arguments ask for. Prints help or a parse error and exits, as tyro does.
+    """Returns the config that command-line arguments ask for. Prints help or a parse error, and exits.
 
     Raises UsageError as `check` does.
     """

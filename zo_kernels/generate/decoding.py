@@ -1,4 +1,4 @@
-"""One token after the other: reading a prompt, choosing the next token, going on from it.
+"""Reads a prompt and generates tokens one by one.
 
 Shape suffixes: 1 the batch of one, T time, V vocabulary.
 """
@@ -17,10 +17,10 @@ from ..models import LanguageModel, States
 
 @dataclass(frozen=True)
 class DecodingState:
-    """Where a text stands: all that its continuation depends on, of a size that does not grow with the text.
+    """All that the continuation of a text depends on. Its size does not grow with the text.
 
-    states: of the model after the last token read, of a batch of one, float32 (float64 if the parameters are).
-    logits: [1, V] of the token that comes next, of the same dtype.
+    states: the model's states after the last token, for a batch of one; float32, or float64 if the parameters are.
+    logits: [1, V], of the next token, of the same dtype.
     """
 
     states: States
@@ -29,13 +29,13 @@ class DecodingState:
 
 @torch.no_grad()
 def read_prompt(model: LanguageModel, tokens_1T: Tensor, state: DecodingState | None = None) -> DecodingState:
-    """The state after reading tokens, in memory that does not grow with T.
+    """Returns the state after reading tokens. The memory it takes does not grow with T.
 
-    Bit for bit the same however a text is cut into prompts that are read one after the other (on the CPU, for
-    parameters other than float64, by any model but an sLSTM, which is the same to rounding).
+    A text may be read in several parts, one after the other: the state is bit for bit the same on the CPU, except with
+    an sLSTM or float64 parameters, where it is the same to rounding.
 
     tokens_1T: int64 or int32 [1, T], values in [0, V), T at least 1.
-    state: after an earlier part of the same text, left as it is; None starts from the model's initial states.
+    state: after an earlier part of the same text, not modified. None starts from the model's initial states.
 
     Raises ValueError if the tokens are not such a tensor, or the state is not one of this model.
     """
@@ -54,15 +54,16 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """Yields `count` tokens that continue a text, each as soon as it is chosen; the model runs between them.
+    """Yields `count` tokens that continue a text, each as soon as it is chosen.
 
-    A token is drawn from softmax(logits / temperature), taken in float64, over the top_k largest logits.
+    Each token is drawn from softmax(logits / temperature), computed in float64, over the top_k largest logits.
 
-    state: of `read_prompt` or `load_state`; left as it is.
+    state: of `read_prompt` or `load_state`, not modified.
     count: at least 0.
-    temperature: finite, at least 0. 0 always takes the largest logit, the first of equals, and draws no random number.
-    top_k: at least 1, more than V being V; None: all. Of equal logits the first ones are kept.
-    generator: on the CPU; the same state of it gives the same tokens. None: torch's global one.
+    temperature: finite, at least 0. With 0, the largest logit is taken (the first of equal ones), and no random number
+        is drawn.
+    top_k: at least 1; values above V mean V, and None means all. Of equal logits, the first ones are kept.
+    generator: on the CPU; the same generator state gives the same tokens. None means torch's global one.
 
     Raises ValueError for a value out of range, at once; and FloatingPointError in place of a token if the largest
     logit is not finite.
@@ -94,7 +95,7 @@ def _tokens(
 
 @torch.no_grad()
 def _choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> int:
-    """One token, as `generate` says."""
+    """Draws one token, as `generate` says."""
     logits_V = logits_V.cpu().double()
     largest = float(logits_V.max())
     if not math.isfinite(largest):
@@ -108,6 +109,6 @@ def _choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: 
         logits_V = logits_V.index_fill(0, dropped, -math.inf)
     if top_k == 1:
         return int(logits_V.argmax())
-    # The largest logit is taken off before the division, which a tiny temperature would make infinite.
+    # The largest logit is subtracted first: divided by a tiny temperature, it would be infinite.
     probabilities_V = torch.softmax((logits_V - largest) / temperature, dim=0)
     return int(torch.multinomial(probabilities_V, 1, generator=generator))

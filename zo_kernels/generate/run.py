@@ -1,4 +1,4 @@
-"""A trained model, read from the folder of its run."""
+"""Reads a trained model from the folder of its run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ..models import MODEL_NAMES, LanguageModel, build_model
 
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
 _OPTIONAL = ("memory_slots", "memory_width")
-"""Null, or not there, for a model without a memory."""
+"""Null or missing for a model without a memory."""
 
 _SHOWN_SYMBOLS = 120
-"""A vocabulary up to this size is shown in full in an error."""
+"""Errors show vocabularies up to this size in full."""
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What `load_run` gives.
+    """What `load_run` returns.
 
-    path: the run's folder.
-    model: with the run's weights, frozen, on the CPU.
+    path: folder of the run.
+    model: the model with the run's weights, frozen, on the CPU.
     symbols: the character of each token, [V].
-    weights_sha256: SHA-256 of weights.safetensors, in hexadecimal; a saved state belongs to these weights.
+    weights_sha256: SHA-256 of weights.safetensors, in hexadecimal. Saved states belong to these weights.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class LoadedRun:
     weights_sha256: str
 
     def encode(self, text: str) -> Tensor:
-        """The tokens of a text, int64 [1, T]. Raises UsageError if a character is not in the vocabulary."""
+        """Returns the tokens of a text, int64 [1, T]. Raises UsageError if a character is not in the vocabulary."""
         tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
         for symbol in text:
             if symbol not in tokens:
@@ -52,7 +52,7 @@ class LoadedRun:
         return torch.tensor([[tokens[symbol] for symbol in text]], dtype=torch.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens."""
+        """Returns the text of tokens."""
         return "".join(self.symbols[token] for token in tokens)
 
     def _describe_vocabulary(self) -> str:
@@ -62,10 +62,10 @@ class LoadedRun:
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """The model and the vocabulary of a folder that `python -m zo_kernels.train` has left.
+    """Loads the model and the vocabulary of a run of `python -m zo_kernels.train`.
 
-    Raises UsageError if there is no such folder, a file of it is missing or is not what it should be, or the weights
-    don't fit the config.
+    Raises UsageError if there is no such folder, if one of its files is missing or not what it should be, or if the
+    weights don't fit the config.
     """
     path = Path(path)
     if not path.is_dir():

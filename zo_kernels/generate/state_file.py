@@ -1,4 +1,4 @@
-"""A decoding state as a file, so that a long prompt is read once and continued often."""
+"""Saves decoding states to files, so that a long prompt is read once and continued often."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _VERSION = "1"
 
 
 def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
-    """Writes a state of the run's model to a safetensors file, which appears whole or not at all.
+    """Saves a state of the run's model to a safetensors file, which is never seen half-written.
 
-    Its tensors are `logits` [1, V] and the model's states by their names (`state_names`), of a batch of one; its
+    Its tensors are `logits` [1, V] and the model's states by their names (`state_names`), for a batch of one. Its
     metadata are `format`, `version`, `model` and `weights_sha256`. An earlier state of that name is replaced.
 
     Raises UsageError if the file can't be written, or exists and is not a state.
@@ -53,9 +53,9 @@ def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
 
 
 def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
-    """The state that `save_state` wrote for the same weights.
+    """Loads a state that `save_state` wrote for the same weights.
 
-    Raises UsageError if the file can't be read, is not a state, or is one of other weights than the run's.
+    Raises UsageError if the file can't be read, is not a state, or belongs to other weights than the run's.
     """
     path = Path(path)
     metadata, tensors = _read(path)
@@ -72,7 +72,7 @@ def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
 
 
 def check_target(path: Path) -> None:
-    """Raises UsageError if a state can't be saved there: no folder to hold it, or a file that is not a state."""
+    """Raises UsageError if a state can't be saved there: there is no such folder, or a file that is not a state."""
     if not path.parent.is_dir():
         raise UsageError(f"can't write {path}: there is no folder {path.parent}")
     if not os.path.lexists(path):
@@ -80,11 +80,11 @@ def check_target(path: Path) -> None:
     try:
         _read(path)
     except UsageError as error:
-        raise UsageError(f"{path} exists and is not a state, which alone would be replaced: give a new name") from error
+        raise UsageError(f"{path} exists and is not a saved state: give a new name") from error
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of any version's state."""
+    """Returns the metadata and the tensors of a state of any version."""
     try:
         with path.open("rb"):
             pass  # safetensors' own errors name neither the file nor the reason

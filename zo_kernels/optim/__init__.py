@@ -1,7 +1,7 @@
-"""Zero-order optimizers with torch.optim's face."""
+"""Zero-order optimizers with the interface of torch.optim."""
 
 from .cdrge import CDRGE
-from .dense import DENSE_RULES, Adam, DenseRule
+from .dense import DENSE_RULES, Adam, DenseRule, Momentum, get_dense_rule
 from .zero_order import ZeroOrder
 
-__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "ZeroOrder"]
+__all__ = ["CDRGE", "DENSE_RULES", "Adam", "DenseRule", "Momentum", "ZeroOrder", "get_dense_rule"]

@@ -1,6 +1,6 @@
-"""Rules with state of the parameters' size, for those who have the memory: Adam and momentum on a dense gradient.
+"""Dense rules: Adam and momentum on a gradient that is written out, with state of the parameters' size.
 
-`zo_kernels.transforms` has momentum on the table, without such state.
+`zo_kernels.transforms` has a momentum that works on the table and needs no such state.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from ..perturb import Perturbation
 
 
 class DenseRule(ABC):
-    """Gradients to descent directions: state = rule.init(theta), then theta -= lr * rule.update(gradient, state, step).
+    """Turns gradients into descent directions.
 
-    Gradients have the shape, dtype and device of theta. Where parameters are sharded, both are this process's part of
-    them, with padding, so that a rule has to be elementwise.
+        state = rule.init(theta)
+        theta -= lr * rule.update(gradient, state, step)  # for each step
+
+    Gradients have the shape, dtype and device of theta. If the parameters are sharded, both are this process's part of
+    them, with padding. A rule must therefore work element by element.
     """
 
     @abstractmethod
@@ -31,7 +34,7 @@ class DenseRule(ABC):
 
     @abstractmethod
     def update(self, gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
-        """The direction of the step (counted from 0), written into `gradient`, which is returned; updates `state`."""
+        """Writes the direction of a step, counted from 0, into `gradient` and returns it. Updates `state`."""
 
 
 class Adam(DenseRule):
@@ -61,7 +64,10 @@ class Adam(DenseRule):
 
 
 class Momentum(DenseRule):
-    """v = beta v + gradient, the direction: torch.optim.SGD's momentum. Raises ValueError unless beta is in [0, 1)."""
+    """Momentum as torch.optim.SGD computes it: v = beta v + gradient, and v is the direction.
+
+    Raises ValueError unless beta is in [0, 1).
+    """
 
     def __init__(self, beta: float = 0.9) -> None:
         if not 0 <= beta < 1:
@@ -77,7 +83,24 @@ class Momentum(DenseRule):
 
 
 DENSE_RULES: dict[str, type[DenseRule]] = {"adam": Adam, "momentum": Momentum}
-"""Every dense rule by name; each can be built without arguments."""
+"""Every dense rule by the name that `--dense` takes. Each can be built without arguments."""
+
+
+def get_dense_rule(rule: str | DenseRule | None) -> DenseRule | None:
+    """Returns the rule itself, or builds the one with this name. None, for no rule, stays None.
+
+    Raises ValueError for an unknown name and TypeError for anything else, both with the list of names.
+    """
+    if rule is None or isinstance(rule, DenseRule):
+        return rule
+    names = ", ".join(DENSE_RULES)
+    if isinstance(rule, str):
+        if rule not in DENSE_RULES:
+            raise ValueError(f"unknown dense rule {rule!r}: choose one of {names}")
+        return DENSE_RULES[rule]()
+    if isinstance(rule, type) and issubclass(rule, DenseRule):
+        raise TypeError(f"dense is the class {rule.__name__}: give an instance, {rule.__name__}(...)")
+    raise TypeError(f"dense must be a DenseRule, one of the names {names}, or None, not {rule!r}")
 
 
 def write_gradient(gradient: SeedGradient, theta: Perturbation, scales: Sequence[float]) -> Tensor:

@@ -14,15 +14,15 @@ from torch.optim import Optimizer
 
 from ..distributed.replicas import Replicas, digest
 from ..distributions import check_distribution, is_exact_in_place
-from ..estimators import CentralDifference, Estimate, Estimator, Population
+from ..estimators import Estimate, Estimator, Population, get_estimator
 from ..estimators.base import check_clean
 from ..interrupts import deferred_interrupts
 from ..params.layout import Arena
 from ..params.sharded import ShardedArena, arena_of
 from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
 from ..philox import probe_seeds
-from ..transforms import Context, State, Transform, chain
-from .dense import DenseRule, write_gradient
+from ..transforms import Context, State, Transform, get_transform
+from .dense import DenseRule, get_dense_rule, write_gradient
 from .evaluators import Closure, Guard, make_evaluator
 from .groups import name_parameters, segments_of
 from .micro_batches import combine_estimates
@@ -44,7 +44,7 @@ class ZeroOrder(Optimizer):
         `fully_shard`.
     lr, eps: step size and perturbation. eps None means eps = lr, at every step (schedulers included). Both, and
         weight_decay and grid, may be set per group. A step with lr 0 changes no parameter, but counts.
-    estimator: from losses to coefficients (`zo_kernels.estimators`), by name or as an object.
+    estimator: from losses to coefficients, by its name in `zo_kernels.estimators.ESTIMATORS` or as an object.
     probes: n, per step.
     seed: of the run. The seeds of all probes follow from it.
     distribution: of the probes' elements (`zo_kernels.distributions`).
@@ -82,12 +82,12 @@ class ZeroOrder(Optimizer):
         lr: float,
         *,
         eps: float | None = None,
-        estimator: Estimator | None = None,
+        estimator: Estimator | str = "cd",
         probes: int = 96,
         seed: int = 0,
         distribution: str = "rademacher",
-        transforms: Sequence[Transform] = (),
-        dense: DenseRule | None = None,
+        transforms: Transform | str | Sequence[Transform | str] = (),
+        dense: DenseRule | str | None = None,
         max_cosine_distance: float | None = None,
         weight_decay: float = 0.0,
         mode: str = "auto",
@@ -104,13 +104,14 @@ class ZeroOrder(Optimizer):
             raise ValueError(f"max_cosine_distance must be in [0, 2], not {max_cosine_distance}")
         check_distribution(distribution)
         self.probes, self.seed, self.distribution = probes, seed, distribution
-        self.estimator = CentralDifference() if estimator is None else estimator
+        self.estimator = get_estimator(estimator)
         self.max_cosine_distance = max_cosine_distance
         self.replicas = replicas
         self.steps_taken, self.last = 0, None
-        self.transform = chain(*transforms) if transforms else None
+        self.transform = get_transform(transforms) if transforms else None
         self.transform_state: State = self.transform.init() if self.transform else {}
-        self.dense, self.dense_state = dense, {}
+        self.dense = get_dense_rule(dense)
+        self.dense_state: dict[str, Tensor] = {}
         self._is_built = False
         arena = params if isinstance(params, Arena) else None
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "grid": grid}
@@ -132,8 +133,8 @@ class ZeroOrder(Optimizer):
             self.perturbation = InPlace(self.arena, segments, distribution, [g["grid"] for g in self.param_groups])
         else:
             self.perturbation = Shadow(self.arena, segments, distribution)
-        if dense is not None:
-            self.dense_state = dense.init(self.perturbation.theta)
+        if self.dense is not None:
+            self.dense_state = self.dense.init(self.perturbation.theta)
 
     @torch.no_grad()
     def step(self, closure: Loss | Sequence[Loss]) -> float:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Pictures of runs side by side: `python -m zo_kernels.plot`, and the function that it calls.
+"""Plots runs side by side: `python -m zo_kernels.plot`, and the function behind it.
 
 plot_runs(["runs/first", "runs/second"], "compare.png", sets=["validation", "train"], log_y=True)
 """

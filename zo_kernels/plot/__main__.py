@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ..command_line import EXIT_DONE, EXIT_ERROR
 from ..errors import UsageError
 from .compare import plot_runs
 from .config import parse
 
-EXIT_DONE, EXIT_ERROR = 0, 2
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws as the arguments say (None: those of the process) and returns the exit code: 0, or 2 after bad input."""
+    """Plots as the arguments say (None: those of the process) and returns the exit code: 0, or 2 after bad input."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         plot_runs(

@@ -1,4 +1,4 @@
-"""Several runs in one picture."""
+"""Plots several runs in one picture."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ def plot_runs(
     smooth: int = 20,
     log_y: bool = False,
 ) -> None:
-    """Draws runs into a PNG file, a panel for each x; a run has one colour, a set one kind of line.
+    """Plots runs in a PNG file, with a panel for each x. Runs differ in colour, data sets in line style.
 
-    paths: folders of runs. out: the file, replaced if it is a PNG.
-    x: "step", "forwards" (forward passes so far) and "seconds" (of training so far).
-    y: "loss" or "accuracy". sets: of data: "train", "validation" and what else the runs were measured on.
-    smooth: steps of the running mean that stands for the training losses, which are drawn faint behind it.
+    paths: folders of runs.
+    out: the file to write. An existing PNG is replaced.
+    x: any of "step", "forwards" (forward passes so far) and "seconds" (of training so far).
+    y: "loss" or "accuracy".
+    sets: data sets: "train", "validation" and others that the runs were measured on.
+    smooth: steps of the running mean of training losses, behind which the losses themselves are drawn faintly.
     log_y: logarithmic vertical axis.
 
-    Raises UsageError if an argument is not one of these, a folder is not that of a run, a run has none of the curves,
-    or out can't be written, is not called .png, or is there and not a PNG.
+    Raises UsageError for other arguments, for a folder that is not that of a run, for a run without any of the curves,
+    and if out can't be written, does not end in .png, or exists and is not a PNG.
     """
     out = Path(out)
     if not paths or not x or not sets:
@@ -78,7 +80,7 @@ def plot_runs(
 
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """The mean of the `window` values around each; at the ends of those there are, as many on either side."""
+    """Averages the `window` values around each. Near the ends the window shrinks, to the same length on both sides."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     at = np.arange(len(values))
     reach = np.minimum(window // 2, np.minimum(at, len(values) - 1 - at))
@@ -140,4 +142,4 @@ def _check_target(out: Path) -> None:
         except OSError as error:
             raise UsageError(f"can't write {out}: {error.strerror}") from error
         if not is_png:
-            raise UsageError(f"{out} is there and not a PNG: it is not overwritten, give --out another name")
+            raise UsageError(f"{out} exists and is not a PNG: give --out another name")

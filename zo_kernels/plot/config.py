@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..command_line import cli_value
+from ..command_line import option
 
 X = Literal["step", "forwards", "seconds"]
 Y = Literal["loss", "accuracy"]
@@ -17,24 +17,24 @@ Y = Literal["loss", "accuracy"]
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw runs of python -m zo_kernels.train into one picture: losses against steps, forward passes and time."""
+    """Plot runs of python -m zo_kernels.train side by side, in one picture."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, cli_value("FOLDER...", "(required)")]
-    """Folders of the runs, also of those that are still going on."""
-    out: Annotated[Path, cli_value("FILE")] = Path("compare.png")
-    """PNG file to write; one that is there is replaced."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, option("FOLDER...", "required")]
+    """Folders of the runs. They may still be training."""
+    out: Annotated[Path, option("FILE")] = Path("compare.png")
+    """PNG file to write. An existing PNG is replaced."""
     x: tuple[X, ...] = ("step", "forwards", "seconds")
-    """A panel for each: against the step, the forward passes, the seconds of training."""
+    """Horizontal axes, one panel for each: step, forward passes so far, seconds of training so far."""
     y: Y = "loss"
-    """What to draw."""
+    """Vertical axis."""
     sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="SET [SET ...]")] = ("validation",)
-    """Of which sets of data: train, validation, longer, or another that the task has."""
+    """Data sets to plot: train, validation, test, longer, or others that the task has."""
     smooth: int = 20
-    """Steps whose running mean is drawn in place of noisy training losses, which stay as a faint line; 1: none."""
+    """Steps of the running mean of training losses. The losses themselves are drawn faintly; 1: no running mean."""
     log_y: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Logarithmic vertical axis."""
 
 
 def parse(arguments: Sequence[str]) -> PlotConfig:
-    """The config that command-line arguments ask for. Prints help or a parse error and exits, as tyro does."""
+    """Returns the config that command-line arguments ask for. Prints help or a parse error, and exits."""
     return tyro.cli(PlotConfig, prog="python -m zo_kernels.plot", args=arguments)

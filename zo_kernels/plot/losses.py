@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""Plots the losses of one run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def plot_losses(
     title: str,
     reference_losses: Mapping[str, float],
 ) -> None:
-    """Draws training and validation losses against the step.
+    """Plots training and validation losses against the step.
 
-    path: of the PNG file.
+    path: the PNG file to write.
     metrics: lines with `step` and any of `train_loss` and NAME_loss, in nats per token.
-    reference_losses: losses to draw as horizontal lines, by the name to write beside them.
+    reference_losses: losses to draw as horizontal lines, by their labels.
     """
     figure = Figure(figsize=(8, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -57,7 +57,7 @@ def plot_losses(
 
 
 def tidy(axes: Axes, x_label: str, y_label: str) -> None:
-    """Gives a panel its labels and the looks of all of them; the horizontal axis starts at 0."""
+    """Sets the labels of a panel, and the style that all panels share. The horizontal axis starts at 0."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_xlim(left=0)
@@ -66,6 +66,6 @@ def tidy(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> tuple[list[float], list[float]]:
-    """The steps at which a loss was measured, and its values there."""
+    """Returns the steps at which a loss was measured, and its values."""
     points = [(line["step"], loss) for line in metrics if (loss := line.get(name)) is not None]
     return [step for step, _ in points if step is not None], [loss for _, loss in points]

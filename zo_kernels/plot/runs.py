@@ -1,4 +1,4 @@
-"""What a picture needs of a run folder."""
+"""Reads what a plot needs from the folder of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MOST_SHOWN = 4
 
 @dataclass(frozen=True)
 class PlottedRun:
-    """path: the folder as it was given. config: config.json. metrics: the lines of metrics.jsonl."""
+    """A run to plot. path: its folder, as given. config: its config.json. metrics: the lines of its metrics.jsonl."""
 
     path: Path
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
 
     def curve(self, x: str, name: str) -> tuple[list[float], list[float]]:
-        """Values of a metric, and x where it was measured: the step, or forwards or seconds of training until then."""
+        """Returns x where a metric was measured, and its values. x: "step", "forwards" or "seconds"."""
         points = [
             (at, float(value))
             for line in self.metrics
@@ -33,7 +33,7 @@ class PlottedRun:
         return [at for at, _ in points], [value for _, value in points]
 
     def losses_and_accuracies(self) -> list[str]:
-        """The names of the curves there are."""
+        """Returns the names of the curves that the run has."""
         names = dict.fromkeys(name for line in self.metrics for name, value in line.items() if value is not None)
         return [name for name in names if name.endswith(("_loss", "_accuracy"))]
 
@@ -47,9 +47,9 @@ class PlottedRun:
 
 
 def read_run(path: Path) -> PlottedRun:
-    """A run's config and metrics so far.
+    """Reads a run's config and its metrics so far.
 
-    Raises UsageError if there is no such folder, or it has no config.json and metrics.jsonl as the trainer writes them.
+    Raises UsageError if there is no such folder, or its config.json or metrics.jsonl is missing or not the trainer's.
     """
     if not path.is_dir():
         raise UsageError(f"there is no run folder {path}")
@@ -62,7 +62,7 @@ def read_run(path: Path) -> PlottedRun:
 
 
 def labels(runs: Sequence[PlottedRun]) -> list[str]:
-    """A name for each run: that of its folder, if only it has it, and the flags in which the runs differ."""
+    """Returns a name for each run: that of its folder (its path if names repeat), and the flags that differ."""
     names = [run.path.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]

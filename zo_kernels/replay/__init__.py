@@ -1,4 +1,7 @@
-"""The parameters of any step of a run, rebuilt from its journal: `python -m zo_kernels.replay`."""
+"""Rebuilds the parameters of any step of a run from its journal: `python -m zo_kernels.replay`.
+
+weights = replay("runs/copy", 412).weights
+"""
 
 from .weights import Replayed, replay
 

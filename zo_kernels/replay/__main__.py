@@ -11,32 +11,33 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import cli_value
+from ..command_line import EXIT_DONE, EXIT_ERROR, option
 from ..errors import CheckpointError, JournalError, UsageError
 from ..run.checkpoint import write_atomically
 from .weights import replay
 
-EXIT_DONE, EXIT_ERROR = 0, 2
-
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Rebuild the weights that a run had after any of its steps, bit for bit, from its journal."""
+    """Rebuild the weights that a run had after any of its steps, from its journal."""
 
-    run: tyro.conf.Positional[Annotated[Path, cli_value("RUN")]]
-    """Folder of a run of python -m zo_kernels.train, which may still be training."""
-    out: Annotated[Path, cli_value("FILE")]
-    """New safetensors file for the weights."""
-    step: Annotated[int | None, cli_value("INT", "(default: the last one)")] = None
-    """After how many steps."""
+    run: tyro.conf.Positional[Annotated[Path, option("RUN")]]
+    """Folder of a run of python -m zo_kernels.train. It may still be training."""
+    out: Annotated[Path, option("FILE")]
+    """New safetensors file to write the weights to."""
+    step: Annotated[int | None, option("INT", "default: the last one")] = None
+    """Number of steps after which to take the weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the weights that the arguments ask for (None: those of the process) and returns the exit code: 0 or 2."""
+    """Writes the weights that the arguments ask for (None: those of the process) and returns the exit code.
+
+    0 if they were written, 2 after bad input.
+    """
     config = tyro.cli(ReplayConfig, prog="python -m zo_kernels.replay", args=arguments)
     try:
         if os.path.lexists(config.out):
-            raise UsageError(f"{config.out} exists, and nothing is ever overwritten: give --out another name")
+            raise UsageError(f"{config.out} exists and is not overwritten: give --out another name")
         if not config.out.parent.is_dir():
             raise UsageError(f"can't write {config.out}: there is no folder {config.out.parent}")
         replayed = replay(config.run, config.step, lambda warning: print(f"warning: {warning}", file=sys.stderr))

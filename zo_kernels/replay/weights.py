@@ -1,13 +1,15 @@
-"""The weights of a run after any of its steps."""
+"""Rebuilds the weights of a run after any of its steps."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import UsageError
@@ -19,8 +21,11 @@ from ..train.restore import open_for_reading, restore
 
 
 class Replayed(NamedTuple):
-    """weights: the model's state_dict. step: after how many steps. replayed: how many of them were taken again, from
-    the nearest checkpoint on. seconds: that took."""
+    """What `replay` returns.
+
+    weights: the model's state_dict, after `step` steps. replayed: number of steps taken again since the nearest
+    checkpoint, which took so many `seconds`.
+    """
 
     weights: Mapping[str, Tensor]
     step: int
@@ -29,14 +34,20 @@ class Replayed(NamedTuple):
 
 
 def replay(run: str | Path, step: int | None = None, warn: Callable[[str], None] = lambda warning: None) -> Replayed:
-    """Rebuilds the weights that a run had after `step` steps (None: after its last), bit for bit, without its data.
+    """Rebuilds the weights that a run had after `step` steps, bit for bit. It needs neither the task nor its data.
 
-    run: a run's folder, which is not changed; it may still be training. warn: told of checkpoints passed over.
+    run: folder of the run, which may still be training; nothing in it changes. step: None means the last one.
+    warn: is called with a message for each checkpoint that is damaged and passed over.
 
-    Raises UsageError for a folder or step that is not there, JournalError or CheckpointError if it is damaged.
+    The weights are on the run's device, or on the CPU where there is no GPU. They do not depend on the device, except
+    to rounding with a dense rule.
+
+    Raises UsageError if there is no such folder or step, and JournalError or CheckpointError for damaged files.
     """
     run = Path(run)
     config = read_config(run)
+    if not torch.cuda.is_available():
+        config = replace(config, device="cpu")
     try:
         symbols = json.loads((run / "vocabulary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,5 +60,5 @@ def replay(run: str | Path, step: int | None = None, warn: Callable[[str], None]
         reached = restore(run, config, journal, solver, target, warn)
         seconds = time.perf_counter() - started
     if reached is None:
-        raise UsageError(f"{run} was stopped before it began: it has no weights")
+        raise UsageError(f"{run} was stopped before its first step: it has no weights")
     return Replayed(solver.model.state_dict(), reached, reached - nearest, seconds)

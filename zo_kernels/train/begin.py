@@ -15,8 +15,7 @@ from ..errors import UsageError
 from ..interrupts import InterruptGate
 from ..run.folder import JOURNAL, RunFolder
 from .build import Run, build, build_solver
-from .cli import FREE_ON_RESUME
-from .config import TrainConfig, as_json, read_config
+from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config
 from .ranks import Ranks
 from .restore import open_for_reading, restore
 

@@ -1,4 +1,4 @@
-"""From a config to the things that a run is made of."""
+"""Builds the parts of a run from its config."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..ops.recurrent import check_precision
 from ..params.grid import Grid, largest_magnitude
 from ..tasks import TASKS, Task
 from .config import TrainConfig, task_options
+from .device import choose_device
 from .solvers import SOLVERS, Solver, ZeroOrderSolver
 
 
 @dataclass(frozen=True)
 class Run:
-    """All parts of a training run, ready for its first step."""
+    """The parts of a training run, ready for its first step."""
 
     config: TrainConfig
     device: torch.device
@@ -30,24 +31,25 @@ class Run:
 
     @property
     def model(self) -> LanguageModel:
-        """What is trained."""
+        """The model that is trained."""
         return self.solver.model
 
 
 def build(config: TrainConfig, gate: InterruptGate) -> Run:
-    """The task, the model and the solver that a config asks for, on its device.
+    """Builds the task, the model and the solver of a config, on its device.
 
-    Raises UsageError if a constructor, or the optimizer's first step, would refuse a value.
+    Raises UsageError for a value that a constructor or the optimizer's first step would refuse.
     """
     try:
         task = TASKS[config.task](**task_options(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Run(config, torch.device(config.device), task, build_solver(config, task.vocab_size, gate))
+    device = torch.device(choose_device(config).type)
+    return Run(config, device, task, build_solver(config, task.vocab_size, gate))
 
 
 def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> Solver:
-    """The model and what trains it, without the task. Raises as `build` does."""
+    """Builds the model and its solver, without the task. Raises as `build` does."""
     try:
         model = build_model(
             config.model,
@@ -58,7 +60,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             memory_slots=config.memory_slots,
             memory_width=config.memory_width,
             seed=config.seed,
-            device=config.device,
+            device=choose_device(config).type,
         )
         if config.precision not in model.precisions:
             raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")
@@ -73,18 +75,19 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
 
 @contextmanager
 def compute_with(config: TrainConfig) -> Iterator[str]:
-    """Within it torch has the config's number of threads, and its backend, whose name it gives, makes the probes.
+    """Sets torch's number of threads and the backend within its block. Yields the backend's name.
 
-    Raises UsageError if the device, the backend or the precision is unknown or does not work here, or not with the
-    others.
+    Raises UsageError if the device, the backend or the precision is unknown, does not work on this machine, or does not
+    work with the others.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("the device cuda is not available: torch finds no usable NVIDIA GPU here")
+    device = choose_device(config).type
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("the device cuda is not available, for torch finds no usable GPU here: give --device cpu")
     with ExitStack() as stack:
         try:
             if config.backend != "auto":
                 stack.enter_context(backend(config.backend))
-            chosen = backend_for(config.device)
+            chosen = backend_for(device)
             check_precision(chosen, config.precision)
         except (ValueError, RuntimeError) as error:
             raise UsageError(str(error)) from error

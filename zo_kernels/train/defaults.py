@@ -1,10 +1,16 @@
-"""The config of each task that no flag has changed."""
+"""The default config of each task, and configs made from it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
-from .config import TrainConfig
+from ..errors import UsageError
+from ..models.presets import PRESETS
+from ..tasks import TASKS
+from .config import TrainConfig, read_config
 
 _LETTERS = TrainConfig(
     task="copy",
@@ -53,7 +59,75 @@ DEFAULTS = {
         steps=100,
     ),
 }
-"""The config of each task that no flag has changed. Each trains in under two minutes on two cores.
+"""The default config of each task. Each trains in under two minutes on two cores.
 
-The paper ties eps to lr; an eps ten or twenty times smaller learns much faster on all tasks.
+The paper ties eps to lr. An eps ten or twenty times smaller than lr learns much faster on all tasks.
 """
+
+_DEFAULT_PARAMETERS = 21_000
+"""Approximate size of the models for which the tasks' learning rates were chosen."""
+
+
+def default_config(task: str | None = None, *, preset: str | None = None, **changes: Any) -> TrainConfig:
+    """Returns the default config of a task, with changes.
+
+    task: as `--task`; "copy" if None.
+    preset: sizes of a model of the paper, as `--preset`.
+    changes: values of other fields of `TrainConfig`. `resume=FOLDER` and `fork=FOLDER` take the values of that run
+        instead of the task's defaults. `lr="search"` looks for a learning rate, as `--lr search` does.
+
+    Raises UsageError for an unknown task, preset or field, and for a run that can't be read. Values are checked when
+    the run starts.
+    """
+    unknown = changes.keys() - {field.name for field in fields(TrainConfig)}
+    if unknown:
+        raise UsageError(f"TrainConfig has no field {min(unknown)!r}")
+    if changes.get("lr") == "search":
+        del changes["lr"]
+        changes["lr_search"] = True
+    base = base_config(task, preset, changes.get("resume"), changes.get("fork"))
+    return replace(base, **changes)
+
+
+def base_config(task: str | None, preset: str | None, resume: Path | None, fork: Path | None) -> TrainConfig:
+    """Returns the values of the fields that are not given: those of a run, or a task's and a preset's.
+
+    Raises UsageError for an unknown task or preset, and for a run that can't be read or has another task.
+    """
+    if resume is not None and fork is not None:
+        raise UsageError("--resume continues a run, and --fork starts a new one: give one of them")
+    run = resume if fork is None else fork
+    if run is None:
+        return _with_preset(_task_default(task or "copy"), preset)
+    stored = read_config(Path(run))
+    if task not in (None, stored.task):
+        raise UsageError(f"the task of {run} is {stored.task}, not {task}")
+    if fork is not None:
+        stored = replace(stored, out=None, fork=None, fork_step=None)
+    return stored if preset is None else replace(stored, preset=preset)
+
+
+def _task_default(task: str) -> TrainConfig:
+    if task not in TASKS:
+        raise UsageError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    return DEFAULTS[task]
+
+
+def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:
+    """Takes the sizes of a preset, and lowers lr by the square root of the factor by which the model is larger."""
+    if name is None:
+        return config
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    return replace(
+        config,
+        preset=name,
+        lr=float(f"{config.lr * math.sqrt(_DEFAULT_PARAMETERS / preset.parameters):.2g}"),
+        model=preset.model,
+        embed_dim=preset.embed_dim,
+        hidden_size=preset.hidden_size,
+        num_heads=preset.num_heads,
+        memory_slots=preset.memory_slots,
+        memory_width=preset.memory_width,
+    )

@@ -1,4 +1,4 @@
-"""`--lr search`: short trial runs, and a learning rate a margin below the best one's."""
+"""`--lr search`: finds a learning rate by short trial runs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from .config import TrainConfig, lr_at
 from .ranks import Ranks
 
 _REACH = 30.0
-"""The first grid goes from the task's own learning rate over this to it times this."""
+"""The first grid reaches from the config's learning rate divided by this to the same multiplied by it."""
 
 _MARGIN = 2.0
-"""What the best trial's learning rate is divided by: the fastest at the beginning is close to one that diverges, and
-noisier over a whole run (bench/results/training.md)."""
+"""The best trial's learning rate is divided by this. The fastest one at the beginning of a run is close to one that
+diverges, and noisy over a whole run (bench/results/training.md)."""
 
 _LOST = 1.3
-"""How far above its first a loss of a trial may be: those of runs that learn stay below 1.02 times it."""
+"""A trial has diverged if its loss rises above the first one times this. In runs that learn, that ratio stays below
+1.02."""
 
 
 def find_lr(config: TrainConfig, gate: InterruptGate, ranks: Ranks, console: Console) -> tuple[float, SearchResult]:
-    """Half the learning rate whose trial ends with the lowest loss, and all trials; prints each.
+    """Returns half the learning rate of the trial that ends with the lowest loss, and all trials. Prints each.
 
-    A trial is the beginning of the run: a tenth of its steps, at least 40, each with the same initial parameters and
-    batches. Its loss is the mean of its last quarter's training losses; one that rises well above the first is lost.
-    Raises UsageError if all diverge.
+    A trial is the beginning of the run: a tenth of its steps but at least 40, from the same initial parameters and with
+    the same batches. Its loss is the mean of the training losses in its last quarter. A trial whose loss rises far
+    above the first one has diverged. Raises UsageError if all trials diverge.
     """
     steps = min(config.steps, max(40, config.steps // 10))
     console.print(f"search  trials of {steps} steps around lr {config.lr:g}")
@@ -70,7 +71,7 @@ def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate, ranks: Ran
 
 
 class SearchResult(NamedTuple):
-    """best: the learning rate with the lowest loss. tried: (learning rate, loss) of each trial, in order."""
+    """best: learning rate with the lowest loss. tried: (learning rate, loss) of each trial, in order."""
 
     best: float
     tried: list[tuple[float, float]]
@@ -79,14 +80,16 @@ class SearchResult(NamedTuple):
 def search(
     trial: Callable[[float], float], low: float, high: float, *, points: int = 7, refinements: int = 2
 ) -> SearchResult:
-    """Looks for the learning rate of the lowest loss, on a logarithmic grid, and then ever closer to the best.
+    """Searches for the learning rate with the lowest loss: on a logarithmic grid, then ever closer to the best.
 
-    A grid whose best point is at its end goes on there, by at most `points` more. Each refinement tries the geometric
-    means of the best and its two neighbours. No learning rate is tried twice; of equal losses the smaller one's counts.
+    If the best point is at an end of the grid, the grid is extended there, by at most `points` points. Each refinement
+    tries the geometric means of the best point and its two neighbours. No learning rate is tried twice. Of equal
+    losses, that of the smaller learning rate counts as lower.
 
-    trial: the loss of a run with this learning rate; one that is not finite counts as worst.
+    trial: returns the loss of a run with this learning rate. A loss that is not finite counts as the worst.
     low, high: ends of the first grid.
-    points: of the first grid, at least 2.
+    points: number of points of the first grid, at least 2.
+    refinements: at least 0.
 
     Raises ValueError for values out of range, and if no trial of the first grid has a finite loss.
     """

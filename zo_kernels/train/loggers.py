@@ -1,4 +1,4 @@
-"""Where metrics may go besides the run folder's own file: TensorBoard, Weights & Biases."""
+"""Logs metrics to TensorBoard and Weights & Biases, in addition to the run folder's own file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Any, Protocol
 
 
 class Logger(Protocol):
-    """A destination of metrics. Building one raises ValueError if its package is not installed."""
+    """A destination of metrics. Its constructor raises ValueError if its package is not installed."""
 
     def start(self, config: Mapping[str, Any], folder: Path, step: int = 0) -> None:
-        """Opens the log of a run, or goes on with that of a resumed one.
+        """Opens the log of a new run, or continues that of a resumed one.
 
-        config: of the run. folder: the run's; what the logger keeps on disk lies in it. step: steps done so far; what
-        was logged of later ones before the run was interrupted counts no more.
+        config: of the run. folder: the run's, in which the logger keeps its files. step: number of steps done. What was
+        logged of later steps, before the run was interrupted, is dropped.
 
         Raises ValueError if the log can't be opened.
         """
         ...
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Logs the values of a step by name; None is left out."""
+        """Logs the values of a step by name. None is left out."""
         ...
 
     def close(self) -> None:
-        """Writes what is still held back. Does nothing if the logger has not started."""
+        """Writes what is still buffered. Does nothing if the logger has not started."""
         ...
 
 
 class TensorBoardLogger:
-    """Event files in FOLDER/tensorboard: a scalar for each metric, the config as text."""
+    """Writes event files to FOLDER/tensorboard: each metric as a scalar, and the config as text."""
 
     def __init__(self) -> None:
         self._package = _import_package("torch.utils.tensorboard", "tensorboard")
@@ -62,10 +62,11 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of the project `zo_kernels` on Weights & Biases, named like the folder; its files are in FOLDER/wandb.
+    """Logs to Weights & Biases: a run of the project `zo_kernels` with the name of the folder.
 
-    wandb's environment variables hold: WANDB_MODE=offline sends nothing, WANDB_PROJECT is another project. The run's id
-    is kept in FOLDER/wandb/id, so that a resumed run goes on in the same place wherever the folder is by then.
+    wandb's environment variables apply: WANDB_MODE=offline sends nothing, and WANDB_PROJECT names another project. Its
+    files are in FOLDER/wandb. The run's id is in FOLDER/wandb/id, so that a resumed run continues the same log even if
+    its folder was moved.
     """
 
     def __init__(self) -> None:
@@ -73,10 +74,10 @@ class WandbLogger:
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], folder: Path, step: int = 0) -> None:
-        """As `Logger.start`. Steps that were already sent stay: wandb refuses earlier ones, and they repeat exactly."""
+        """As `Logger.start`. Later steps that were already sent stay: a resumed run repeats them exactly."""
         wandb = self._package
         try:
-            settings = wandb.Settings(silent=True, console="off")  # the trainer's own lines go to the terminal as ever
+            settings = wandb.Settings(silent=True, console="off")  # the terminal is the trainer's
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "zo_kernels"),
                 name=folder.resolve().name,
@@ -102,7 +103,7 @@ class WandbLogger:
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
-"""Every logger by its name on the command line."""
+"""Every logger by the name that `--log` takes."""
 
 
 def _import_package(module: str, name: str) -> Any:
@@ -113,7 +114,7 @@ def _import_package(module: str, name: str) -> Any:
 
 
 def _read_or_create_id(file: Path) -> str:
-    """The id in a file, which is made with a new one if there is none."""
+    """Returns the id in a file. If there is no such file, it is created with a new id."""
     if file.exists():
         return file.read_text(encoding="utf-8").strip()
     file.parent.mkdir(parents=True, exist_ok=True)

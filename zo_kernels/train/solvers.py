@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_for
-from ..estimators import ESTIMATORS, Estimate, Population
+from ..estimators import Estimate, Population
 from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
 from ..optim import ZeroOrder
-from ..optim.dense import DENSE_RULES
 from ..run.journal import Row
 from ..tasks import Batch
-from ..transforms import parse_transforms
 from .bptt import BPTT
 from .config import TrainConfig
 
@@ -78,12 +76,12 @@ class ZeroOrderSolver(Solver):
             model.named_parameters(),
             lr=config.lr,
             eps=config.eps,
-            estimator=ESTIMATORS[config.estimator](),
+            estimator=config.estimator,
             probes=config.probes,
             seed=config.seed,
             distribution=config.distribution,
-            transforms=[parse_transforms(config.transforms)] if config.transforms else [],
-            dense=None if config.dense is None else DENSE_RULES[config.dense](),
+            transforms=config.transforms,
+            dense=config.dense,
             max_cosine_distance=config.max_cosine_distance,
             weight_decay=config.weight_decay,
         )

@@ -1,4 +1,4 @@
-"""What a run says about itself before its first and after its last step."""
+"""What a run prints before its first step and after its last."""
 
 from __future__ import annotations
 
@@ -15,32 +15,40 @@ from .build import Run
 from .config import TrainConfig
 
 
-def print_header(console: Console, run: Run, backend: str, processes: int = 1) -> None:
-    """Says what is going to be trained, on what, and how."""
+def print_header(console: Console, run: Run, backend: str, processes: int = 1, device_reason: str = "") -> None:
+    """Prints what is going to be trained, on what, and how.
+
+    device_reason: why the device was chosen, if it was not asked for.
+    """
     config, task = run.config, run.task
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     references = ", ".join(f"{name} {loss:.3f}" for name, loss in task.reference_losses.items())
-    heads = "1 head" if config.num_heads == 1 else f"{config.num_heads} heads"
-    num_threads = torch.get_num_threads()
-    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
-    where = (
-        f"{config.device} ({threads})"
-        if processes == 1
-        else f"{processes} processes of {config.device} ({threads} each)"
-    )
-    lr = f"lr {config.lr:g} falling to {config.lr * config.lr_decay:g}"
+    threads = _count(torch.get_num_threads(), "thread")
+    if processes > 1:
+        where, threads = f"{processes} processes of {run.device.type}", f"{threads} each"
+    else:
+        where = run.device.type
+    details = f"{threads}; {device_reason}" if device_reason else threads
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
-        f"hidden size {config.hidden_size}, {heads}",
-        f"step    {_step(config)} on a batch of {config.batch_size}, {lr}",
-        f"run     {config.steps} steps, seed {config.seed}, on {where}, backend {backend}",
+        f"hidden size {config.hidden_size}, {_count(config.num_heads, 'head')}",
+        f"step    {_step(config)} on a batch of {config.batch_size}, {_learning_rate(config)}",
+        f"run     {_count(config.steps, 'step')}, seed {config.seed}, on {where} ({details}), backend {backend}",
     ):
         console.print(line)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _learning_rate(config: TrainConfig) -> str:
+    return f"lr {config.lr:g}" + (f" falling to {config.lr * config.lr_decay:g}" if config.lr_decay < 1 else "")
+
+
 def title(config: TrainConfig, model: LanguageModel) -> str:
-    """Of the picture of a run."""
+    """Returns the title of a run's picture."""
     estimator = "CD-RGE" if config.estimator == "cd" else config.estimator
     how = f"BPTT with {config.optimizer}" if config.solver == "bptt" else f"{estimator} with {config.probes} probes"
     return f"{config.task}: {type(model).__name__}, hidden size {config.hidden_size}, {how}"
@@ -58,12 +66,12 @@ def _step(config: TrainConfig) -> str:
 
 
 def print_summary(console: Console, run: Run, metrics: Sequence[Metrics]) -> None:
-    """Prints losses and accuracies at the start and at the end, the time, and the probes left out."""
+    """Prints the first and last losses and accuracies, the time, and the number of probes left out."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("", "first loss", "last loss", "first accuracy", "last accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
     names = dict.fromkeys(key[: -len("_loss")] for line in metrics for key in line if key.endswith("_loss"))
-    for name in sorted(names, key=lambda name: name != "train"):  # training first, the others as they came
+    for name in sorted(names, key=lambda name: name != "train"):  # training first
         losses, accuracies = _values(metrics, f"{name}_loss"), _values(metrics, f"{name}_accuracy")
         table.add_row(name, *_ends(losses, "{:.3f}"), *_ends(accuracies, "{:.1%}"))
     console.print()
@@ -89,6 +97,6 @@ def _values(metrics: Sequence[Metrics], name: str) -> list[float]:
 
 
 def _ends(values: Sequence[float], form: str) -> tuple[str, str]:
-    """The first and the last value; what was measured once was measured last."""
+    """Formats the first and the last value. A single value is the last one."""
     first, last = values[:1] if len(values) > 1 else [], values[-1:]
     return "".join(map(form.format, first)), "".join(map(form.format, last))

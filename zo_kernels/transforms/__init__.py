@@ -1,6 +1,6 @@
-"""Transforms of a seed-space gradient: from the estimator's table to the one the optimizer applies.
+"""Transforms rewrite a seed-space gradient: they take the estimator's table and give the one the optimizer applies.
 
-transform = chain(clip_norm(1.0), momentum(0.9, window=8))
+transform = chain(clip_norm(1.0), momentum(0.9, window=8))  # or get_transform("clip-norm:1,momentum:0.9:8")
 state = transform.init()
 gradient, state = transform.update(gradient, state, Context(step=0, lr=2**-6, numel=d))
 """
@@ -8,7 +8,7 @@ gradient, state = transform.update(gradient, state, Context(step=0, lr=2**-6, nu
 from .agreement import agree
 from .base import Context, State, Transform, chain
 from .momentum import momentum
-from .registry import TRANSFORMS, parse_transforms
+from .registry import TRANSFORMS, get_transform, parse_transforms
 from .scaling import clip_coeffs, clip_norm, scale, scale_by_lr
 from .shaping import centred_rank, sign, z_score
 
@@ -22,6 +22,7 @@ __all__ = [
     "chain",
     "clip_coeffs",
     "clip_norm",
+    "get_transform",
     "momentum",
     "parse_transforms",
     "scale",

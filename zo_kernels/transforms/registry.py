@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .base import Transform, chain
@@ -12,7 +12,7 @@ from .shaping import centred_rank, sign, z_score
 
 
 class Kind(NamedTuple):
-    """How a transform is built: its function, and its arguments in order with their types."""
+    """The function that builds a transform, and the names and types of its arguments in order."""
 
     build: Callable[..., Transform]
     arguments: dict[str, Callable[[str], float]]
@@ -31,25 +31,58 @@ TRANSFORMS: dict[str, Kind] = {
 """Every transform by the name that `--transforms` takes."""
 
 
-def parse_transforms(text: str) -> Transform:
-    """The chain of a text such as "clip-norm:1,z-score,momentum:0.9:8"; the empty text is the chain of none.
+def get_transform(transforms: str | Transform | Iterable[str | Transform]) -> Transform:
+    """Chains what is given: a transform, a text as `parse_transforms` takes it, or a list of either.
 
-    Raises ValueError for an unknown name and for arguments that the transform does not take.
+    One that is not in a list is treated as a list of one, so that the names in the chain's state are the same.
+
+    Raises ValueError for a text that `parse_transforms` refuses, and TypeError for anything else.
+    """
+    if isinstance(transforms, (str, Transform)):  # a Transform is a tuple, but not a list of transforms
+        return chain(_get_one(transforms))
+    if not isinstance(transforms, Iterable):
+        raise _wrong_type(transforms)
+    return chain(*map(_get_one, transforms))
+
+
+def parse_transforms(text: str) -> Transform:
+    """Chains the transforms of a text such as "clip-norm:1,z-score,momentum:0.9:8". The empty text has none.
+
+    Raises ValueError for an unknown name, and for arguments that do not fit the transform.
     """
     return chain(*(_parse(item.strip()) for item in text.split(","))) if text.strip() else chain()
+
+
+def _get_one(transform: str | Transform) -> Transform:
+    if isinstance(transform, Transform):
+        return transform
+    if isinstance(transform, str):
+        return parse_transforms(transform)
+    raise _wrong_type(transform)
+
+
+def _wrong_type(given: object) -> TypeError:
+    if callable(given):  # most often clip_norm instead of clip_norm(1.0)
+        name = getattr(given, "__name__", repr(given))
+        return TypeError(f"{name} is not a transform: call the function that builds one, as in clip_norm(1.0)")
+    return TypeError(f"transforms must be a Transform, a text or a list of these, not {given!r}: known are {_known()}")
 
 
 def _parse(item: str) -> Transform:
     name, *values = item.split(":")
     kind = TRANSFORMS.get(name)
     if kind is None:
-        raise ValueError(f"unknown transform {name!r}: choose from {', '.join(_usage(each) for each in TRANSFORMS)}")
+        raise ValueError(f"unknown transform {name!r}: choose from {_known()}")
     try:
         arguments = [convert(value) for convert, value in zip(kind.arguments.values(), values, strict=True)]
     except ValueError:
-        raise ValueError(f"{item!r} does not fit {_usage(name)}: give numbers for what follows the name") from None
+        raise ValueError(f"{item!r} does not fit {_usage(name)}: give a number for each argument") from None
     return kind.build(*arguments)
 
 
 def _usage(name: str) -> str:
     return ":".join([name, *(argument.upper() for argument in TRANSFORMS[name].arguments)])
+
+
+def _known() -> str:
+    return ", ".join(map(_usage, TRANSFORMS))

@@ -1,0 +1,180 @@
+"""Runs a config: what the command line and `zo_kernels.train.run` share."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from ..distributed.process_group import is_launched, process_group
+from ..errors import CheckpointError, UsageError
+from ..interrupts import InterruptGate
+from ..models import LanguageModel
+from ..plot.losses import plot_losses
+from ..run.folder import RunFolder, metrics_from_journal, write_text
+from .begin import Beginning, begin, resume_existing
+from .build import compute_with
+from .check import check
+from .config import TrainConfig
+from .device import choose_device
+from .find_lr import SearchResult, find_lr
+from .loggers import LOGGERS, Logger
+from .loop import Outcome, train
+from .ranks import Ranks
+from .record import FolderRecord, Record
+from .reporter import Reporter
+from .summary import print_header, print_summary, title
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainResult:
+    """What `run` returns.
+
+    config: config of the run, with the device and the learning rate that were chosen.
+    folder: folder with its files.
+    model: the model, with its parameters after the last whole step.
+    metrics: the lines of metrics.jsonl. Under torchrun, only rank 0 has them.
+    interrupted: whether Ctrl-C or a signal ended the run early.
+    failure: why the run ended early, if it could not go on; for example, because its loss diverged.
+
+    However a run ends, its files are complete and it can be resumed.
+    """
+
+    config: TrainConfig
+    folder: Path
+    model: LanguageModel
+    metrics: list[dict[str, float | None]]
+    interrupted: bool = False
+    failure: str | None = None
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last value of each loss and accuracy, by its name in the metrics, such as "validation_loss"."""
+        return {
+            name: value
+            for line in self.metrics
+            for name, value in line.items()
+            if value is not None and name.endswith(("_loss", "_accuracy"))
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainResult(folder={self.folder!r}, final={self.final}, interrupted={self.interrupted}, "
+            f"failure={self.failure!r})"
+        )
+
+
+def run(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
+    """Trains as `python -m zo_kernels.train` does, and returns the trained model with its metrics.
+
+        config = zo_kernels.train.default_config("copy", steps=200, out="runs/copy")
+        result = zo_kernels.train.run(config)
+
+    Prints what the command line prints: a header, the progress, a summary. quiet: prints nothing.
+
+    Ctrl-C stops the run after restoring the parameters: the files are written and the result says `interrupted`. Before
+    there is a run, it raises KeyboardInterrupt. SIGTERM ends the run in the same way, and then takes its usual effect.
+
+    Raises UsageError for a config that can't be run, JournalError or CheckpointError if a run to be resumed or forked
+    is damaged, and ReplicaError or ProcessGroupError under torchrun if another process is lost.
+    """
+    check(config)
+    gate = InterruptGate()
+    try:
+        with gate:
+            return run_checked(config, gate, quiet=quiet)
+    finally:
+        if gate.requested == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False) -> TrainResult:
+    """Runs a config that `check` has passed. The caller has entered the gate, which keeps the signal that came."""
+    device, reason = choose_device(config)
+    config = replace(config, device=device)  # so that the run is resumed on the same one
+    with ExitStack() as stack:
+        if is_launched() and not (dist.is_available() and dist.is_initialized()):
+            with gate.open():
+                stack.enter_context(process_group(device, config.timeout))
+        ranks = Ranks(config)
+        backend = stack.enter_context(compute_with(config))
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=quiet or ranks.rank != 0)
+        if ranks.is_launched:
+            config = ranks.broadcast(lambda: resume_existing(config))
+        loggers = _create_loggers(config) if ranks.rank == 0 else []
+        found = None
+        if config.lr_search:
+            lr, found = find_lr(config, gate, ranks, console)
+            config = replace(config, lr=lr, lr_search=False)
+        beginning = begin(config, gate, ranks, lambda warning: console.print(f"warning: {warning}", style="yellow"))
+        if beginning.folder is None:
+            outcome = train(beginning, Record(), gate, ranks)
+            folder = config.resume or config.out
+            assert folder is not None  # `resume_existing` saw to it
+            return TrainResult(
+                beginning.run.config, folder, beginning.run.model, [], outcome.interrupted, outcome.failure
+            )
+        with beginning.folder as opened:
+            for logger in loggers:
+                stack.callback(logger.close)
+                _start(logger, config, opened, beginning.step)
+            if found is not None:
+                _write_search(opened, found)
+            print_header(console, beginning.run, backend, ranks.count, reason)
+            return _train_in(opened, beginning, console, loggers, gate, ranks)
+
+
+def _train_in(
+    folder: RunFolder,
+    beginning: Beginning,
+    console: Console,
+    loggers: Sequence[Logger],
+    gate: InterruptGate,
+    ranks: Ranks,
+) -> TrainResult:
+    """The part of rank 0, which has the folder."""
+    run, start = beginning.run, beginning.step
+    config = run.config
+    if start:
+        console.print(f"resumed after step {start} of {config.steps}")
+    probes = config.probes if config.solver == "zo" else 0
+    with Reporter(console, config.steps, start=start, probes=probes) as reporter:
+        outcome = train(beginning, FolderRecord(run, folder, reporter, loggers), gate, ranks)
+    metrics = list(metrics_from_journal(folder.journal, run.solver.forwards))
+    picture = title(config, run.model)
+    try:
+        folder.finish(
+            run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
+        )
+    except CheckpointError as error:
+        outcome = Outcome(failure=outcome.failure or str(error))
+    print_summary(console, run, metrics)
+    console.print(f"files in {folder.path}")
+    lines = [{k: v if v is not None and math.isfinite(v) else None for k, v in line.items()} for line in metrics]
+    return TrainResult(config, folder.path, run.model, lines, outcome.interrupted, outcome.failure)
+
+
+def _create_loggers(config: TrainConfig) -> list[Logger]:
+    try:
+        return [LOGGERS[name]() for name in config.log]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _start(logger: Logger, config: TrainConfig, folder: RunFolder, step: int) -> None:
+    try:
+        logger.start(asdict(config), folder.path, step)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _write_search(folder: RunFolder, found: SearchResult) -> None:
+    write_text(folder.path / "lr_search.json", json.dumps(found.tried) + "\n")

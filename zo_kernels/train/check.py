@@ -1,0 +1,123 @@
+"""Which configs are refused before a run begins."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, get_args, get_origin
+
+from ..command_line import flag
+from ..distributed.replicas import SPLITS
+from ..errors import UsageError
+from ..estimators import ESTIMATORS
+from ..models import MODEL_NAMES
+from ..optim.dense import DENSE_RULES
+from ..tasks import TASKS
+from .bptt import OPTIMIZERS
+from .config import FIELD_TYPES, FREE_ON_RESUME, TASK_OPTIONS, TrainConfig, read_config
+from .loggers import LOGGERS
+from .options import DEVICES, SOLVERS
+
+_CHOICES: dict[str, Iterable[str]] = {
+    "task": TASKS,
+    "model": MODEL_NAMES,
+    "solver": SOLVERS,
+    "estimator": ESTIMATORS,
+    "optimizer": OPTIMIZERS,
+    "dense": DENSE_RULES,
+    "log": LOGGERS,
+    "device": DEVICES,
+    "split": SPLITS,
+}
+_POSITIVE = (
+    *("steps", "validate_every", "threads", "micro_batch_size"),
+    *("checkpoint_every", "keep_checkpoints", "check_every"),
+)
+_ZO_ONLY = ("estimator", "distribution", "transforms", "dense")
+_BPTT_ONLY = ("optimizer", "checkpoint_length")
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses what the constructors of the task, the model and the optimizer do not check themselves.
+
+    Raises UsageError for a value of another type, of an unknown name or out of range; for an option that the task or
+    the solver needs, or does not have; and for options that exclude each other.
+    """
+    for name, kind in FIELD_TYPES.items():
+        _check_type(name, getattr(config, name), kind)
+    for name, known in _CHOICES.items():
+        _check_choice(name, getattr(config, name), tuple(known))
+    if config.resume is not None:
+        _check_resumed(config, read_config(config.resume))
+    _check_task(config)
+    _check_ranges(config)
+    _check_solver(config)
+    if config.split != "probes" and config.micro_batch_size is None:
+        raise UsageError(f"--split {config.split} splits the micro-batches: give --micro-batch-size too")
+    if config.fork_step is not None and config.fork is None:
+        raise UsageError("--fork-step needs --fork, the run that the step belongs to")
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    kinds = tuple(each for each in get_args(kind) if get_origin(kind) is not tuple) or (get_origin(kind) or kind,)
+    if float in kinds:
+        kinds = (*kinds, int)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
+        hint = " (a run is stored as text: give a name)" if str in kinds else ""
+        raise UsageError(f"{name} must be of type {wanted}, not {value!r}{hint}")
+
+
+def _check_choice(name: str, value: str | tuple[str, ...] | None, known: tuple[str, ...]) -> None:
+    for each in value if isinstance(value, tuple) else (value,):
+        if each is not None and each not in known:
+            raise UsageError(f"unknown {name} {each!r}: choose one of {', '.join(known)}")
+
+
+def _check_task(config: TrainConfig) -> None:
+    known = inspect.signature(TASKS[config.task]).parameters
+    for name in TASK_OPTIONS:
+        if name in known and known[name].default is not None and getattr(config, name) is None:
+            raise UsageError(f"the task {config.task} needs {flag(name)}")
+        if name not in known and getattr(config, name) is not None:
+            raise UsageError(f"{flag(name)} does not apply to the task {config.task}")
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{flag(name)} must be at least 1, not {value}")
+    if not (math.isfinite(config.timeout) and config.timeout > 0):
+        raise UsageError(f"--timeout must be positive and finite, not {config.timeout}")
+    if config.precision == "bfloat16" and math.frexp(config.eps)[0] != 0.5:
+        raise UsageError(
+            f"--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not {config.eps}"
+        )
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise UsageError(f"--lr must be positive and finite, or search, not {config.lr}")
+    if not 0 < config.lr_decay <= 1:
+        raise UsageError(f"--lr-decay must be above 0 and at most 1, not {config.lr_decay}")
+    if not 0 <= config.seed < 2**64:
+        raise UsageError(f"--seed must be in [0, 2^64), not {config.seed}")
+
+
+def _check_solver(config: TrainConfig) -> None:
+    others = _BPTT_ONLY if config.solver == "zo" else _ZO_ONLY
+    for field in fields(TrainConfig):
+        if field.name in others and getattr(config, field.name) != field.default:
+            raise UsageError(f"{flag(field.name)} does not apply to --solver {config.solver}")
+    if config.max_cosine_distance is not None and config.micro_batch_size is None:
+        raise UsageError("--max-cosine-distance compares micro-batches: give --micro-batch-size too")
+
+
+def _check_resumed(config: TrainConfig, stored: TrainConfig) -> None:
+    for field in fields(TrainConfig):
+        value = getattr(stored, field.name)
+        if field.name not in FREE_ON_RESUME and getattr(config, field.name) != value:
+            raise UsageError(
+                f"{flag(field.name)} is {value} in {config.resume}, and a resumed run keeps it: leave it out, or start "
+                f"a new run from that one with --fork {config.resume}"
+            )

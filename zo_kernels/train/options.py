@@ -1,0 +1,194 @@
+"""The flags of `python -m zo_kernels.train`, grouped by subject as --help shows them. `TrainConfig` has all of them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..backends.base import PRECISIONS
+from ..command_line import choice, option
+from ..distributed.replicas import SPLITS
+from ..estimators import ESTIMATORS
+from ..models import MODEL_NAMES
+from ..models.presets import PRESETS
+from ..optim.dense import DENSE_RULES
+from ..tasks import TASKS
+from .bptt import OPTIMIZERS
+from .loggers import LOGGERS
+
+SOLVERS = ("zo", "bptt")
+"""Zero-order training from forward passes alone, and back-propagation through time."""
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _task_option(field: str, metavar: str = "INT", unset: str = "") -> Any:
+    """Annotates a field that only some tasks have. --help names these tasks, and the default of the task it is about.
+
+    unset: what to say instead of a default where the task's is None.
+    """
+
+    def hint(default: str) -> str:
+        tasks = [task for task in TASKS if field in inspect.signature(TASKS[task]).parameters]
+        if len(tasks) > len(TASKS) // 2:
+            which = f"not for {', '.join(task for task in TASKS if task not in tasks)}"
+        else:
+            which = f"{', '.join(tasks)} only"
+        value = unset if default == "None" else f"default: {default}"
+        return f"({which}; {value})" if value else f"({which})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How long a run is, and where it is computed."""
+
+    steps: int
+    """Number of updates of the parameters."""
+    batch_size: int
+    """Sequences in a batch. All forward passes of a step see the same batch."""
+    micro_batch_size: Annotated[int | None, option("INT", "default: the whole batch")] = None
+    """Sequences evaluated at a time, if a batch does not fit into memory. The loss is that of the whole batch."""
+    seed: int = 0
+    """Seed of the initial parameters, the batches and the probes. The same seed gives the same run."""
+    validate_every: int = 50
+    """Steps between validations."""
+    stop_on_divergence: bool = True
+    """Stop the run when its loss has risen far above its best and stays there."""
+    device: Annotated[str, choice(DEVICES)] = "auto"
+    """Device of the model. auto is cuda if there is a GPU that torch and zo_kernels can use, else cpu."""
+    threads: Annotated[int | None, option("INT", "default: one per core")] = None
+    """CPU threads. Their number does not change the results of --solver zo."""
+    precision: Annotated[str, choice(PRECISIONS)] = "float32"
+    """Precision of the products in forward passes. bfloat16 is faster where the processor has it and needs eps 2^-k."""
+    backend: Annotated[str, option("NAME")] = "auto"
+    """Implementation of the kernels. auto takes the fastest that works; python -m zo_kernels lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What to learn. Most of these options apply to some tasks only."""
+
+    task: Annotated[str, choice(TASKS)]
+    """A rule for random letters or digits, one batch to memorise (overfit), or a text (text, ptb, owt)."""
+    data: Annotated[Path | None, _task_option("data", "PATH", unset="required")] = None
+    """A text file (text), the folder of ptb.train.txt and the like (ptb), or a file to keep the tokens in (owt)."""
+    dataset: Annotated[str | None, _task_option("dataset", "NAME")] = None
+    """Hugging Face dataset with a text column: a name on the Hub, or a folder."""
+    tokenizer: Annotated[str | None, _task_option("tokenizer", "NAME")] = None
+    """Hugging Face tokenizer: a name on the Hub, or a folder."""
+    max_tokens: Annotated[int | None, _task_option("max_tokens")] = None
+    """Maximum number of tokens to take from the dataset."""
+    context_length: Annotated[int | None, _task_option("context_length")] = None
+    """Tokens in a training sequence. Tokens are characters, except for owt."""
+    max_length: Annotated[int | None, _task_option("max_length")] = None
+    """Maximum number of letters, or of digits of a number, in training."""
+    longer_length: Annotated[int | None, _task_option("longer_length", unset="default: twice --max-length")] = None
+    """Maximum number of letters in the second validation set, whose examples are all longer than --max-length."""
+    alphabet_size: Annotated[int | None, _task_option("alphabet_size")] = None
+    """Number of different letters or digits."""
+    max_repeats: Annotated[int | None, _task_option("max_repeats")] = None
+    """Maximum number of times that the letters are repeated."""
+    curriculum: Annotated[int | None, _task_option("curriculum")] = None
+    """Steps over which the length, or the scored part of the context, grows from 1 to its maximum; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model and its sizes."""
+
+    model: Annotated[str, choice(MODEL_NAMES)] = "lstm"
+    """Architecture."""
+    preset: Annotated[str | None, option("NAME", f"optional; one of {', '.join(PRESETS)}")] = None
+    """Take all sizes from a model of the paper, and a learning rate that suits them."""
+    embed_dim: int
+    """Size of the token embedding."""
+    hidden_size: int
+    """Size of the hidden state, all heads together. For a DNC, that of its controller."""
+    num_heads: int = 1
+    """Heads, or blocks of the block-diagonal recurrence; they must divide --hidden-size. For a DNC, its read heads."""
+    memory_slots: Annotated[int | None, option("INT", "DNCs only")] = None
+    """Rows of the memory."""
+    memory_width: Annotated[int | None, option("INT", "DNCs only")] = None
+    """Columns of the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """How an estimated gradient becomes an update."""
+
+    solver: Annotated[str, choice(SOLVERS)] = "zo"
+    """zo: zero-order, from forward passes alone. bptt: back-propagation through time, as a baseline."""
+    lr: Annotated[float, option("FLOAT|search")]
+    """Learning rate of the first step. search tries several in short trial runs and takes half of the best."""
+    lr_search: Annotated[bool, tyro.conf.Suppress] = False
+    """Search around lr before the run begins, as --lr search does."""
+    lr_decay: float = 0.05
+    """Factor by which the learning rate falls, linearly, until the end of the run; 1 keeps it constant."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay: each step also shrinks the parameters by this times the learning rate."""
+    transforms: Annotated[str, option("LIST", "default: none")] = ""
+    """Transforms of the gradient estimate, such as clip-norm:1,momentum:0.9:8. docs/training.md lists them."""
+    dense: Annotated[str | None, choice(DENSE_RULES, "default: none")] = None
+    """Update rule that keeps a state as large as the parameters."""
+    max_cosine_distance: Annotated[float | None, option("FLOAT", "default: no filter")] = None
+    """Gradient Agreement Filtering: drop micro-batches whose gradient is at a larger cosine distance from the rest."""
+    optimizer: Annotated[str, choice(OPTIMIZERS)] = "adamw"
+    """Optimizer of the back-propagation baseline (--solver bptt only)."""
+    checkpoint_length: Annotated[int | None, option("INT", "default: no gradient checkpointing")] = None
+    """Gradient checkpointing: number of tokens whose activations are in memory at a time (--solver bptt only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """How the gradient is estimated (--solver zo only)."""
+
+    probes: int = 96
+    """Random directions per step. Central differences take two forward passes for each."""
+    eps: float
+    """Step size of the finite differences: how far a probe moves the parameters to either side."""
+    estimator: Annotated[str, choice(ESTIMATORS)] = "cd"
+    """Central (cd), forward (fd) or antithetic differences, or central ones divided by the curvature (spsa)."""
+    distribution: Annotated[str, option("NAME")] = "rademacher"
+    """Distribution of the probes: rademacher, normal, uniform, or sparse-K (one element in K = 2, 4, 8, ... moves)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Where a run is written, and which run it continues."""
+
+    out: Annotated[Path | None, option("FOLDER", "default: runs/TASK-DATE-TIME")] = None
+    """New or empty folder for the files of the run."""
+    resume: Annotated[Path | None, option("RUN", "optional")] = None
+    """Folder of a run to continue, as if it had never stopped. It keeps its flags."""
+    fork: Annotated[Path | None, option("RUN", "optional")] = None
+    """Folder of a run to start a new one from. Its flags are the new one's defaults."""
+    fork_step: Annotated[int | None, option("INT", "default: the last step")] = None
+    """Step of the --fork run to start from."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Number of the newest checkpoints to keep. The first one is always kept."""
+    log: Annotated[tuple[str, ...], choice(LOGGERS, "optional, one or more")] = ()
+    """Also log to TensorBoard files in the run's folder, or to Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """How the processes of torchrun share the work."""
+
+    split: Annotated[str, choice(SPLITS)] = "probes"
+    """What is split among the processes: the probes, the micro-batches of --micro-batch-size, or both."""
+    balance: bool = False
+    """Give faster processes a larger share. The results do not change."""
+    check_every: int = 100
+    """Steps between checks that all processes hold the same parameters."""
+    repair: bool = False
+    """If a process holds other parameters, rebuild them from the journal and continue instead of failing."""
+    timeout: float = 30.0
+    """Seconds to wait for another process, in addition to ten times the longest step, before giving up."""
