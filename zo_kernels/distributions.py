@@ -65,7 +65,14 @@ def parse(name: str) -> tuple[Stream, int]:
 
 def check_distribution(name: str) -> None:
     """Raises ValueError unless `name` is a distribution of probes."""
-    parse(name)
+    parse(name if isinstance(name, str) else repr(name))
+
+
+def sparse(k: int) -> str:
+    """The name of the sparse distribution that keeps one element in k. Raises ValueError as `check_distribution`."""
+    name = f"sparse-{k}"
+    check_distribution(name)
+    return name
 
 
 def variance(name: str) -> float:

@@ -52,7 +52,8 @@ class Row(NamedTuple):
 
     def digest(self, previous: bytes) -> bytes:
         """Of this row and all before it."""
-        numbers = struct.pack("<qddQdd", self.step, self.lr, self.eps, self.seed, self.loss, self.seconds)
+        lr, eps, loss, seconds = (x + 0.0 for x in (self.lr, self.eps, self.loss, self.seconds))  # SQLite has no -0.0
+        numbers = struct.pack("<qddQdd", self.step, lr, eps, self.seed, loss, seconds)
         return hashlib.blake2b(previous + numbers + _as_bytes(self.coeffs), digest_size=_DIGEST_BYTES).digest()
 
 
