@@ -156,9 +156,7 @@ def test_weights(change: dict[str, object], message: str) -> None:
 def test_the_registered_ops_take_six_weights() -> None:
     tensors, states = list(weights_of().tensors[:5]), list(states_of())
     with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
-        torch.ops.zo_kernels.recurrent_nats(
-            tensors, "lstm", [0] * 6, TOKENS, TARGETS, SEEDS, 0.1, states, "float32"
-        )
+        torch.ops.zo_kernels.recurrent_nats(tensors, "lstm", [0] * 6, TOKENS, TARGETS, SEEDS, 0.1, states, "float32")
     with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
         torch.ops.zo_kernels.recurrent_logits(tensors, "lstm", TOKENS, [state[0, 0] for state in states])
 
