@@ -5,14 +5,16 @@ The kernels themselves are tested in tests/csrc/test_cuda.cpp.
 
 import ctypes
 
+import numpy as np
 import pytest
 import torch
 
 import zo_kernels as zo
-from tests.cases import FEW_CASES, SEEDS, assert_same_bits, make_values
+from tests.cases import DISTRIBUTIONS, FEW_CASES, SEEDS, assert_same_bits, make_values
 from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
 from zo_kernels import _C
 from zo_kernels.backends import BACKENDS, cpu, cuda
+from zo_kernels.backends.base import Update
 from zo_kernels.backends.recurrent import population_kernel
 
 CALLS = {
@@ -120,6 +122,24 @@ def test_hands_over_what_the_kernels_need(case, kernels):
     assert set(kernels.queues) == {(1, 77)}
     assert len(kernels.queues) == len(expected)
     assert_same_bits(x, before)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_other_distributions_are_the_references(name, distribution, kernels):
+    """No kernel is launched: neither backend has one for them."""
+    x, seeds, update = make_values(300, torch.bfloat16), np.array([3, -4]), Update(0.5, 7, 0.9, 2.0**-10)
+    coeffs = np.array([0.5, -0.25]) if distribution in ("normal", "uniform") else np.array([3, -5], np.int32)
+    results = []
+    for backend in (BACKENDS[name], BACKENDS["reference"]):
+        made, moved, summed = torch.empty_like(x), torch.empty_like(x, dtype=torch.float64), x.clone()
+        backend.probe(made, -7, 128, distribution)
+        backend.apply_probe(x, moved, 0.3, -7, 128, distribution)
+        backend.accumulate_probes(summed, coeffs, 2, seeds, 128, update, distribution)
+        results.append((made, moved, summed))
+    for actual, expected in zip(*results, strict=True):
+        assert_same_bits(actual, expected)
+    assert not kernels.queues
 
 
 class TestPopulationKernel:

@@ -1,6 +1,7 @@
 """torch.compile(fullgraph=True): results equal eager ones, and new seeds do not mean new graphs."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,15 +12,22 @@ from tests.cases import assert_same_bits, make_values
 
 SEEDS = (3, -4, 5, 2**62, -(2**63), 2**63 - 1, 0)
 
-FUNCTIONS = {
-    "probe": lambda x, a, s, j: zo.ops.probe(x.numel(), s, offset=j, dtype=x.dtype) * 2,
-    "apply_probe_": lambda x, a, s, j: zo.ops.apply_probe_(x, a, s, offset=j),
-    "apply_probe": lambda x, a, s, j: zo.ops.apply_probe(x, a, s, offset=j) + 1,
-    "apply_probe(dtype=)": lambda x, a, s, j: zo.ops.apply_probe(x, a, s, offset=j, dtype=torch.float16),
-    "apply_probe(out=)": lambda x, a, s, j: zo.ops.apply_probe(x * 2, a, s, offset=j, out=x),
-    "swap_probe_": lambda x, a, s, j: zo.ops.swap_probe_(x, a, s, -a, 17, offset=j),
-    "accumulate_probes_": lambda x, a, s, j: zo.ops.accumulate_probes_(x, [a, 0.5], [s, 17], offset=j),
+DRAWN = {
+    "probe": lambda x, a, s, j, d: zo.ops.probe(x.numel(), s, offset=j, dtype=x.dtype, distribution=d) * 2,
+    "apply_probe_": lambda x, a, s, j, d: zo.ops.apply_probe_(x, a, s, offset=j, distribution=d),
+    "apply_probe": lambda x, a, s, j, d: zo.ops.apply_probe(x, a, s, offset=j, distribution=d) + 1,
+    "apply_probe(dtype=)": lambda x, a, s, j, d: zo.ops.apply_probe(
+        x, a, s, offset=j, dtype=torch.float16, distribution=d
+    ),
+    "apply_probe(out=)": lambda x, a, s, j, d: zo.ops.apply_probe(x * 2, a, s, offset=j, out=x, distribution=d),
+    "accumulate_probes_": lambda x, a, s, j, d: zo.ops.accumulate_probes_(
+        x, [a, 0.5], [s, 17], offset=j, undo_alpha=a, undo_seed=s, distribution=d
+    ),
 }
+FUNCTIONS = {"swap_probe_": lambda x, a, s, j: zo.ops.swap_probe_(x, a, s, -a, 17, offset=j)}
+for distribution in ("rademacher", "normal", "sparse-2"):
+    for name, op in DRAWN.items():
+        FUNCTIONS[name if distribution == "rademacher" else f"{name} {distribution}"] = partial(op, d=distribution)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,14 @@
 """Everything that is refused: the type of the error, one sentence that names what is wrong, and x as it was."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import zo_kernels as zo
-from tests.cases import DTYPES, bits
+from tests.cases import DISTRIBUTIONS, DTYPES, bits
 
 NAN, INF = float("nan"), float("inf")
 BLOCK = 128
@@ -26,8 +27,16 @@ OPS = {
         x, [0.5], [3], undo_alpha=alpha, undo_seed=seed, **at
     ),
 }
+# But for swap_probe_, the same of each distribution.
+OPS |= {
+    f"{name} {distribution}": partial(op, distribution=distribution)
+    for name, op in OPS.items()
+    if "swap" not in name
+    for distribution in DISTRIBUTIONS
+}
 
 each_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+each_distribution = pytest.mark.parametrize("distribution", ["rademacher", *DISTRIBUTIONS])
 each_backend = pytest.mark.parametrize("name", ["cpu", "reference"])
 
 
@@ -105,22 +114,25 @@ def test_alpha(op, name, dtype):
         op(x.clone(), alpha=torch.finfo(torch.float32).max)
 
 
-def test_names_the_scalar():
+@each_distribution
+def test_names_the_scalar(distribution):
     x = torch.ones(5)
     assert_refused(lambda: zo.ops.swap_probe_(x, 1.0, 3, NAN, 4), ValueError, "^next_alpha is not finite", x)
     assert_refused(lambda: zo.ops.swap_probe_(x, NAN, 3, 1.0, 4), ValueError, "^alpha is not finite", x)
     for option in ("decay", "undo_alpha"):
         for value in (NAN, INF):
-            call = lambda: zo.ops.accumulate_probes_(x, [1.0], [3], **{option: value})  # noqa: B023, E731
+            call = lambda: zo.ops.accumulate_probes_(x, [1.0], [3], distribution=distribution, **{option: value})  # noqa: B023, E731
             assert_refused(call, ValueError, f"^{option} is not finite: {value}$", x)
 
 
 @pytest.mark.parametrize("grid", [3.0, -1.0, -0.25, NAN, INF, 2.0**127, 2.0**-127, 5e-324, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_grid(grid, dtype):
+@each_distribution
+def test_grid(distribution, grid, dtype):
     x = torch.ones(5, dtype=dtype)
     expected = rf"^grid must be 0 or a power of two between 2\^-126 and 2\^126, not {re.escape(str(grid))}$"
-    assert_refused(lambda: zo.ops.accumulate_probes_(x, [1.0], [3], grid=grid), ValueError, expected, x)
+    call = lambda: zo.ops.accumulate_probes_(x, [1.0], [3], grid=grid, distribution=distribution)  # noqa: E731
+    assert_refused(call, ValueError, expected, x)
 
 
 def test_probe():
@@ -133,9 +145,11 @@ def test_probe():
     assert_refused(lambda: zo.ops.probe(128, 3, offset=2**63 - 128), ValueError, r"^offset \+ numel must stay below")
 
 
-def test_out():
+@each_distribution
+def test_out(distribution):
     x, short, column = torch.ones(6), torch.ones(5), torch.ones(6, 2)[:, 0]
-    probe = lambda out, **options: lambda: zo.ops.apply_probe(x, 1.0, 3, out=out, **options)  # noqa: E731
+    drawn = {"distribution": distribution}
+    probe = lambda out, **options: lambda: zo.ops.apply_probe(x, 1.0, 3, out=out, **drawn, **options)  # noqa: E731
     assert_refused(probe(short), ValueError, r"^out has shape \(5,\), but x has \(6,\)$", x, short)
     assert_refused(probe(x.view(2, 3)), ValueError, r"^out has shape \(2, 3\), but x has \(6,\)$", x)
     assert_refused(probe(column), ValueError, "^out must be contiguous", x, column)
@@ -145,27 +159,31 @@ def test_out():
         probe(torch.ones(6), dtype=torch.float16), TypeError, "^dtype is torch.float16, but out has torch.float32", x
     )
     out = torch.ones(6)
-    zo.ops.apply_probe(x, 1.0, 3, out=out, dtype=torch.float32)  # the same twice is fine
-    assert torch.equal(out, 1 + zo.ops.probe(6, 3))
+    zo.ops.apply_probe(x, 1.0, 3, out=out, dtype=torch.float32, **drawn)  # the same twice is fine
+    assert torch.equal(out, 1 + zo.ops.probe(6, 3, **drawn))
     leaf = torch.nn.Parameter(torch.ones(6))
     assert_refused(probe(leaf), RuntimeError, "out requires a gradient: use torch.no_grad", x)
 
 
-def test_out_overlaps_x():
+@each_distribution
+def test_out_overlaps_x(distribution):
     buffer = torch.ones(100)
     x = buffer[10:60]
     for start in (0, 9, 11, 50):
         out = buffer[start : start + 50]
         expected = "^out overlaps x in memory: pass x itself or separate memory$"
-        assert_refused(lambda: zo.ops.apply_probe(x, 1.0, 3, out=out), ValueError, expected, buffer)  # noqa: B023
+        call = lambda: zo.ops.apply_probe(x, 1.0, 3, out=out, distribution=distribution)  # noqa: B023, E731
+        assert_refused(call, ValueError, expected, buffer)
     for dtype in (torch.float16, torch.float64):  # the same address, but not the same elements
         out = buffer.view(dtype)[: 25 if dtype == torch.float64 else 50]
         x = buffer[: len(out)]
-        assert_refused(lambda: zo.ops.apply_probe(x, 1.0, 3, out=out), ValueError, "^out overlaps x", buffer)  # noqa: B023
+        call = lambda: zo.ops.apply_probe(x, 1.0, 3, out=out, distribution=distribution)  # noqa: B023, E731
+        assert_refused(call, ValueError, "^out overlaps x", buffer)
     halves = torch.ones(50, dtype=torch.float16)
-    assert_refused(
-        lambda: zo.ops.apply_probe(halves, 1.0, 3, out=halves.view(torch.bfloat16)), ValueError, "^out overlaps", halves
+    call = lambda: zo.ops.apply_probe(  # noqa: E731
+        halves, 1.0, 3, out=halves.view(torch.bfloat16), distribution=distribution
     )
+    assert_refused(call, ValueError, "^out overlaps", halves)
 
 
 @pytest.mark.parametrize(
@@ -182,15 +200,19 @@ def test_out_overlaps_x():
         ([INF], [1], ValueError, r"^coefficients must be finite, but coeffs\[0\] is inf$"),
         (torch.tensor([-INF]), torch.tensor([1]), ValueError, r"coeffs\[0\] is -inf$"),
         ([2.0**126] * 2, [1, 2], ValueError, "^coefficients are too large for float32"),
+        ([2.0**127], [1], ValueError, "^coefficients are too large for float32"),
+        ([1e308] * 2, [1, 2], ValueError, "^coefficients are too large for float32"),
         (["a"], [1], ValueError, "coeffs must be numbers"),
         (np.ones(2), np.ones(3, np.int64), ValueError, "same length, not 2 and 3$"),
     ],
 )
 @each_backend
-def test_rows(name, coeffs, seeds, error, message):
+@each_distribution
+def test_rows(distribution, name, coeffs, seeds, error, message):
     x = torch.ones(5)
     with zo.backend(name):
-        assert_refused(lambda: zo.ops.accumulate_probes_(x, coeffs, seeds), error, message, x)
+        call = lambda: zo.ops.accumulate_probes_(x, coeffs, seeds, distribution=distribution)  # noqa: E731
+        assert_refused(call, error, message, x)
 
 
 def test_registered_op_takes_float64_rows():

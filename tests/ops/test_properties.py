@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zo_kernels as zo
-from tests.cases import DTYPES, EDGE, LAST, assert_parity, assert_same_bits, engines, make_values
+from tests.cases import DISTRIBUTIONS, DTYPES, EDGE, LAST, assert_parity, assert_same_bits, engines, make_values
 
 fuzz = settings(deadline=None, max_examples=60)
+fuzz_distributions = settings(fuzz, max_examples=120)
 
 dtypes = st.sampled_from(DTYPES)
+distributions = st.just("rademacher") | st.sampled_from(DISTRIBUTIONS)
 seeds = st.integers(-(2**63), 2**64 - 1)
 sizes = st.one_of(st.integers(0, 300), st.integers(0, 5000), st.sampled_from([2048, 4096, 40000]))
 leads = st.integers(0, 9)
@@ -27,19 +29,24 @@ def columns(table):
     return [c for c, _ in table], [s for _, s in table]
 
 
-@fuzz
-@given(dtypes, sizes, seeds, offsets)
-def test_probe_parity(dtype, numel, seed, offset):
+@fuzz_distributions
+@given(distributions, dtypes, sizes, seeds, offsets)
+def test_probe_parity(distribution, dtype, numel, seed, offset):
+    options = {"offset": offset, "dtype": dtype, "distribution": distribution}
     with zo.backend("reference"):
-        expected = zo.ops.probe(numel, seed, offset=offset, dtype=dtype)
+        expected = zo.ops.probe(numel, seed, **options)
     for engine in engines(numel):
-        assert_same_bits(zo.ops.probe(numel, seed, offset=offset, dtype=dtype), expected, engine)
+        assert_same_bits(zo.ops.probe(numel, seed, **options), expected, engine)
 
 
-@fuzz
-@given(dtypes, sizes, leads, offsets, alphas, seeds)
-def test_apply_probe_parity(dtype, numel, lead, offset, alpha, seed):
-    assert_parity(lambda t: zo.ops.apply_probe_(t, alpha, seed, offset=offset), make_values(numel, dtype), lead)
+@fuzz_distributions
+@given(distributions, dtypes, sizes, leads, offsets, alphas, seeds)
+def test_apply_probe_parity(distribution, dtype, numel, lead, offset, alpha, seed):
+    assert_parity(
+        lambda t: zo.ops.apply_probe_(t, alpha, seed, offset=offset, distribution=distribution),
+        make_values(numel, dtype),
+        lead,
+    )
 
 
 @fuzz
@@ -52,34 +59,35 @@ def test_swap_probe_parity(dtype, numel, lead, offset, alpha, seed, next_alpha, 
     )
 
 
-@fuzz
-@given(dtypes, sizes, leads, offsets, rows, alphas, alphas, st.sampled_from([0.0, 2.0**-15, 1.0]), seeds)
-def test_accumulate_probes_parity(dtype, numel, lead, offset, table, decay, undo_alpha, grid, undo_seed):
+@fuzz_distributions
+@given(distributions, dtypes, sizes, leads, offsets, rows, alphas, alphas, st.sampled_from([0.0, 2.0**-15, 1.0]), seeds)
+def test_accumulate_probes_parity(distribution, dtype, numel, lead, offset, table, decay, undo_alpha, grid, undo_seed):
     coeffs, row_seeds = columns(table)
     options = {"decay": decay, "undo_alpha": undo_alpha, "undo_seed": undo_seed, "grid": grid}
     assert_parity(
-        lambda t: zo.ops.accumulate_probes_(t, coeffs, row_seeds, offset=offset, **options),
+        lambda t: zo.ops.accumulate_probes_(t, coeffs, row_seeds, offset=offset, distribution=distribution, **options),
         make_values(numel, dtype),
         lead,
     )
 
 
 @settings(deadline=None, max_examples=30)
-@given(dtypes, st.integers(0, 40), st.integers(0, 3000), offsets, alphas, seeds, rows)
-def test_an_op_on_a_slice_is_the_slice_of_the_op(dtype, skipped, numel, offset, alpha, seed, table):
+@given(distributions, dtypes, st.integers(0, 40), st.integers(0, 3000), offsets, alphas, seeds, rows)
+def test_an_op_on_a_slice_is_the_slice_of_the_op(distribution, dtype, skipped, numel, offset, alpha, seed, table):
     offset = min(offset, LAST - 2**20 - 127)
     start = 128 * skipped
     x = make_values(start + numel + 77, dtype)
     coeffs, row_seeds = columns(table)
     part = slice(start, start + numel)
     for op in (
-        lambda t, j: zo.ops.apply_probe_(t, alpha, seed, offset=j),
-        lambda t, j: zo.ops.apply_probe(t, alpha, seed, offset=j, dtype=torch.bfloat16),
-        lambda t, j: zo.ops.swap_probe_(t, alpha, seed, -alpha, seed ^ 1, offset=j),
-        lambda t, j: zo.ops.accumulate_probes_(t, coeffs, row_seeds, offset=j, decay=0.5, undo_alpha=alpha),
-        lambda t, j: zo.ops.probe(t.numel(), seed, offset=j, dtype=dtype),
+        lambda t, **at: zo.ops.apply_probe_(t, alpha, seed, **at),
+        lambda t, **at: zo.ops.apply_probe(t, alpha, seed, dtype=torch.bfloat16, **at),
+        lambda t, offset, distribution: zo.ops.swap_probe_(t, alpha, seed, -alpha, seed ^ 1, offset=offset),
+        lambda t, **at: zo.ops.accumulate_probes_(t, coeffs, row_seeds, decay=0.5, undo_alpha=alpha, **at),
+        lambda t, **at: zo.ops.probe(t.numel(), seed, dtype=dtype, **at),
     ):
-        assert_same_bits(op(x[part].clone(), offset + start), op(x.clone(), offset)[part])
+        whole = op(x.clone(), offset=offset, distribution=distribution)[part]
+        assert_same_bits(op(x[part].clone(), offset=offset + start, distribution=distribution), whole)
 
 
 @settings(deadline=None, max_examples=30)
@@ -160,6 +168,19 @@ def test_flushing_subnormals_changes_nothing(dtype, flush_denormal):
             flush_denormal(False)
             assert_same_bits(actual, wanted, engine)
             assert still_flushing, "the op changed the caller's mode"
+
+
+def test_flushing_subnormals_changes_no_sum_of_normals(flush_denormal):
+    x = torch.full((70001,), 1e-40)
+    rows = [1e-40, -3e-41], [1, 2]
+    with zo.backend("reference"):
+        expected = zo.ops.accumulate_probes_(x.clone(), *rows, distribution="normal")
+    assert int((expected.abs() < 1e-38).sum()) > 0
+    for engine in engines(x.numel()):
+        flush_denormal(True)
+        actual = zo.ops.accumulate_probes_(x.clone(), *rows, distribution="normal")
+        flush_denormal(False)
+        assert_same_bits(actual, expected, engine)
 
 
 def test_flushing_subnormals_keeps_a_subnormal_undo(flush_denormal):

@@ -1,37 +1,40 @@
 """The ops as torch sees them: schema, fake tensors, autograd's version counters, inference mode."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zo_kernels as zo
-from tests.cases import FEW_CASES, make_values
+from tests.cases import DISTRIBUTIONS, FEW_CASES, make_values
 from tests.recurrent import make_batch, make_model, make_seeds, make_states
 
 OPS = torch.ops.zo_kernels
 
 
-def arguments(case):
+def arguments(case, distribution="rademacher"):
     """Of each registered op: positional and keyword arguments."""
     x = make_values(case.numel, case.dtype).nan_to_num(0.5)  # opcheck takes a NaN for a difference
     out = torch.zeros(case.numel, dtype=torch.bfloat16)
     rows = torch.tensor([0.5, -0.25], dtype=torch.float64), torch.tensor([7, -1])
     at = {"offset": case.offset}
+    drawn = {"distribution": distribution, **at}
     model, (tokens, targets) = make_model("lstm", dtype=case.dtype), make_batch()
     weights = [parameter.detach() for parameter in model.parameters()]
     offsets = [case.offset, case.offset + 128, -1, *(case.offset + 1024 * k for k in range(1, 4))]
     population_states = list(make_states(model, 2, len(tokens)))
     states = [state[0, 0].clone() for state in population_states]
     return {
-        "probe": ((case.numel, 7), {"dtype": case.dtype, "device": torch.device("cpu"), **at}),
-        "apply_probe_": ((x, 0.5, 7), at),
-        "apply_probe": ((x, 0.5, -7), {"dtype": torch.float16, **at}),
-        "apply_probe_out": ((x, out, 0.5, 7), at),
+        "probe": ((case.numel, 7), {"dtype": case.dtype, "device": torch.device("cpu"), **drawn}),
+        "apply_probe_": ((x, 0.5, 7), drawn),
+        "apply_probe": ((x, 0.5, -7), {"dtype": torch.float16, **drawn}),
+        "apply_probe_out": ((x, out, 0.5, 7), drawn),
         "apply_probes": ((x, out.new_zeros(2, 2, case.numel), rows[0][:1], rows[1]), at),
         "swap_probe_": ((x, -0.5, 7, 0.5, -8), at),
         "accumulate_probes_": (
             (x, *rows),
-            {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **at},
+            {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **drawn},
         ),
         "recurrent_nats": (
             (weights, "lstm", offsets, tokens, targets, make_seeds(2), 0.25, population_states, "float32"),
@@ -41,11 +44,17 @@ def arguments(case):
     }
 
 
+WITH_DISTRIBUTION = ("probe", "apply_probe_", "apply_probe", "apply_probe_out", "accumulate_probes_")
+
+DRAWN = {
+    "apply_probe_": lambda x, **d: zo.ops.apply_probe_(x, 0.5, 3, **d),
+    "apply_probe(out=)": lambda x, **d: zo.ops.apply_probe(torch.zeros(x.shape), 0.5, 3, out=x, **d),
+    "accumulate_probes_": lambda x, **d: zo.ops.accumulate_probes_(x, [0.5], [3], undo_alpha=0.5, undo_seed=3, **d),
+}
 IN_PLACE = {
-    "apply_probe_": lambda x: zo.ops.apply_probe_(x, 0.5, 3),
-    "apply_probe(out=)": lambda x: zo.ops.apply_probe(torch.zeros(x.shape), 0.5, 3, out=x),
+    **DRAWN,
     "swap_probe_": lambda x: zo.ops.swap_probe_(x, 0.5, 3, 0.25, 4),
-    "accumulate_probes_": lambda x: zo.ops.accumulate_probes_(x, [0.5], [3]),
+    **{f"{name} normal": partial(op, distribution="normal") for name, op in DRAWN.items()},
 }
 
 each_in_place = pytest.mark.parametrize("op", IN_PLACE.values(), ids=IN_PLACE)
@@ -54,25 +63,33 @@ reads_x = {"apply_probe": lambda x: zo.ops.apply_probe(x, 0.5, 3), **IN_PLACE}
 
 def test_every_op_is_here():
     registered = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
-    # test_distributions_torch.py has those of the other distributions.
-    names = [name for namespace, name in registered if namespace == "zo_kernels" and "_from" not in name]
+    names = [name for namespace, name in registered if namespace == "zo_kernels"]
     assert sorted(names) == sorted(arguments(FEW_CASES[0]))
     assert sorted(zo.ops.__all__) == sorted(set(names) - {"apply_probe_out"})
+
+
+def test_which_ops_have_a_distribution():
+    """The others are for Rademacher probes."""
+    for name in arguments(FEW_CASES[0]):
+        has_one = any(argument.name == "distribution" for argument in getattr(OPS, name).default._schema.arguments)
+        assert has_one == (name in WITH_DISTRIBUTION)
 
 
 @pytest.mark.parametrize("name", arguments(FEW_CASES[0]))
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_opcheck(case, name):
-    args, kwargs = arguments(case)[name]
-    torch.library.opcheck(getattr(OPS, name), args, kwargs)
+    for distribution in ("rademacher", "normal", "sparse-4") if name in WITH_DISTRIBUTION else ("rademacher",):
+        args, kwargs = arguments(case, distribution)[name]
+        torch.library.opcheck(getattr(OPS, name), args, kwargs)
 
 
 @each_in_place
 def test_a_write_is_visible_to_autograd(op):
+    """A version for autograd, and the tensor itself returned."""
     x = torch.zeros(200)
     part = x[:128]
     before = x._version
-    op(part)
+    assert op(part) is part
     assert x._version > before
     op(torch.zeros(0))  # and an empty tensor is no trouble
 
@@ -130,45 +147,36 @@ def test_inference_mode(op):
     assert torch.equal(outside, expected)
 
 
-def check_fake(device):
+def check_fake(device, **drawn):
     x = torch.empty(3, 50, dtype=torch.float16, device=device)
     rows = [0.5, 0.25], [1, 2]
-    assert zo.ops.apply_probe_(x, 0.5, 3) is x
+    assert zo.ops.apply_probe_(x, 0.5, 3, **drawn) is x
     assert zo.ops.swap_probe_(x, 0.5, 3, 0.25, 4) is x
-    assert zo.ops.accumulate_probes_(x, *rows) is x
+    assert zo.ops.accumulate_probes_(x, *rows, undo_alpha=0.5, undo_seed=3, **drawn) is x
     out = torch.empty(3, 50, dtype=torch.float64, device=device)
-    assert zo.ops.apply_probe(x, 0.5, 3, out=out) is out
+    assert zo.ops.apply_probe(x, 0.5, 3, out=out, **drawn) is out
     for bad in (
-        lambda: zo.ops.apply_probe_(x.t(), 0.5, 3),
-        lambda: zo.ops.apply_probe_(x, 0.5, 3, offset=5),
-        lambda: zo.ops.apply_probe(x, 0.5, 3, out=out[:2]),
-        lambda: zo.ops.accumulate_probes_(x, [0.5], [1, 2]),
+        lambda: zo.ops.apply_probe_(x.t(), 0.5, 3, **drawn),
+        lambda: zo.ops.apply_probe_(x, 0.5, 3, offset=5, **drawn),
+        lambda: zo.ops.apply_probe(x, 0.5, 3, out=out[:2], **drawn),
+        lambda: zo.ops.accumulate_probes_(x, [0.5], [1, 2], **drawn),
+        lambda: zo.ops.apply_probe_(x, 0.5, 3, distribution="sparse-7"),
     ):
-        with pytest.raises(ValueError, match=r"contiguous|offset|shape|length"):
+        with pytest.raises(ValueError, match=r"contiguous|offset|shape|length|distribution must be"):
             bad()
-    same = zo.ops.apply_probe(x, 0.5, 3)
-    wide = zo.ops.apply_probe(x, 0.5, 3, dtype=torch.float64)
+    same = zo.ops.apply_probe(x, 0.5, 3, **drawn)
+    wide = zo.ops.apply_probe(x, 0.5, 3, dtype=torch.float64, **drawn)
     assert (same.shape, same.dtype, same.device) == (x.shape, x.dtype, x.device)
     assert (wide.shape, wide.dtype, wide.device) == (x.shape, torch.float64, x.device)
-
-
-def check_fake_probe(device):
-    made = zo.ops.probe(150, 3, dtype=torch.bfloat16, device=device)
+    made = zo.ops.probe(150, 3, dtype=torch.bfloat16, device=device, **drawn)
     assert (made.shape, made.dtype, made.device.type) == ((150,), torch.bfloat16, device)
 
 
-def test_meta_tensors():
-    check_fake("meta")
-
-
-def test_probe_on_the_meta_device():
-    check_fake_probe("meta")
-
-
-def test_fake_tensors():
+@pytest.mark.parametrize("distribution", ["rademacher", *DISTRIBUTIONS])
+def test_fake_and_meta_tensors(distribution):
+    check_fake("meta", distribution=distribution)
     with FakeTensorMode():
-        check_fake("cpu")
-        check_fake_probe("cpu")
+        check_fake("cpu", distribution=distribution)
 
 
 def test_meta_rows_on_a_tensor_that_is_real():
