@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -84,23 +83,6 @@ def make_states(model: RecurrentLM, probes: int, batch: int, seed: int = 0) -> S
     generator = torch.Generator().manual_seed(seed)
     states = model.population_states(probes, batch)
     return tuple((2 * torch.rand(state.shape, generator=generator) - 1).to(state.dtype) for state in states)
-
-
-def assert_near(actual: Tensor, expected: Tensor, allowed: float, what: str) -> None:
-    """Off by at most `allowed`, of the largest magnitude where that is above 1. NaN is not near anything."""
-    off, size = float((actual.cpu().double() - expected.double()).abs().max()), max(1.0, float(expected.abs().max()))
-    assert off <= allowed * size, f"{what}: off by {off:.2g}, allowed {allowed * size:.2g}"
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """cuDNN's recurrent layers, in `forward` and `loss`, round factors to TF32 unless told not to."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def copies(states: States) -> States:

@@ -1,7 +1,9 @@
 """What every op of a backend must do, bit for bit: checks over the shared cases, for a backend on a device.
 
-test_triton_parity.py runs them in Triton's interpreter, test_gpu.py on a GPU.
+test_triton_parity.py runs them in Triton's interpreter, tests/gpu/test_ops.py on a GPU.
 """
+
+# ruff: noqa: B023, E731 - an op is a lambda that is called before its loop goes on
 
 from __future__ import annotations
 
@@ -38,8 +40,6 @@ TILE = 4096
 # An interpreted tile takes milliseconds: sizes in turn over the dtypes, sizes around a tile, all places, two long ones.
 SHORT, LONGER = ([case for case in SMALL_CASES if (case.numel < TILE - 1) == below] for below in (True, False))
 SOME_CASES = SHORT[::4] + LONGER[::2] + PLACED_CASES + SHARED_CASES[1::4]
-
-SIGNED_SEEDS = torch.tensor([seed - 2**64 * (seed >= 2**63) for seed in SEEDS])
 
 some = settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 dtypes = st.sampled_from(DTYPES)
@@ -105,92 +105,69 @@ def assert_fills(
 
 def check_probe(place: Place) -> None:
     for case in place.cases():
+        options = {"offset": case.offset, "dtype": case.dtype}
         for seed in SEEDS if place.thorough else (turn(case, SEEDS),):
-
-            def make(x: Tensor, case=case, seed=seed) -> Tensor:
-                return zo.ops.probe(case.numel, seed, offset=case.offset, dtype=case.dtype, device=x.device)
-
+            make = lambda x: zo.ops.probe(case.numel, seed, device=x.device, **options)
             assert_parity(make, torch.zeros(0), place, (case, seed))
 
 
 def check_apply_probe_(place: Place) -> None:
     for case in place.cases():
         alpha, seed = turn(case, ALPHAS), turn(case, SEEDS)
-
-        def move(x: Tensor, case=case, alpha=alpha, seed=seed) -> Tensor:
-            return zo.ops.apply_probe_(x, alpha, seed, offset=case.offset)
-
+        move = lambda x: zo.ops.apply_probe_(x, alpha, seed, offset=case.offset)
         assert_parity(move, make_values(case.numel, case.dtype), place, (case, alpha), turn(case, range(4)))
 
 
 def check_apply_probe(place: Place) -> None:
     for case in place.cases(every=8):
         alpha, seed = turn(case, ALPHAS), turn(case, SEEDS)
+        move = lambda x, out: zo.ops.apply_probe(x, alpha, seed, offset=case.offset, out=out)
         for dtype in DTYPES:
-
-            def move(x: Tensor, out: Tensor, case=case, alpha=alpha, seed=seed) -> Tensor:
-                return zo.ops.apply_probe(x, alpha, seed, offset=case.offset, out=out)
-
             x, out = make_values(case.numel, case.dtype), torch.empty(case.numel, dtype=dtype)
             assert_fills(move, x, out, place, (case, alpha, dtype), turn(case, range(4)))
 
 
 def check_apply_probe_to_every_dtype(place: Place) -> None:
     for x_dtype in DTYPES:
-        x = make_values(1500, x_dtype)
         for out_dtype in DTYPES:
             for i, alpha in enumerate(ALPHAS):
                 seed = (-7, 2**31, 2**32 - 1)[i % 3]
-
-                def move(x: Tensor, out: Tensor, alpha=alpha, seed=seed) -> Tensor:
-                    return zo.ops.apply_probe(x, alpha, seed, offset=EDGE - 1024, out=out)
-
-                assert_fills(move, x, torch.empty(1500, dtype=out_dtype), place, (x_dtype, out_dtype, alpha))
+                move = lambda x, out: zo.ops.apply_probe(x, alpha, seed, offset=EDGE - 1024, out=out)
+                x, out = make_values(1500, x_dtype), torch.empty(1500, dtype=out_dtype)
+                assert_fills(move, x, out, place, (x_dtype, out_dtype, alpha))
 
 
 def check_swap_probe_(place: Place) -> None:
     for case in place.cases():
         leave, enter = turn(case, ALPHAS), turn(case, ALPHAS[1:])
         old, new = turn(case, SEEDS), turn(case, SEEDS[1:])
-
-        def move(x: Tensor, case=case, arguments=(leave, old, enter, new)) -> Tensor:
-            return zo.ops.swap_probe_(x, *arguments, offset=case.offset)
-
+        move = lambda x: zo.ops.swap_probe_(x, leave, old, enter, new, offset=case.offset)
         assert_parity(move, make_values(case.numel, case.dtype), place, (case, leave, enter), turn(case, range(4)))
 
 
 def check_accumulate_probes_(place: Place) -> None:
     for case in place.cases():
-        counts = [turn(case, (0, 1, 3, 4, 7, 13))]
-        if place.thorough and case in FEW_CASES + SHARED_CASES:
-            counts.append(turn(case, (96, 97, 512, 600)))
+        many = place.thorough and case in FEW_CASES + SHARED_CASES
         options = {
             "decay": turn(case, (1.0, 0.99, 0.0, -2.0)),
             "grid": turn(case, (0.0, 2.0**-20, 0.25, 2.0**-126, 2.0**100)),
             "undo_alpha": turn(case, (0.0, -0.125, 1e-50)),
             "undo_seed": turn(case, SEEDS),
         }
-        for count in counts:
+        for count in (turn(case, (0, 1, 3, 4, 7, 13)), *([turn(case, (96, 97, 512, 600))] if many else [])):
             coeffs = make_values(count, torch.float64).nan_to_num(0.25, 0.5, -0.5).clamp(-1e30, 1e30)
             seeds = [(SEEDS[i % len(SEEDS)] + i // len(SEEDS)) % 2**64 for i in range(count)]
-
-            def add(x: Tensor, case=case, rows=(coeffs, seeds), options=options) -> Tensor:
-                return zo.ops.accumulate_probes_(x, *rows, offset=case.offset, **options)
-
-            what = (case, count, options)
-            assert_parity(add, make_values(case.numel, case.dtype), place, what, turn(case, range(4)))
+            add = lambda x: zo.ops.accumulate_probes_(x, coeffs, seeds, offset=case.offset, **options)
+            x = make_values(case.numel, case.dtype)
+            assert_parity(add, x, place, (case, count, options), turn(case, range(4)))
 
 
 def check_sums_up_to_the_limit(place: Place) -> None:
     """In float64 a sum of quantised coefficients shows every bit, at both ends of int32 too."""
     generator = np.random.default_rng(0)
-    tables = [[2.0**31 - 1], [2.0**30, 1 - 2.0**30], [0.0, 0.0], list(generator.normal(size=50))]
-    for coeffs in tables:
+    for coeffs in ([2.0**31 - 1], [2.0**30, 1 - 2.0**30], [0.0, 0.0], list(generator.normal(size=50))):
         seeds = generator.integers(-(2**63), 2**63, len(coeffs))
-
-        def add(x: Tensor, rows=(coeffs, seeds)) -> Tensor:
-            return zo.ops.accumulate_probes_(x, *rows, offset=EDGE - 2048)
-
+        add = lambda x: zo.ops.accumulate_probes_(x, coeffs, seeds, offset=EDGE - 2048)
         sums = assert_parity(add, torch.zeros(TILE + 5, dtype=torch.float64), place, coeffs)
         assert len(sums.unique()) >= min(2 ** np.count_nonzero(coeffs), 1000)
 
@@ -202,40 +179,33 @@ def check_rounding_to_the_grid(place: Place) -> None:
         large = torch.cat([scale * first + ties for scale in (0.25, 0.5, 1.0, 2.0)])
         x = torch.cat([ties, large, -large, make_values(200, dtype).double()]).to(dtype)
         for grid in (1.0, 2.0**-20, 2.0**20):
-
-            def round_to_grid(x: Tensor, grid=grid) -> Tensor:
-                return zo.ops.accumulate_probes_(x, [], [], grid=grid)
-
+            round_to_grid = lambda x: zo.ops.accumulate_probes_(x, [], [], grid=grid)
             rounded = assert_parity(round_to_grid, x * grid, place, (dtype, grid))
             assert not torch.equal(rounded, x * grid)
 
 
 def check_apply_probes(place: Place) -> None:
-    """Seeds and alpha may be numbers, or tensors beside x or on the host."""
+    """Seeds are a tensor on the host or beside x; alpha is a number, or a tensor beside them."""
+    signed = torch.tensor([seed - 2**64 * (seed >= 2**63) for seed in SEEDS])
     for case in place.cases(every=3):
-        seeds = SIGNED_SEEDS[: turn(case, (2, 0, 5, 1, 3))]
+        seeds, dtype = signed[: turn(case, (2, 0, 5, 1, 3))], turn(case, DTYPES)
         for alpha in (turn(case, ALPHAS), torch.tensor(turn(case, ALPHAS[1:]), dtype=torch.float64)):
-
-            def both(x: Tensor, out: Tensor, case=case, alpha=alpha, seeds=seeds) -> Tensor:
-                if turn(case, (False, True)) and isinstance(alpha, Tensor):
-                    alpha, seeds = alpha.to(x.device), seeds.to(x.device)
-                return zo.ops.apply_probes(x, alpha, seeds, offset=case.offset, out=out)
-
-            x, out = make_values(case.numel, case.dtype), torch.empty(len(seeds), 2, case.numel)
-            assert_fills(both, x, out.to(turn(case, DTYPES)), place, (case, alpha), turn(case, range(4)))
+            beside = isinstance(alpha, Tensor) and turn(case, (False, True))
+            rows = lambda x: (alpha.to(x.device), seeds.to(x.device)) if beside else (alpha, seeds)
+            both = lambda x, out: zo.ops.apply_probes(x, *rows(x), offset=case.offset, out=out)
+            x, out = make_values(case.numel, case.dtype), torch.empty(len(seeds), 2, case.numel, dtype=dtype)
+            assert_fills(both, x, out, place, (case, alpha), turn(case, range(4)))
 
 
 def check_apply_probes_with_several_seeds_a_program(place: Place) -> None:
     """Also numbers of elements of which the members are as aligned as the first, and others."""
     enough, triton_backend._ENOUGH_PROGRAMS = triton_backend._ENOUGH_PROGRAMS, 4
+    alpha = torch.tensor([0.25], dtype=torch.float64)
     try:
         for shape in ((16,), (20,), (TILE,), (3, TILE // 2), (TILE + 16,), (5, 7, 11)):
             seeds = torch.tensor([3, -4, 2**62, 5, -(2**63), 0, 7])[: len(shape) + 4]
-
-            def both(x: Tensor, out: Tensor, shape=shape, seeds=seeds) -> Tensor:
-                alpha = torch.tensor([0.25], dtype=torch.float64, device=x.device)
-                return zo.ops.apply_probes(x.view(shape), alpha, seeds.to(x.device), offset=128, out=out)
-
+            rows = lambda x: (alpha.to(x.device), seeds.to(x.device))
+            both = lambda x, out: zo.ops.apply_probes(x.view(shape), *rows(x), offset=128, out=out)
             x = make_values(math.prod(shape), torch.float32)
             assert_fills(both, x, torch.empty(len(seeds), 2, *shape), place, shape, lead=4)
     finally:
@@ -246,9 +216,7 @@ def check_any_swap(place: Place) -> None:
     @some
     @given(dtypes, numels, offsets, scalars, seeds_64, scalars, seeds_64)
     def check(dtype, numel, offset, alpha, seed, next_alpha, next_seed):
-        def move(x: Tensor) -> Tensor:
-            return zo.ops.swap_probe_(x, alpha, seed, next_alpha, next_seed, offset=offset)
-
+        move = lambda x: zo.ops.swap_probe_(x, alpha, seed, next_alpha, next_seed, offset=offset)
         assert_parity(move, make_values(numel, dtype), place, "swap")
 
     check()
@@ -261,12 +229,9 @@ def check_any_update(place: Place) -> None:
     @some
     @given(dtypes, numels, offsets, rows, scalars, grids, scalars, seeds_64)
     def check(dtype, numel, offset, rows, decay, grid, undo_alpha, undo_seed):
-        coeffs, seeds = [c for c, _ in rows], [s for _, s in rows]
         options = {"decay": decay, "grid": grid, "undo_alpha": undo_alpha, "undo_seed": undo_seed}
-
-        def add(x: Tensor) -> Tensor:
-            return zo.ops.accumulate_probes_(x, coeffs, seeds, offset=offset, **options)
-
+        coeffs, seeds = [c for c, _ in rows], [s for _, s in rows]
+        add = lambda x: zo.ops.accumulate_probes_(x, coeffs, seeds, offset=offset, **options)
         assert_parity(add, make_values(numel, dtype), place, options)
 
     check()

@@ -1,4 +1,4 @@
-"""The triton backend equals the reference bit for bit in Triton's interpreter. On a GPU: test_gpu.py.
+"""The triton backend equals the reference bit for bit in Triton's interpreter. On a GPU: tests/gpu/test_ops.py.
 
 Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process of its own: this file as a
 program does all the checks and prints what came of each.
