@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import zo_kernels as zo
-from bench.__main__ import RESULTS, machine
+from bench.report import RESULTS, machine
 from bench.ranks import Ranks
 from bench.wire import sent
 

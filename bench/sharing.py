@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
-from bench.__main__ import RESULTS, machine
+from bench.report import RESULTS, machine
 from bench.ranks import Ranks
 from zo_kernels.estimators import BatchPopulation
 

@@ -30,8 +30,8 @@ SIZES: dict[str, tuple[int, float, float | None]] = {
 seconds there, over how much faster it is to be."""
 
 WAYS = {"kernel": "bfloat16", "batched": "float32", "flash": "float32", "flash-bfloat16": "bfloat16"}
-"""Ways to evaluate a population, with their precision. kernel: csrc/cuda/population.cu. batched: in torch, members being
-a batch dimension; in a rehearsal, the CPU's kernel. flash: FlashLM."""
+"""Ways to evaluate a population, with their precision: csrc/cuda/population.cu; in torch, with members as a dimension
+of the batch (in a rehearsal, the CPU's kernel); FlashLM."""
 
 
 def _setting(
@@ -91,10 +91,8 @@ class _Losses:
 
 
 def step(device: str, way: str, name: str) -> Iterator[Figure]:
-    """Time and peak memory, in as much memory as there is, and then in no more than the paper took.
-
-    The rest of the GPU's memory is held meanwhile, so that chunks of probes are those of a smaller GPU.
-    """
+    """Time and peak memory, in as much memory as there is, and then in no more than the paper took: the rest is held
+    meanwhile, so that chunks of probes are those of a smaller GPU."""
     for limit in (None, SIZES[name][1]) if device == "cuda" else (None,):  # libraries are loaded first
         yield from _step(device, way, name, limit)
 
