@@ -1,1 +1,1 @@
-"""Benchmarks. `python -m bench` measures everything here and writes a file of bench/results/."""
+"""Benchmarks: `python -m bench` lists the scripts."""

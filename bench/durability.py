@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench.__main__ import RESULTS, machine
+from bench.report import RESULTS, machine
 from zo_kernels.replay import replay
 from zo_kernels.run.checkpoint import load_checkpoint
 from zo_kernels.run.folder import checkpoint_path

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.__main__ import RESULTS, machine
+from bench.report import RESULTS, machine
 from tests.distributed.replicas import flip, run_on_ranks
 
 STEPS, KILLS = 400, 10

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.__main__ import RESULTS, machine
+from bench.report import RESULTS, machine
 from zo_kernels.errors import DivergenceError, GridRangeError
 from zo_kernels.interrupts import InterruptGate
 from zo_kernels.train.build import build

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bench.__main__ import RESULTS
+from bench.report import RESULTS
 
 IMAGE = RESULTS.parent.parent / "docs" / "images" / "forward.png"
 SETTINGS = {

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 import zo_kernels as zo
 from zo_kernels import _C
+
+each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -136,6 +139,11 @@ class Guarded:
     def assert_surroundings_untouched(self, what: str) -> None:
         for part in (self._before, self._after):
             assert bool((bits(part) == _POISON[part.dtype]).all()), f"{what}: wrote outside"
+
+
+def right_beside(device: str) -> str:
+    """The backend that says, on the CPU, what is right on `device`: tests/ops holds "cpu" to the reference."""
+    return "reference" if device == "cpu" else "cpu"
 
 
 def engines(numel: int = 0) -> Iterator[str]:

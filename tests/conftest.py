@@ -1,4 +1,7 @@
-"""What every test may rely on: the choice of instruction set, threads and backend is as it was before each test."""
+"""What every test may rely on: the choice of instruction set, threads and backend is as it was before each test.
+
+Tests marked `gpu` are skipped where torch finds no CUDA device.
+"""
 
 import hypothesis
 import pytest
@@ -10,6 +13,11 @@ from zo_kernels.backends import cpu
 # No deadline: other processes may hold the cores for as long as they like.
 hypothesis.settings.register_profile("zo_kernels", deadline=None)
 hypothesis.settings.load_profile("zo_kernels")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(autouse=True)

@@ -1,118 +1,166 @@
-"""`python -m bench.gpu`: checks, then measures; see docs/gpu.md."""
+"""`python -m bench.gpu`: ops, populations and the steps of the paper's Table 1 on a GPU; 8 minutes, and goes on.
+
+Each figure stands on tests of tests/gpu, which run first: where they do not pass, nothing of its group is measured. The
+most valuable comes first, and each measure is kept: the same command goes on with what is left. See docs/gpu.md.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
+import hashlib
+import json
+import os
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import report
-from .bars import BARS
-from .journal import ROOT, Journal, fingerprint, write_json
-from .plan import all_steps
-from .run import Workers, run
-from .steps import OUT_OF_TIME, Step
+import torch
 
-_START = 120.0
-"""Seconds in which a worker must have imported torch and found the device."""
+import zo_kernels as zo
+from bench import report
+from zo_kernels.backends.recurrent.population_kernel import VARIABLE
+
+from . import models, ops
+from .timing import Figure
+
+TESTS = {
+    "ops": ("tests/gpu/test_ops.py", "{device}"),
+    "triton": ("tests/gpu/test_ops.py", "triton"),
+    "models": ("tests/gpu", "{device} and not flashrnn and not test_ops"),
+    "flash": ("tests/gpu/test_models.py", "{device} and flashrnn and lstm and not slstm"),
+}
+"""Of each group of measures: a file or folder, and the names of tests as pytest's -k has them."""
 
 
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    steps: Sequence[Step] | None = None,
-    describe: str = "bench.gpu.facts:describe",
-) -> int:
-    """Returns 0 if every step was done and every check passed, 1 if a check failed, 2 if something is left to do.
+_BEGUN = {"status": "begun"}
 
-    steps, describe: others than the plan's and the machine's, for tests.
-    """
+
+class Measure(NamedTuple):
+    """seconds: estimated, on an H200; one that takes four times as long and a minute ends the run."""
+
+    group: str
+    function: Callable[..., Iterator[Figure]]
+    arguments: tuple[str, ...] = ()
+    seconds: float = 8.0
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.group, self.function.__name__, *self.arguments])
+
+
+def plan(device: str) -> list[Measure]:
+    def steps(way: str, *sizes: str) -> list[Measure]:
+        group, compiled = ("flash", 45.0) if way.startswith("flash") else ("models", 0.0)
+        seconds = {"100k": 6.0, "1M": 8.0, "10M": 15.0, "100M": 12.0, "1.1B": 40.0}
+        return [Measure(group, models.step, (way, size), seconds[size] + compiled) for size in sizes]
+
+    on_ops = (ops.apply, ops.accumulate, ops.over_usual, ops.members)
+    measures = [
+        *(Measure("ops", function) for function in on_ops),
+        *steps("kernel", "100k"),
+        *(Measure("models", models.correlation, (way,)) for way in ("kernel", "batched")),
+        *steps("batched", "1M", "10M", "1.1B", "100M", "100k"),
+        *(Measure("flash", models.population, (way,), 20.0) for way in ("kernel", "batched", "flash")),
+        *steps("flash-bfloat16", "1.1B"),
+        *(Measure("triton", function) for function in on_ops),
+        Measure("flash", models.correlation, ("flash-bfloat16",)),
+        *steps("flash-bfloat16", "100M", "10M", "1M", "100k"),
+    ]
+    absent = {"triton", "kernel", "1M", "10M", "100M"} if device == "cpu" else set()  # and one size of a step is enough
+    return [m for m in measures if not absent & {m.group, *m.arguments}]
+
+
+def main(arguments: list[str]) -> int:
     began = time.monotonic()
-    options = _parser().parse_args(argv)
-    plan = list(all_steps(options.device) if steps is None else steps)
-    chosen = _with_needs(plan, [step for step in plan if fnmatch(step.name, f"*{options.only}*")])
-    if not chosen:
-        return _refuse(f"no step's name has {options.only!r} in it: --list shows them")
-    if options.list:
-        for step in plan:
-            needs = f"  needs {', '.join(step.needs)}" if step.needs else ""
-            print(f"{step.name:<40} {step.seconds:4.0f} s{needs}")
-        return 0
-
-    workers = Workers()
-    try:
-        reply = workers.call(None, describe, {"device": options.device}, _START)
-        facts: dict[str, Any] = {"error": reply.failure} if reply.failure else reply.result
-        if "error" in facts:
-            return _refuse(facts["error"])
-        machine = facts["machine"]
-        name = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
-        folder = options.out or (ROOT / "bench" / "results" if options.device == "cuda" else None)
-        key = {**machine, "sources": fingerprint()}
-        try:
-            journal = Journal(folder, name, key, anew=options.anew and len(chosen) == len(plan))
-        except ValueError as error:
-            return _refuse(str(error))
-        if options.anew:
-            journal.forget(chosen)
-        if journal.news:
-            print(journal.news)
-        deadline = began + 60 * options.minutes
-        run(chosen, options.device, journal, facts["missing"], workers, deadline, lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        return _refuse("interrupted; the same command continues")
-    finally:
-        workers.close()
-
-    records = {step.name: journal.records[step.name] for step in plan if step.name in journal.records}
-    judged = report.judge(BARS, records, options.device)
-    print("\n".join(["", *report.failures(records), report.table(judged)]))
-    pending = [step for step in plan if step.name not in records or records[step.name].reason == OUT_OF_TIME]
-    if folder is not None and pending:
-        print(f"\n{len(pending)} of {len(plan)} steps are left: the same command continues from {journal.path}")
-    elif folder is not None:
-        result = folder / f"{name}.json"
-        write_json(result, report.content(machine, judged, records))
-        journal.remove()
-        print(f"\nwritten to {result}")
-    return report.exit_code(chosen, records)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu",
-        description="Checks every op and model on the GPU against the CPU, then measures. Builds nothing.",
-        epilog="Exit code: 0 all done and all checks passed, 1 a check failed, 2 something is left to do or missing.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="that it may take; the next run does the rest")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="steps with it in their name, and their checks")
-    parser.add_argument("--list", action="store_true", help="show the steps, and do none")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results; default bench/results")
-    parser.add_argument("--anew", action="store_true", help="repeat what an unfinished run has done")
-    parser.add_argument(
-        "--device",
-        choices=("cuda", "cpu"),
-        default="cuda",
-        help="cpu: a rehearsal with small sizes, which writes nothing without --out and judges nothing",
-    )
-    return parser
+    parser.add_argument("--only", default="", metavar="WORDS", help="measures with them in their name")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, metavar="FOLDER", help="of the results")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with small sizes")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("bench.gpu: torch finds no CUDA device; --device cpu rehearses", file=sys.stderr)
+        return 2
+    os.environ[VARIABLE] = "1"
+    left = lambda: began + 60 * options.minutes - time.monotonic()  # noqa: E731
+    measures = [m for m in plan(options.device) if options.only in m.name]
+    path, content = begin(options.device, options.out)
+    known, verdicts = content["measures"], dict[str, str]()
+    for m in sorted(measures, key=lambda m: m.name in known):  # last what did not end: it hung, or was killed
+        if known.get(m.name, _BEGUN) != _BEGUN:
+            continue
+        if m.group not in verdicts:
+            verdicts[m.group] = content["tests"].get(m.group) or test(m.group, options.device, left())
+        if not verdicts[m.group].startswith("passed") or left() < m.seconds:
+            print(f"{m.name}: not measured: {verdicts[m.group]}, {left():.0f} s are left", flush=True)
+            continue
+        content["tests"][m.group], known[m.name] = verdicts[m.group], _BEGUN
+        report.write(path, content)
+        known[m.name] = do(m, options.device, left())
+        report.write(path, content)
+    print("\n" + report.table([figure for found in known.values() for figure in found.get("figures", [])]))
+    undone = sum(known.get(m.name, _BEGUN) == _BEGUN for m in measures)
+    print(f"\nwritten to {report.shown(path)}; {undone} of {len(measures)} measures are left to the same command")
+    return 0 if all(known.get(m.name, _BEGUN)["status"] == "done" for m in measures) else 1
 
 
-def _with_needs(plan: Sequence[Step], chosen: Sequence[Step]) -> list[Step]:
-    """The chosen steps and the checks they need, in the plan's order."""
-    names = {step.name for step in chosen} | {need for step in chosen for need in step.needs}
-    return [step for step in plan if step.name in names]
+def begin(device: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The results so far: none, if they are of another GPU, of other versions or of other sources."""
+    sources = hashlib.sha256()
+    for file in sorted(p for part in ("zo_kernels", "csrc") for p in (report.ROOT / part).rglob("*.[pchs]*")):
+        sources.update(file.read_bytes() if file.is_file() else b"")
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu rehearsal"
+    of = report.machine() | {"gpu": gpu, "cuda": torch.version.cuda, "sources": sources.hexdigest()[:16]}
+    of |= {name: version(name) if find_spec(name) else None for name in ("triton", "flashrnn")}
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    found = json.loads(path.read_text()) if path.exists() else {"machine": {}}
+    if all(found["machine"].get(key) == value for key, value in of.items() if key not in ("date", "commit")):
+        return path, found
+    return path, {"machine": of, "command": "python -m bench.gpu", "tests": {}, "measures": {}}
 
 
-def _refuse(sentence: str) -> int:
-    print(f"bench.gpu: {sentence}", file=sys.stderr)
-    return 2
+def test(group: str, device: str, seconds: float) -> str:
+    """ "passed: " and pytest's last line, or what it says otherwise."""
+    place, names = TESTS[group]
+    command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", place, "-k", names.format(device=device)]
+    print(f"$ python {' '.join(command)}", flush=True)
+    command.insert(0, sys.executable)
+    try:
+        run = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, timeout=max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        return "out of time for its tests"
+    said = (run.stdout.strip().splitlines() or ["nothing"])[-1]
+    passed = run.returncode == 0 and re.search(r"\b\d+ passed", said)  # and were not all skipped
+    print(said if passed else run.stdout + run.stderr, flush=True)
+    return f"passed: {said}" if passed else f"its tests say {said!r}"
+
+
+def do(m: Measure, device: str, seconds: float) -> dict[str, Any]:
+    """{"status": "done" or what failed, "seconds", "figures"}"""
+    figures: list[Figure] = []
+    started, status = time.monotonic(), "done"
+    backend = {"ops": device, "triton": "triton"}.get(m.group)
+    faulthandler.dump_traceback_later(min(seconds, 60 + 4 * m.seconds), exit=True)  # a kernel may hang
+    try:
+        with zo.backend(backend) if backend else contextlib.nullcontext():
+            figures.extend(m.function(device, *m.arguments))
+    except Exception as error:  # out of memory, say: the next may fit
+        status = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    faulthandler.cancel_dump_traceback_later()
+    took = round(time.monotonic() - started, 1)
+    print(f"{m.name}: {status}, {took} s", flush=True)
+    if device == "cpu":  # a rehearsal misses no bar
+        figures = [{key: x for key, x in f.items() if key not in ("at_least", "at_most")} for f in figures]
+    return {"status": status, "seconds": took, "figures": figures}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,66 +1,50 @@
-"""Times by CUDA events, taken in turns, so that a slow moment of the machine strikes all that is compared."""
+"""Calls timed in turns, so that a slow moment of the machine strikes all that is compared."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 
-Calls = Mapping[str, Callable[[], object]]
+Figure = dict[str, Any]  # what bench.report.table shows
 
-_CACHE_BYTES = 256 << 20
-"""More than any GPU's L2."""
+_CACHE_BYTES = 256 << 20  # more than any GPU's L2
 
 
 def in_turns(
-    device: str, calls: Calls, *, rounds: int, warm_up: int = 1, flush: bool = False
+    device: str, calls: Mapping[str, Callable[[], object]], rounds: int, flush: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round. flush: empty the GPU's cache before each, where the inputs would fit it."""
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
-    return _by_events(calls, rounds, flush) if device == "cuda" else _by_clock(calls, rounds)
+    """Milliseconds of each call in each round, after one to warm up; on a GPU by its own clock.
 
-
-def _by_clock(calls: Calls, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    flush: empty the GPU's cache before each call, where the inputs would fit it. The host then runs ahead of the GPU,
+    so that a launch is no part of the time.
+    """
+    cache = torch.empty(_CACHE_BYTES if flush and device == "cuda" else 0, dtype=torch.int8, device=device)
+    found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            cache.zero_()
+            start = _now(device)
             call()
-            times[name].append(time.perf_counter() - start)
-    return times
+            found[name].append((start, _now(device)))
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return {name: [a.elapsed_time(b) for a, b in pairs[1:]] for name, pairs in found.items()}
+    return {name: [1e3 * (b - a) for a, b in pairs[1:]] for name, pairs in found.items()}
 
 
-def _by_events(calls: Calls, rounds: int, flush: bool) -> dict[str, list[float]]:
-    cache = torch.empty(_CACHE_BYTES if flush else 0, dtype=torch.int8, device="cuda")
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    torch.cuda.synchronize()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            cache.zero_()  # and the host gets ahead of the GPU, so that a launch is not part of the time
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            events[name].append((start, end))
-    torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in events.items()}
+def _now(device: str) -> Any:
+    if device == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
-def summary(times: Sequence[float]) -> dict[str, Any]:
-    """{"ms": the median, "rounds", "spread"}."""
-    spread = [_digits(1e3 * min(times)), _digits(1e3 * max(times))]
-    return {"ms": _digits(1e3 * statistics.median(times)), "rounds": len(times), "spread": spread}
-
-
-def ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return _digits(statistics.median(a / b for a, b in zip(over, under, strict=True)))
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.5g}")
+def compare(name: str, ours: Sequence[float], rival: Sequence[float], scale: float = 1.0, **more: Any) -> Figure:
+    """How many times as long the rival takes, of whose work `scale` parts would be all."""
+    ratio = median(scale * b / a for a, b in zip(ours, rival, strict=True))
+    return {"name": name, "figure": ratio, "ours_ms": median(ours), "rival_ms": scale * median(rival), **more}

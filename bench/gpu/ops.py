@@ -1,0 +1,83 @@
+"""The ops on random numbers: bandwidth beside a copy, element-seeds a second, and the usual torch code."""
+
+# ruff: noqa: B023 - calls are timed before their loop goes on
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+
+import zo_kernels as zo
+from bench import usual
+
+from .timing import Figure, compare, in_turns
+
+_SIZES = {"cuda": {"1M": 10**6, "100M": 10**8, "1G": 10**9}, "cpu": {"1M": 10**4, "1G": 10**5}}
+_DTYPES = (torch.float32, torch.bfloat16)
+_EPS = 2.0**-10
+
+
+def apply(device: str) -> Iterator[Figure]:
+    """Each pass against a device-to-device copy, which reads and writes the same bytes."""
+    for dtype in _DTYPES:
+        for size, numel in _SIZES[device].items():
+            x = torch.randn(numel, dtype=dtype, device=device)
+            y = torch.empty_like(x)
+            calls = {
+                "copy": lambda: y.copy_(x),
+                "apply_probe_": lambda: zo.ops.apply_probe_(x, _EPS, 3),
+                "apply_probe": lambda: zo.ops.apply_probe(x, _EPS, 3, out=y),
+                "swap_probe_": lambda: zo.ops.swap_probe_(x, _EPS, 3, -_EPS, 4),
+                "probe": lambda: zo.ops.probe(len(x), 3, dtype=x.dtype, device=device),
+            }
+            times = in_turns(device, calls, rounds=10 if numel >= 10**8 else 50, flush=numel < 10**8)
+            copy = times.pop("copy")
+            for op, ms in times.items():
+                bar = {"at_least": 0.9} if (op, size) == ("apply_probe_", "1G") else {}
+                moved = (1 if op == "probe" else 2) * x.element_size() * numel
+                figure = compare(f"{op}, {size} of {dtype}, of a copy's speed", ms, copy, **bar)
+                yield {**figure, "GB/s": moved / figure["ours_ms"] / 1e6}
+
+
+def accumulate(device: str) -> Iterator[Figure]:
+    """On the largest size; with one seed it is bandwidth."""
+    size, numel = list(_SIZES[device].items())[-1]
+    for dtype in _DTYPES:
+        x = torch.randn(numel, dtype=dtype, device=device)
+        for count in (1, 16, 96, 512):
+            rows = torch.full((count,), 2.0**-20, dtype=torch.float64), torch.arange(count)
+            call = {"ours": lambda: zo.ops.accumulate_probes_(x, *rows)}
+            ms = median(in_turns(device, call, rounds=5)["ours"])
+            name, rate = f"accumulate_probes_, {count} seeds, {size} of {dtype}", numel * count / ms * 1e3
+            bar = {"at_least": 5e12} if (dtype, count) == (torch.float32, 512) else {}
+            yield {"name": name, "figure": rate, "unit": "element-seeds/s", "ours_ms": ms, **bar}
+
+
+def over_usual(device: str) -> Iterator[Figure]:
+    """Times faster than bernoulli_, mul_, sub_, add_ on the largest size, in float32."""
+    numel, count, few = list(_SIZES[device].values())[-1], 512, 8  # of which the usual code would take seconds for all
+    x, scratch, generator = *torch.randn(2, numel, device=device), torch.Generator(device)
+    coeffs, seeds = torch.full((count,), 2.0**-20, dtype=torch.float64), torch.arange(count)
+    some = coeffs.tolist()[:few], seeds.tolist()[:few]
+    calls = {
+        "apply": lambda: zo.ops.apply_probe_(x, _EPS, 3),
+        "usual apply": lambda: usual.add_probe_(x, scratch, _EPS, 3, generator),
+        "accumulate": lambda: zo.ops.accumulate_probes_(x, coeffs, seeds),
+        "usual accumulate": lambda: usual.accumulate(x, scratch, *some, generator),
+    }
+    ms = in_turns(device, calls, rounds=5)
+    yield compare("apply_probe_ over usual torch", ms["apply"], ms["usual apply"], unit="x", at_least=8)
+    name = f"accumulate_probes_ over usual torch, {count} seeds, scaled from {few}"
+    yield compare(name, ms["accumulate"], ms["usual accumulate"], count / few, unit="x", at_least=200)
+
+
+def members(device: str) -> Iterator[Figure]:
+    """apply_probes for 96 probes of a small model: what a population is made of."""
+    x = torch.randn({"cuda": 150_260, "cpu": 1000}[device], device=device)
+    seeds, alpha = torch.arange(96, device=device), torch.full((1,), _EPS, dtype=torch.float64, device=device)
+    out = torch.empty(96, 2, len(x), device=device)
+    call = {"ours": lambda: zo.ops.apply_probes(x, alpha, seeds, out=out)}
+    ms = median(in_turns(device, call, rounds=50, flush=True)["ours"])
+    yield {"name": "apply_probes, 96 of 150k", "figure": out.numel() * 4 / ms / 1e6, "unit": "GB/s", "ours_ms": ms}
