@@ -36,7 +36,9 @@ class SeedGradient:
                 f"{tuple(self._seeds.shape)} and {tuple(self._coeffs.shape)}"
             )
         if not bool(self._coeffs.isfinite().all()):
-            raise ValueError("the coefficients of a gradient must be finite: leave out probes with a NaN or infinite loss")
+            raise ValueError(
+                "the coefficients of a gradient must be finite: leave out probes with a NaN or infinite loss"
+            )
 
     @property
     def seeds(self) -> Tensor:
