@@ -249,7 +249,7 @@ def arena_of(params: Iterable[tuple[str, Tensor]]) -> Arena:
     named = [(name, p) for name, p in named_parameters(params) if p.requires_grad]
     if any(is_dtensor(p) for _, p in named):
         return ShardedArena(named)
-    if resharded_modules(named):  # FSDP's processes must take equally many forwards, and a split would not see to it
+    if resharded_modules(named):  # processes would take different forwards, but FSDP needs all of them in each
         raise ValueError(
             f"FSDP shards the module of parameter {named[0][0]}, but no trainable parameter: shard one of them"
         )
