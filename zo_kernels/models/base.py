@@ -122,7 +122,7 @@ class RecurrentLM(RecurrentLayerLM):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
 
         On the CPU a kernel evaluates all probes in one call, without perturbed copies of the model, in memory that does
         not grow with T; float64 parameters use the slow reference. On a GPU torch evaluates one chunk of probes at a

@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up."""
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up."""
 
     def population_states(self, probes: int, batch_size: int) -> States:
         """Initial states for n = `probes` probes, each [n, 2, *initial], float32 (float64 if the parameters are)."""

@@ -116,7 +116,7 @@ class MembersLM(LanguageModel):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
 
         Evaluates one chunk of probes at a time, with as many perturbed copies as fit the caches of a CPU or the memory
         of a GPU. Computes in float32 (float64 for float64 parameters), with sums over positions in float64.

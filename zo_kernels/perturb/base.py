@@ -91,7 +91,7 @@ class Perturbation(ABC):
 
     @abstractmethod
     def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        """As `update`, along a dense direction: a state of the arena, which may be overwritten."""
+        """Like `update`, along a dense direction: state of the arena, which may be overwritten."""
 
     def _apply(self, alpha: float, seed: int) -> Callable[..., Any]:
         """A kernel for `Arena.each` that adds alpha p(seed)."""

@@ -148,7 +148,7 @@ class FlashLM(RecurrentLayerLM):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
 
         Evaluates one chunk of probes at a time, with the members as heads of one call of flashrnn. Long contexts are
         evaluated in segments. Raises the errors of `population_loss`, and ValueError if a single step of the batch is

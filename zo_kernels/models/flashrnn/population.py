@@ -99,7 +99,7 @@ class Chunk:
         return total.view(-1, 2)
 
     def compute_and_carry(self, states: Sequence[Tensor]) -> Tensor:
-        """As `compute`, with a CUDA graph if one is to be recorded. states may have fewer than n probes."""
+        """Like `compute`, with a CUDA graph if one is to be recorded. states may have fewer than n probes."""
         if not states:
             if self.record is not None and self._replay is None:
                 self._replay = self.record(self.compute)
