@@ -1,11 +1,11 @@
-// The probe contract: which sign element j of the probe of a seed has.
+// The probe contract, which gives the sign of element j of the probe of a seed.
 //
 //   p_j(seed) = +1 if bit(j) else -1,   bit(j) = bit (j mod 32) of word ((j div 32) mod 4) of
 //   Philox4x32-10( counter = (lo32(j div 128), hi32(j div 128), stream, 0), key = (lo32(seed), hi32(seed)) )
 //
 // j is an index in the flat parameter space. One Philox call makes the 128 signs of a *block*. Nothing here may depend
-// on thread, launch shape, ISA or data type. Plain C++ that nvcc and the host compiler both read; the vectorised
-// generator (cpu/generate.h) must agree with it bit for bit.
+// on thread, launch shape, ISA or data type. This is plain C++ for nvcc and the host compiler. The vectorised generator
+// (cpu/generate.h) must agree with it bit for bit.
 //
 // Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; check values are those
 // of Random123.
@@ -22,8 +22,8 @@
 namespace zo {
 
 // Counter word 2 separates the uses of one seed. zo_kernels/philox.py holds the same table; a test compares them.
-// Counter word 3 is 0, except as said below and with normals and uniforms (zo_kernels/distributions.py), where it is
-// j mod 32: a word for each element instead of a bit, in the same place.
+// Counter word 3 is 0, with two exceptions: sparsity (below), and normals and uniforms (zo_kernels/distributions.py).
+// These need a word per element instead of a bit, so counter word 3 is j mod 32.
 enum Stream : uint32_t {
   kStreamRademacher = 0,
   kStreamNormal = 1,
@@ -33,7 +33,7 @@ enum Stream : uint32_t {
   kStreamSparsity = 5,  // counter word 3 = 0..m-1: an element of sparse-2^m is kept where all m bits are 1
 };
 
-constexpr int64_t kBlockSigns = 128;  // signs made by one Philox call; offsets are multiples of it
+constexpr int64_t kBlockSigns = 128;  // signs of one Philox call; offsets are multiples of 128
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;
 constexpr uint32_t kPhiloxM1 = 0xCD9E8D57u;

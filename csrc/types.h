@@ -1,4 +1,4 @@
-// What the kernels' interfaces have in common: element types, distributions and the rows of a perturbation.
+// Types shared by the kernels' interfaces: element types, distributions and the rows of a perturbation.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3
 // static: files compiled for one instruction set must not share code with others.
 static constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
 
-// What the elements of a probe are drawn from: kStreamNormal, kStreamUniform, or kStreamRademacher with elements kept
-// where all of `sparsity` bits are 1.
+// Distribution of a probe's elements: kStreamNormal, kStreamUniform, or kStreamRademacher. Of the latter an element is
+// kept if all of its `sparsity` bits are 1.
 struct Distribution {
   Stream stream;
   int sparsity;

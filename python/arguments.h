@@ -1,4 +1,4 @@
-// What the bindings check, because a kernel cannot survive it.
+// Checks of arguments that would crash a kernel.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -35,7 +35,7 @@ inline void check_seeds(uintptr_t seeds, int64_t count) {
   if (count < 0 || (count > 0 && seeds == 0)) throw std::invalid_argument("no seeds at this address");
 }
 
-// By its bits: where the caller's thread flushes subnormals, comparing would call them zero.
+// Tests the bits, because a comparison treats subnormals as zero if the calling thread flushes them.
 inline bool is_zero(double value) {
   uint64_t bits;
   std::memcpy(&bits, &value, sizeof(bits));

@@ -1,5 +1,5 @@
-// zo_kernels._C: the kernels of csrc for Python. Takes addresses and sizes; checks what a kernel cannot survive,
-// releases the GIL, and does nothing else. zo_kernels/backends/cpu.py turns tensors into these arguments.
+// zo_kernels._C: the kernels of csrc for Python. The functions take addresses and sizes, check arguments that would
+// crash a kernel, release the GIL, and do nothing else. zo_kernels/backends/cpu.py turns tensors into these arguments.
 // cuda.cpp has the CUDA kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,21 +1,22 @@
-"""What the elements of a probe are drawn from, in plain NumPy: the ground truth the kernels are tested against.
+"""The distributions of a probe's elements in plain NumPy, against which the kernels are tested.
 
-    "rademacher"  +1 or -1, by the bits of stream RADEMACHER (`zo_kernels.philox`); variance 1
-    "sparse-K"    the same sign with probability 1/K, else 0, K = 2^m from 2 to 65536; variance 1/K. Kept are the
-                  elements whose bit is 1 in each of the m blocks of stream SPARSITY with counter word 3 = 0 .. m - 1
-    "uniform"     on (-sqrt 3, sqrt 3), symmetric; variance 1
-    "normal"      by Box and Muller; variance 1, no element beyond 6.67
+    "rademacher"  +1 or -1, from the bits of stream RADEMACHER (`zo_kernels.philox`); variance 1
+    "sparse-K"    the same sign with probability 1/K, else 0, for K = 2^m from 2 to 65536; variance 1/K. An element is
+                  kept if its bit is 1 in each of the m blocks of stream SPARSITY with counter word 3 = 0 .. m - 1
+    "uniform"     uniform on (-sqrt 3, sqrt 3); variance 1
+    "normal"      normal, by the Box-Muller transform; variance 1, no element beyond 6.67
 
-An element is a float32 number, a function of (distribution, seed, j) alone, and the same for tensors of every dtype.
-w_j, from which the last two are made, is the word of element j in stream UNIFORM or NORMAL (`philox.element_words`).
+An element is a float32 number. It depends only on (distribution, seed, j) and is the same for tensors of every dtype.
+The last two distributions are made from w_j, the word of element j in stream UNIFORM or NORMAL
+(`philox.element_words`).
 
     uniform: z_j = (2 (w_j div 2^8) + 1 - 2^24) 2^-24 * sqrt 3
-    normal:  a = w_i and b = w_(i+32) make z_i and z_(i+32), for i with i div 32 even:
+    normal:  for i with i div 32 even, a = w_i and b = w_(i+32) give z_i and z_(i+32):
              u = (a div 2 + 1/2) 2^-31,  r = sqrt(-2 ln u),  t = 2 pi b / 2^32,  z_i = r cos t,  z_(i+32) = r sin t
 
-The operations are float32 ones in the order of the code below, each rounded to nearest even and none contracted; ln,
-cos and sin are polynomials (a normal is within 5 units in the last place of the formula). The one library function is
-the square root, which IEEE 754 rounds too: every backend agrees to the last bit.
+All operations are in float32, in the order of the code below, each rounded to nearest even and none contracted. ln,
+cos and sin are polynomials; a normal element is within 5 units in the last place of the formula. The only library
+function is the square root, which IEEE 754 rounds correctly, so all backends agree to the last bit.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _Floats = npt.NDArray[np.float32]
 
 _SQRT3 = np.float32(3.0**0.5)
 _LN2 = np.float32(0.693147182464599609375)
-# Minimax, found by Lawson's algorithm: ln(1 + f) = f - f^2/2 + f^3 P(f) where sqrt(1/2) <= 1 + f < sqrt 2, and
-# sin(pi/4 y) = y S(y^2), cos(pi/4 y) = 1 + y^2 C(y^2) where |y| <= 1. From the highest power to the lowest.
+# Minimax polynomials by Lawson's algorithm: ln(1 + f) = f - f^2/2 + f^3 P(f) where sqrt(1/2) <= 1 + f < sqrt 2, and
+# sin(pi/4 y) = y S(y^2), cos(pi/4 y) = 1 + y^2 C(y^2) where |y| <= 1. The highest power comes first.
 _LOG = np.array(
     [-0.07634497, 0.12761576, -0.13160183, 0.14201757, -0.16623357, 0.20001227, -0.2500082, 0.3333333], np.float32
 )
@@ -43,9 +44,9 @@ _COS = np.array([3.5303381e-06, -0.00032594008, 0.015854327, -0.30842513], np.fl
 
 @cache
 def parse(name: str) -> tuple[Stream, int]:
-    """The stream that elements are made from, and of how many bits of SPARSITY one is kept (0: always).
+    """The stream that makes the elements, and how many bits of SPARSITY must be 1 for an element to be kept.
 
-    Raises ValueError for a name that is none of those above.
+    Raises ValueError for an unknown name.
     """
     if name == "rademacher":
         return Stream.RADEMACHER, 0
@@ -76,14 +77,14 @@ def sparse(k: int) -> str:
 
 
 def variance(name: str) -> float:
-    """Of an element: what an estimate divides by. Raises ValueError as `check_distribution`."""
+    """Variance of an element, by which estimators divide. Raises ValueError for an unknown name."""
     return 2.0 ** -parse(name)[1]
 
 
 def is_exact_in_place(name: str) -> bool:
-    """Whether elements are -1, 0 or 1, so that adding and subtracting alpha * p on a grid loses nothing.
+    """Whether all elements are -1, 0 or 1, so that adding and subtracting alpha * p on a grid is exact.
 
-    Raises ValueError as `check_distribution`.
+    Raises ValueError for an unknown name.
     """
     return parse(name)[0] is Stream.RADEMACHER
 
@@ -91,7 +92,7 @@ def is_exact_in_place(name: str) -> bool:
 def draw(name: str, numel: int, seed: int, offset: int = 0) -> _Floats:
     """Elements offset .. offset + numel of the probe of `seed`: float32 [numel].
 
-    Raises ValueError as `check_distribution`, and unless `offset` is a non-negative multiple of 128.
+    Raises ValueError for an unknown name, or unless `offset` is a non-negative multiple of 128.
     """
     stream, sparsity = parse(name)
     if stream is Stream.RADEMACHER:
@@ -108,7 +109,7 @@ def draw(name: str, numel: int, seed: int, offset: int = 0) -> _Floats:
 
 def _box_muller(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> tuple[_Floats, _Floats]:
     r = np.sqrt(np.float32(-2) * _log((a >> np.uint32(1)).astype(np.int32)))
-    quarter = (b + np.uint32(2**29)) >> np.uint32(30)  # of the turn, the nearest; the rest is at most an eighth
+    quarter = (b + np.uint32(2**29)) >> np.uint32(30)  # nearest quarter turn; the rest is at most an eighth
     y = (b - (quarter << np.uint32(30))).view(np.int32).astype(np.float32) * np.float32(2.0**-29)
     square = y * y
     sin, cos = y * _polynomial(_SIN, square), square * _polynomial(_COS, square) + np.float32(1)
@@ -118,12 +119,12 @@ def _box_muller(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> tuple[_
 
 
 def _log(k: npt.NDArray[np.int32]) -> _Floats:
-    """ln u of u = (k + 1/2) 2^-31, for k >= 0."""
+    """ln((k + 1/2) 2^-31) for k >= 0."""
     half, unit = np.float32(0.5), np.float32(2.0**-31)
     bits = ((k.astype(np.float32) + half) * unit).view(np.int32)
-    exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)  # less the bits of sqrt 1/2
+    exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)  # 0x3F3504F3 are the bits of sqrt(1/2)
     scaled = (bits - (exponent << np.int32(23))).view(np.float32) - np.float32(1)
-    # Close to 1, u lacks the digits of u - 1.
+    # For u close to 1, float32 u has lost the low digits of u - 1, so compute u - 1 from k.
     f = np.where(exponent == 0, ((k + np.int32(-(2**31))).astype(np.float32) + half) * unit, scaled)
     square = f * f
     tail = square * f * _polynomial(_LOG, f) - half * square
@@ -131,7 +132,7 @@ def _log(k: npt.NDArray[np.int32]) -> _Floats:
 
 
 def _polynomial(coefficients: _Floats, x: _Floats) -> _Floats:
-    """By Horner's rule."""
+    """Evaluates a polynomial by Horner's rule."""
     value = np.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         value = value * x + c

@@ -1,4 +1,4 @@
-"""What this installation of zo_kernels can do on this machine."""
+"""Prints what this installation of zo_kernels can do on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .backends.cpu import _C
 
 
 def show_config() -> None:
-    """Prints what was built, which instruction set runs, which backends work and why the others do not."""
+    """Prints what was built, which instruction set is used, which backends work and why the others do not."""
     import zo_kernels
 
     lines = [

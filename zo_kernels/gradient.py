@@ -1,4 +1,4 @@
-"""A zero-order gradient: a small table of (seed, coefficient) rows."""
+"""A zero-order gradient is a small table of (seed, coefficient) rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .distributions import check_distribution
 
 
 class SeedGradient:
-    """The gradient sum_i coeffs[i] * p(seeds[i]) over the flat parameter space, as its table. Immutable.
+    """The gradient sum_i coeffs[i] * p(seeds[i]) over the flat parameter space, stored as its rows. Immutable.
 
-    seeds: int64 [n], the probes' seeds (64 bits as two's complement). coeffs: float64 [n], how much of each probe the
-    gradient holds, in units of loss per unit of parameter. distribution: of the probes' elements, by its name in
-    `zo_kernels.distributions`. Raises ValueError if the lengths differ, a coefficient is not finite or the distribution
-    is unknown.
+    seeds: int64 [n], the seeds of the probes (64 bits as two's complement).
+    coeffs: float64 [n], the coefficient of each probe, in units of loss per unit of parameter.
+    distribution: name of the distribution of the probes' elements, from `zo_kernels.distributions`.
+
+    Raises ValueError if the lengths differ, a coefficient is not finite or the distribution is unknown.
     """
 
     __slots__ = ("_coeffs", "_distribution", "_seeds")
@@ -35,7 +36,9 @@ class SeedGradient:
                 f"{tuple(self._seeds.shape)} and {tuple(self._coeffs.shape)}"
             )
         if not bool(self._coeffs.isfinite().all()):
-            raise ValueError("the coefficients of a gradient must be finite")
+            raise ValueError(
+                "the coefficients of a gradient must be finite: leave out probes with a NaN or infinite loss"
+            )
 
     @property
     def seeds(self) -> Tensor:
@@ -49,7 +52,7 @@ class SeedGradient:
 
     @property
     def distribution(self) -> str:
-        """Of the probes' elements."""
+        """Distribution of the probes' elements."""
         return self._distribution
 
     def __len__(self) -> int:
@@ -74,6 +77,6 @@ class SeedGradient:
         return SeedGradient(self._seeds, self._coeffs * factor, self._distribution)
 
     def dense(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Elements offset .. offset + numel of the gradient written out: Tensor [numel]."""
+        """Writes out elements offset .. offset + numel of the gradient: a tensor [numel] of `dtype`."""
         zeros = torch.zeros(numel, dtype=dtype)
         return ops.accumulate_probes_(zeros, self._coeffs, self._seeds, offset=offset, distribution=self._distribution)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: held back during a kernel call, and let through only where a run may be stopped."""
+"""Delays SIGINT and SIGTERM until a point where it is safe to stop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class deferred_interrupts:
-    """`with deferred_interrupts():` delivers a SIGINT that arrives inside only at the end of the block.
+    """Context manager that delays a SIGINT until the end of its block.
 
-    Moving theta and noting where it is must both happen or neither, or theta could not be restored.
+    It keeps moving theta and recording the move together: if only one of them happened, theta could not be restored.
     """
 
     def __enter__(self) -> None:
         self._received: FrameType | None = None
         self._arrived = False
         self._handler = None
-        if threading.current_thread() is threading.main_thread():  # only there are signals delivered
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
             self._handler = signal.getsignal(signal.SIGINT)
         if callable(self._handler):
             signal.signal(signal.SIGINT, self._note)
@@ -40,15 +40,15 @@ class deferred_interrupts:
 
 
 class InterruptGate:
-    """While entered, SIGINT and SIGTERM raise KeyboardInterrupt only inside `with gate.open():`; elsewhere they wait
-    for the next.
+    """Context manager in which SIGINT and SIGTERM raise KeyboardInterrupt only inside `with gate.open():`.
 
-    So a run can be stopped in the middle of a step, which then restores the parameters, but not in the middle of an
-    update or of writing a file. Outside the main thread, to which Python delivers no signals, it does nothing.
+    A signal that arrives elsewhere waits for the next `open()`. So a run can be stopped while a step takes losses,
+    after which the parameters are restored, but not while it updates parameters or writes a file. The gate does nothing
+    outside the main thread, since Python delivers signals only there.
     """
 
     requested: int | None
-    """The first of these signals that came, if one did."""
+    """Number of the first signal that arrived; None if there was none."""
 
     def __init__(self) -> None:
         self.requested = None
@@ -66,7 +66,7 @@ class InterruptGate:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Where a run may be interrupted: raises KeyboardInterrupt at once if a signal came before."""
+        """Context in which the run may be interrupted. Raises KeyboardInterrupt at once if a signal arrived before."""
         self._is_open = True
         try:
             if self.requested is not None:

@@ -1,12 +1,12 @@
-"""The probe contract in plain NumPy: the ground truth the kernels are tested against, and the seeds of a run.
+"""The probe contract in plain NumPy, against which the kernels are tested, and the seeds of a run.
 
     p_j(seed) = +1 if bit(j) else -1,   bit(j) = bit (j mod 32) of word ((j div 32) mod 4) of
     Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream, 0), key=(lo32(seed), hi32(seed)))
 
-j is an index in the flat parameter space. The bits depend on (seed, stream, j) alone. `zo_kernels.distributions` draws
-other probes from other streams. Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011; `tests/data/philox4x32_kat.txt` holds Random123's check values. `csrc/philox.h` is the same contract for the
-kernels, written independently.
+j is an index in the flat parameter space. The bits depend only on (seed, stream, j). `zo_kernels.distributions` draws
+other probes from other streams. Philox is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1,
+2, 3", SC 2011; `tests/data/philox4x32_kat.txt` holds Random123's check values. `csrc/philox.h` implements the same
+contract independently, for the kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_SIGNS = 128
-"""Signs made by one Philox call. Offsets in the flat parameter space are multiples of it."""
+"""Number of signs that one Philox call makes. Offsets in the flat parameter space are multiples of 128."""
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -26,7 +26,7 @@ _HALF = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """Counter word 2: separates the uses of one seed."""
+    """Counter word 2 of Philox, which separates the uses of one seed."""
 
     RADEMACHER = 0
     NORMAL = 1
@@ -37,7 +37,7 @@ class Stream(IntEnum):
 
 
 def philox4x32_10(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
-    """Philox4x32 with 10 rounds. `counter` [..., 4] and `key` [..., 2] hold 32-bit words; returns uint32 [..., 4]."""
+    """Philox4x32 with 10 rounds: uint32 [..., 4] from the 32-bit words `counter` [..., 4] and `key` [..., 2]."""
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, np.uint64), -1, 0)
     k0, k1 = np.moveaxis(np.asarray(key, np.uint64), -1, 0)
     for _ in range(10):
@@ -52,8 +52,8 @@ def probe_bits(
 ) -> npt.NDArray[np.bool_]:
     """The signs of elements offset .. offset + numel of the Rademacher probe of `seed`: bool [numel], True for +1.
 
-    `seed` counts modulo 2^64. `stream` and `number` are counter words 2 and 3: of another stream, its bits in the same
-    places. Raises ValueError unless `offset` is a non-negative multiple of 128.
+    `seed` is taken modulo 2^64. `stream` and `number` are counter words 2 and 3; they select other bits with the same
+    layout. Raises ValueError unless `offset` is a non-negative multiple of 128.
     """
     block = _blocks(numel, offset)
     words = philox4x32_10(_counter(block, stream, np.full_like(block, number)), _key(seed))
@@ -61,10 +61,10 @@ def probe_bits(
 
 
 def element_words(numel: int, seed: int, offset: int, stream: Stream) -> npt.NDArray[np.uint32]:
-    """A word for each of the elements offset .. offset + numel: uint32 [numel].
+    """One random word for each of the elements offset .. offset + numel: uint32 [numel].
 
-    That of element j is word (j div 32) mod 4 of Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream,
-    j mod 32), key=seed): as `probe_bits`, with 32 calls for the 32 bits. Raises ValueError as `probe_bits`.
+    The word of element j is word (j div 32) mod 4 of Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), stream,
+    j mod 32), key=seed). Where `probe_bits` uses 32 bits of one call, this uses 32 calls. Raises the same ValueError.
     """
     block = _blocks(numel, offset)[:, None]
     number = np.broadcast_to(np.arange(32, dtype=np.uint64), (len(block), 32))
@@ -73,11 +73,11 @@ def element_words(numel: int, seed: int, offset: int, stream: Stream) -> npt.NDA
 
 
 def probe_seeds(run_seed: int, step: int, probes: int) -> npt.NDArray[np.int64]:
-    """Seeds of the probes of one step: int64 [probes] (the 64 bits of a seed as two's complement).
+    """The seeds of the probes of one step: int64 [probes] (the 64 bits of a seed as two's complement).
 
-    Seed i is words 0 and 1 of Philox4x32-10(counter=(lo32(step), hi32(step), Stream.SEEDS, i), key=run_seed), so a
-    seed is a function of (run seed, step, i) alone: any rank can make any of them. Two probes of a run share a seed
-    with probability 2^-64. Raises ValueError unless step is in [0, 2^64) and probes in [0, 2^32).
+    Seed i is words 0 and 1 of Philox4x32-10(counter=(lo32(step), hi32(step), Stream.SEEDS, i), key=run_seed). It
+    depends only on (run seed, step, i), so any rank can make any of them. Two probes of a run share a seed with
+    probability 2^-64. Raises ValueError unless step is in [0, 2^64) and probes in [0, 2^32).
     """
     if not (0 <= step < 2**64 and 0 <= probes < 2**32):
         raise ValueError(f"step must be in [0, 2^64) and probes in [0, 2^32), not {step} and {probes}")

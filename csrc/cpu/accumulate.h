@@ -1,8 +1,8 @@
 // accumulate_probes: x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds.
 //
-// The coefficients arrive as integers q with sum |q| < 2^31, so the sum per element is an int32 that no order of
-// summation changes, and may be looked up rather than added: for a group of kGroup seeds, the sums of their +-q for
-// each combination of signs are a table of 2^kGroup entries that fits a register (vpermd).
+// The coefficients are integers q with sum |q| < 2^31, so the sum of an element is an int32 that does not depend on the
+// order of summation. For a group of kGroup seeds, the sums of their +-q for all combinations of signs form a table of
+// 2^kGroup entries, which fits a register (vpermd). So one look-up replaces kGroup additions.
 //
 // Plan, per tile of kLanes blocks and batch of seeds:
 //   1. generate the words of each group's seeds and transpose their bits, so that the kGroup signs of one element lie
@@ -111,8 +111,8 @@ ZO_INLINE void update_elements(const AccumulateArgs& args, const AccumulateScrat
   __builtin_memcpy(x, padded, sizeof(Stored) * static_cast<unsigned>(count));
 }
 
-// A tile of x is not touched for microseconds while its signs are made, too long for the hardware's prefetcher: each
-// group fetches its share of the lines, so that they trickle in behind the arithmetic.
+// While the signs of a tile are made, x is not touched for microseconds, too long for the hardware's prefetcher. So
+// each group of seeds prefetches its share of the tile's lines.
 struct Prefetcher {
   const char* x;
   int64_t tile_bytes;
@@ -123,7 +123,7 @@ struct Prefetcher {
     share = (tile_bytes / args.num_groups / 64 + 1) * 64;
   }
 
-  // In the last tile it may ask for lines beyond the end of x, which is harmless.
+  // In the last tile this may prefetch lines beyond the end of x, which is harmless.
   ZO_INLINE void fetch(int64_t tile, int64_t group) const {
     const char* p = x + tile * tile_bytes;
     for (int64_t i = group * share; i < (group + 1) * share && i < tile_bytes; i += 64) __builtin_prefetch(p + i, 0, 3);

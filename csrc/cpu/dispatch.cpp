@@ -14,7 +14,7 @@
 namespace zo::cpu {
 namespace {
 
-// Elements that are worth a thread of their own; accumulating does more work per element.
+// Number of elements that are worth a thread. Accumulating does more work per element.
 constexpr int64_t kApplyGrain = 32768;
 constexpr int64_t kAccumulateGrain = 1 << 19;  // elements times seeds
 constexpr int64_t kDrawGrain = 16384;          // likewise
@@ -25,7 +25,7 @@ struct Isa {
 };
 
 #if defined(ZO_X86)
-bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
+bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows f16c
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
@@ -64,8 +64,8 @@ const Kernels* find_isa(const std::string& name, const std::string& asked_by) {
 
 const Kernels* g_forced = nullptr;  // by set_active_isa
 
-// Calls body(first_element, numel, first_block, block_high) for stretches of blocks that share the high half of their
-// index: one, unless the range passes element 2^39 * k.
+// Calls body(first_element, numel, first_block, block_high) for each run of blocks that share the high half of their
+// index. There is one run, unless the range passes element 2^39 * k.
 template <class F>
 void for_each_stretch(int64_t numel, int64_t offset, F body) {
   int64_t done = 0;

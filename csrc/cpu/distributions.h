@@ -1,7 +1,7 @@
 // probe_from, apply_probe_from and accumulate_probes_from: the ops for probes of any distribution, a tile at a time.
 //
-// Elements are float32 numbers, so sums over seeds are not exact: they are float64 and in the order of the seeds, which
-// does not depend on tiles, vectors or threads.
+// Elements are float32 numbers, so sums over seeds are not exact. They are taken in float64 in the order of the seeds,
+// so that they do not depend on tiles, vectors or threads.
 
 ZO_INLINE void numbers_at(const float* z, int i, F32& v) { v = load<F32>(z + i); }
 ZO_INLINE void numbers_at(const float* z, int i, F64& v) { v = __builtin_convertvector(load<F32Half>(z + i), F64); }

@@ -1,5 +1,5 @@
-// The elements of probes of every distribution, as float32 numbers: draw_tile. zo_kernels/distributions.py defines
-// them; the operations here are its own, in its order, so that all instruction sets agree to the last bit.
+// draw_tile makes the elements of probes of any distribution, as float32 numbers. zo_kernels/distributions.py defines
+// them. The operations here are the same, in the same order, so that all instruction sets agree to the last bit.
 //
 // Plan: a tile's signs and sparsity bits are bit strings made by generate.h. Uniforms and normals take a word each:
 // call c = 0..31 of a block (counter word 3) makes elements c, 32 + c, 64 + c and 96 + c, so that with one call per
@@ -60,7 +60,7 @@ ZO_INLINE F32 log_uniform(U32 k) {
   constexpr float kLog[] = {-0.07634497f, 0.12761576f, -0.13160183f, 0.14201757f,
                             -0.16623357f, 0.20001227f, -0.2500082f,  0.3333333f};
   const I32 bits = reinterpret_cast<I32>((to_float(k) + 0.5f) * 0x1p-31f);
-  const I32 exponent = (bits - 0x3f3504f3) >> 23;  // less the bits of sqrt 1/2
+  const I32 exponent = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 are the bits of sqrt(1/2)
   const F32 scaled = reinterpret_cast<F32>(bits - (exponent << 23)) - 1.0f;
   const F32 f = select(reinterpret_cast<U32>(exponent == 0), (to_float(k + 0x80000000u) + 0.5f) * 0x1p-31f, scaled);
   const F32 square = f * f;
@@ -68,7 +68,7 @@ ZO_INLINE F32 log_uniform(U32 k) {
   return __builtin_convertvector(exponent, F32) * 0.693147182464599609375f + (f + tail);
 }
 
-// x and y become two normals, by Box and Muller.
+// Makes two normals of x and y by the Box-Muller transform.
 ZO_INLINE void normals(U32 a, U32 b, F32& x, F32& y) {
   constexpr float kSin[] = {-3.5950467e-05f, 0.002490001f, -0.080745436f, 0.78539819f};
   constexpr float kCos[] = {3.5303381e-06f, -0.00032594008f, 0.015854327f, -0.30842513f};
@@ -118,8 +118,8 @@ ZO_INLINE void draw_signs(int sparsity, uint64_t seed, uint64_t first_block, int
   }
 }
 
-// The first `count` elements of a tile, and what is left of the last vector. Blocks of a tile share the high halves of
-// their indices.
+// Draws the first `count` elements of a tile, and the rest of the last vector. Blocks of a tile share the high halves
+// of their indices.
 void draw_tile(const Distribution& distribution, uint64_t seed, uint64_t first_block, int count, DrawScratch& scratch) {
   switch (distribution.stream) {
     case kStreamNormal: return draw_words(kStreamNormal, seed, first_block, count, scratch.z);

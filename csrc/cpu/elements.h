@@ -56,8 +56,8 @@ constexpr int lanes_of<F32>() { return kLanes; }
 template <>
 constexpr int lanes_of<F64>() { return kLanes / 2; }
 
-// A tile's signs as a bit string: bit i (little-endian) is the sign of element i. Words are read at any byte, so a few
-// bytes more than there are signs.
+// A tile's signs as a bit string: bit i (little-endian) is the sign of element i. Words are read at any byte, so there
+// are a few spare bytes at the end.
 struct alignas(64) SignBits {
   uint8_t bytes[kTileElements / 8 + 8];
 };
@@ -90,7 +90,7 @@ ZO_INLINE void for_each_vector(const void* x, void* y, int64_t first, int count,
   typename Out::Stored* to = static_cast<typename Out::Stored*>(y) + first;
   int i = 0;
   for (; i + lanes <= count; i += lanes) {
-    // Keeps the memory busy while the next tile's signs are made; harmless beyond the end.
+    // Prefetches while the next tile's signs are made; harmless beyond the end.
     __builtin_prefetch(from + i + kTileElements);
     Out::put(to + i, f(In::get(from + i), i));
   }

@@ -1,17 +1,17 @@
 // Vectorised Philox4x32-10 for signs and other bits of elements: one block per 32-bit lane.
 //
-// The four counter words live in 64-bit lanes, of which only the low halves count: a widening multiply reads low
-// halves, so a product can be passed on as the next round's low word without masking, and its high word is one shift
-// away. A round of half a tile is two multiplies, two shifts, two three-way XORs.
+// The four counter words are in the low halves of 64-bit lanes; the high halves are ignored. A widening multiply reads
+// low halves only, so a product is the next round's low word without masking, and one shift gives its high word. A
+// round of half a tile is two multiplies, two shifts and two three-way XORs.
 //
 // Blocks of one launch share the high half of their index (dispatch.cpp cuts ranges where it changes), the stream s and
 // counter word 3, n, so with counter (b, B, s, n), key (k0, k1), r = M1*s and [x] for what is the same in all lanes:
 //   round 1:  p0 = M0*b (shared by all seeds)   [r]           -> [hi(r)^B^k0],    [lo(r)], hi(p0)^[n^k1],    lo(p0)
 //   round 2:  [q] = M0*[hi(r)^B^k0]             p1 = M1*c2    -> hi(p1)^[lo(r)^k0'], lo(p1), lo(p0)^[hi(q)^k1'], [lo(q)]
 //   round 3:  p0 = M0*c0                        p1 = M1*c2    -> hi(p1)^c1^[k0''], lo(p1), hi(p0)^[lo(q)^k1''], lo(p0)
-// The bracketed terms are one XOR constant each: ProbeKey.
+// Each bracketed term is one XOR constant, stored in ProbeKey.
 
-// Block indices (low halves) of one tile times M0: what a tile's generators share.
+// Block indices (low halves) of one tile times M0, which all generators of a tile share.
 struct TileCounters {
   U64 low_product[2];   // two half-tiles
   U64 high_product[2];
@@ -31,11 +31,11 @@ ZO_INLINE TileCounters tile_counters(uint64_t first_block, LaneBlock lane_block)
   return t;
 }
 
-// In both halves of every 64-bit lane: a broadcasting load needs no zero-extension, and high halves don't count.
+// Broadcasts to both halves of every 64-bit lane. The high halves are ignored, so no zero-extension is needed.
 ZO_INLINE U64 splat_key(uint32_t key) { return reinterpret_cast<U64>(splat<U32>(key)); }
 
-// The four output words, in low halves, of both half-tiles of `count` probes. They are interleaved in the program because a
-// chain of ten dependent rounds alone leaves the ports idle, and the processor looks ahead over two chains at best.
+// The four output words, in low halves, of both half-tiles of `count` probes. The code interleaves them, because one
+// chain of ten dependent rounds leaves the ports idle, and the processor looks ahead over two chains at best.
 template <int count>
 ZO_INLINE void generate_halves(const TileCounters& tile, const ProbeKey* key, U64 (&word)[2 * count][4]) {
   constexpr int n = 2 * count;  // half-tile i % 2 of probe i / 2

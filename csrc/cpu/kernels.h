@@ -1,6 +1,6 @@
-// What one instruction set provides. Each isa_*.cpp compiles the same kernels (apply.h, accumulate.h,
-// distributions.h) for its ISA
-// and exports one table; dispatch.cpp picks a table at run time. Ranges are in tiles of kernels->tile_blocks blocks.
+// The table of kernels of one instruction set. Each isa_*.cpp compiles the same kernels (apply.h, accumulate.h,
+// distributions.h) for its ISA and exports one table. dispatch.cpp picks a table at run time. Ranges are in tiles of
+// kernels->tile_blocks blocks.
 #pragma once
 
 #include <cstdint>
@@ -101,7 +101,7 @@ struct Kernels {
 };
 
 const PopulationKernels* bfloat16_kernels();  // null where the instruction set in use has none
-const Kernels& kernels();  // those in use; throws std::runtime_error where ZO_KERNELS_ISA can't be had
+const Kernels& kernels();  // those in use; throws std::runtime_error if ZO_KERNELS_ISA can't be used
 
 extern const Kernels kBaselineKernels;
 extern const PopulationKernels kBaselinePopulationKernels;

@@ -1,9 +1,9 @@
-// The CPU kernels as their callers see them: raw pointers, sizes, no torch, no Python.
+// The interface of the CPU kernels, with raw pointers and sizes, without torch or Python.
 //
-// Every function walks `numel` consecutive elements, element i being element j = offset + i of the flat parameter
-// space. `offset` must be a multiple of 128 and offset + numel must not pass 2^63. Results do not depend on the number of threads or the
-// ISA. Floating point is IEEE with round-to-nearest-even; no operation is contracted. "Compute type" is double where
-// the input is float64 and float otherwise.
+// Every function works on `numel` consecutive elements. Element i is element j = offset + i of the flat parameter
+// space. `offset` must be a multiple of 128, and offset + numel at most 2^63. Results do not depend on the number of
+// threads or the ISA. Floating point is IEEE with round-to-nearest-even; no operation is contracted. "Compute type" is
+// double where the input is float64 and float otherwise.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offs
 // out[i] = cast(x[i] + alpha * p_j(seed)); out may be x.
 void apply_probe(const void* x, DType x_type, void* out, DType out_type, int64_t numel, Term term, int64_t offset);
 
-// x[i] = cast((x[i] + from.alpha * p_j(from.seed)) + to.alpha * p_j(to.seed)): leave one probe and enter the next.
+// x[i] = cast((x[i] + from.alpha * p_j(from.seed)) + to.alpha * p_j(to.seed)), which moves from one probe to the next.
 void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t offset);
 
 // With S = sum_k quantised[k] * p_j(seeds[k]), an exact int32 sum (the caller keeps sum_k |quantised[k]| < 2^31):
@@ -36,20 +36,21 @@ void probe_from(Distribution distribution, void* out, DType out_type, int64_t nu
 void apply_probe_from(Distribution distribution, const void* x, DType x_type, void* out, DType out_type, int64_t numel,
                       Term term, int64_t offset);
 
-// As accumulate_probes, with the sum S_j = sum_k coeffs[k] * z_kj of doubles, in the order of k, each operation rounded:
+// As accumulate_probes, with the sum S_j = sum_k coeffs[k] * z_kj of doubles, in the order of k, each operation
+// rounded:
 //   v += compute_type(S_j) * scale, with scale a power of two.
 void accumulate_probes_from(Distribution distribution, void* x, DType type, int64_t numel, const double* coeffs,
                             const uint64_t* seeds, int64_t num_seeds, double scale, int64_t offset,
                             const Update& update);
 
-// Generates the signs of all seeds and only folds their words with XOR: the cost of generation alone, and a digest of
-// the bits of many seeds at once.
+// Generates the signs of all seeds and folds their words with XOR. Used to measure generation alone, and as a digest of
+// the bits of many seeds.
 uint64_t fold_probes(int64_t numel, const uint64_t* seeds, int64_t num_seeds, int64_t offset);
 
-// Instruction sets: what was compiled in, what this processor runs, what is in use.
+// Instruction sets: those compiled in, those this processor runs, and the one in use.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
-std::string active_isa();                    // throws std::runtime_error where ZO_KERNELS_ISA can't be had
+std::string active_isa();                    // throws std::runtime_error if ZO_KERNELS_ISA can't be used
 void set_active_isa(const std::string& name);  // "" returns to the automatic choice
 
 }  // namespace zo::cpu

@@ -57,8 +57,8 @@ struct Job {
   void* context;
 };
 
-// Runs on every thread: takes chunks until none is left, so that a thread whose core is busy elsewhere holds up one
-// chunk and not its whole share.
+// Runs on every thread and takes chunks until none is left. So a thread on a busy core delays one chunk, not its whole
+// share.
 void run_chunks(void* argument) {
   Job& job = *static_cast<Job*>(argument);
   const DefaultFloatEnvironment environment;

@@ -1,9 +1,8 @@
-// Threads for the CPU kernels: those of torch's own OpenMP runtime.
+// Runs the CPU kernels on the threads of torch's own OpenMP runtime.
 //
-// Two OpenMP runtimes in one process fight over the cores (a torch op goes from microseconds to milliseconds), so this
-// library links none: GOMP_parallel and omp_get_* are looked up in the process. Loops therefore follow
-// torch.set_num_threads as that runtime does, in the thread that called it; without a runtime they run on the calling
-// thread.
+// Two OpenMP runtimes in one process compete for the cores (a torch op goes from microseconds to milliseconds), so this
+// library links none: it looks up GOMP_parallel and omp_get_* in the process. So loops follow torch.set_num_threads for
+// the calling thread, as torch's own loops do. Without a runtime they run on the calling thread.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +11,8 @@ namespace zo::cpu {
 
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 
-// Calls body, on as many threads as have `grain` items each, on disjoint ranges that cover [0, count). The floating-point environment is the default one (round to nearest, subnormals kept) inside.
+// Calls body on disjoint ranges that cover [0, count), on as many threads as get `grain` items each. Inside, the
+// floating-point environment is the default one (round to nearest, subnormals kept).
 void parallel_for(int64_t count, int64_t grain, RangeBody body, void* context);
 
 // The same for a callable.

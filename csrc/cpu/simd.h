@@ -1,6 +1,6 @@
-// Vector types of one instruction set, and what is the same for all. An isa_*.cpp defines ZO_VECTOR_BYTES, opens its
-// own anonymous namespace and includes this file, then its simd_*.h. GCC's vector extension does the plain
-// arithmetic; only what it does badly (widening multiply, table look-up, rounding) is written in intrinsics.
+// Vector types of one instruction set, and functions that are the same for all. An isa_*.cpp defines ZO_VECTOR_BYTES,
+// opens its own anonymous namespace and includes this file, then its simd_*.h. GCC's vector extension does the plain
+// arithmetic. Intrinsics are used only where it is slow (widening multiply, table look-up, rounding).
 //
 // Everything stays in an anonymous namespace and uses no inline function of the standard library: the linker would
 // otherwise keep one copy of a shared inline function, perhaps the AVX-512 one, for all instruction sets.

@@ -98,7 +98,7 @@ ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 }
 
-// Of two numbers; where one is NaN, b.
+// The larger, and the smaller, of two numbers; b if one of them is NaN.
 ZO_INLINE F32 larger(F32 a, F32 b) {
   return reinterpret_cast<F32>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 }

@@ -115,7 +115,7 @@ ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
       _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
 }
 
-// Of two numbers; where one is NaN, b.
+// The larger, and the smaller, of two numbers; b if one of them is NaN.
 ZO_INLINE F32 larger(F32 a, F32 b) {
   return reinterpret_cast<F32>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
 }
@@ -124,7 +124,7 @@ ZO_INLINE F32 smaller(F32 a, F32 b) {
   return reinterpret_cast<F32>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
 }
 
-// t - floor(t), in [0, 1]. (vreduceps does it in one operation, which takes longer than these two.)
+// t - floor(t), in [0, 1]. (vreduceps is one operation, but takes longer than these two.)
 ZO_INLINE F32 fraction_of(F32 t) {
   return t - reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEG_INF));
 }

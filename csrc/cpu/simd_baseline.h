@@ -45,7 +45,8 @@ ZO_INLINE void transpose(I32 (&rows)[4]) {
   }
 }
 
-// Lane i: bit i of the word in the sign position; other bits are arbitrary. (SSE2 can't shift lanes by different counts.)
+// Lane i: bit i of the word in the sign position; other bits are arbitrary. (SSE2 can't shift lanes by different
+// counts.)
 ZO_INLINE U32 bit_to_sign(uint32_t word) {
   const U32 lane_bit = {1, 2, 4, 8};
   return reinterpret_cast<U32>((splat<U32>(word) & lane_bit) != 0);
@@ -127,7 +128,7 @@ ZO_INLINE F32 choose(I32 mask, F32 a, F32 b) {
   return reinterpret_cast<F32>((reinterpret_cast<I32>(a) & mask) | (reinterpret_cast<I32>(b) & ~mask));
 }
 
-// Of two numbers; where one is NaN, b.
+// The larger, and the smaller, of two numbers; b if one of them is NaN.
 ZO_INLINE F32 larger(F32 a, F32 b) { return choose(a > b, a, b); }
 
 ZO_INLINE F32 smaller(F32 a, F32 b) { return choose(a < b, a, b); }

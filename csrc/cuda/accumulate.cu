@@ -1,11 +1,11 @@
 // accumulate_probes: x += sum_i coeffs[i] * p(seeds[i]), one read and one write of x for all seeds.
 //
-// The coefficients arrive as integers q with sum |q| < 2^31, so the sum of an element is an int32 that no order of
-// summation changes. With bits b in {0, 1} it is 2 * sum(b q) - sum(q), modulo 2^32.
+// The coefficients are integers q with sum |q| < 2^31, so the sum of an element is an int32 that does not depend on the
+// order of summation. With bits b in {0, 1} it is 2 * sum(b q) - sum(q), modulo 2^32.
 //
 // Plan: a lane owns one Philox block and keeps 128 sums in registers over all seeds. Per seed it makes the block's four
-// words and, per element, shifts the word and multiplies and adds: two instructions on two pipes. The sums are of
-// (word >> k) q, modulo 2^32 too, and that of bit k is the k-th less twice the next: the bits above k fall out.
+// words and, per element, shifts the word and multiplies and adds: two instructions on two pipes. The sums are those of
+// (word >> k) q, modulo 2^32. The sum of bit k is sum k minus twice sum k + 1, in which the bits above k cancel.
 // Then the warp turns its sums from one block per lane to element order through shared memory, a word of every block at
 // a time, and walks x with 16-byte accesses.
 #include <cmath>

@@ -1,9 +1,9 @@
 // probe, apply_probe, swap_probe and apply_probes: one read and one write of each element, signs made on the way.
 //
 // Plan: a warp owns a tile of 32 Philox blocks, 4096 elements. Each lane makes the 128 signs of one block and puts
-// their four words into shared memory; then the warp walks the tile with 16-byte accesses, side by side, each lane
-// picking the word its elements' signs are in. An element costs a shift, a mask, an XOR and an addition; the memory
-// sets the pace. Loads are issued in batches ahead of the stores, which the compiler can't do where out is x.
+// their four words into shared memory. Then the warp walks the tile with adjacent 16-byte accesses, and each lane picks
+// the word with the signs of its elements. An element costs a shift, a mask, an XOR and an addition, so the kernel is
+// bound by memory. Loads are issued in batches ahead of the stores, which the compiler can't do where out is x.
 #include "../philox.h"
 #include "elements.h"
 #include "launch.h"

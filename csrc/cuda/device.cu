@@ -17,7 +17,7 @@ std::string device_description() {
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaGetDeviceProperties(&properties, device);
   if (status != cudaSuccess) {
-    cudaGetLastError();  // clear it: asking must not make the next launch fail
+    cudaGetLastError();  // clear the error, or the next launch would report it
     throw std::runtime_error(std::string("no CUDA device: ") + cudaGetErrorString(status));
   }
   return properties.name;

@@ -1,4 +1,4 @@
-// What the CUDA part of this build can do on this machine. Without nvcc, device_none.cpp stands in for device.cu.
+// Says what the CUDA part of this build can do on this machine. Without nvcc, none.cpp replaces device.cu.
 #pragma once
 
 #include <string>

@@ -1,5 +1,4 @@
-// Element types on the device: how they are stored, what they are computed in, and runs of them that move 16 bytes at
-// a time.
+// Element types on the device: their storage and compute types, and runs of elements that move 16 bytes at a time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -82,7 +81,7 @@ __device__ inline double times_sign(double value, uint32_t word, int bit) {
   return __longlong_as_double(__double_as_longlong(value) ^ static_cast<int64_t>(uint64_t{~(word >> bit) & 1u} << 63));
 }
 
-// Rounded one by one: with no contraction whatever the compiler's flags.
+// Rounds each operation, without contraction, whatever the compiler's flags.
 __device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
 __device__ inline float multiply(float a, float b) { return __fmul_rn(a, b); }

@@ -1,9 +1,9 @@
-// The CUDA kernels as their callers see them: raw device pointers, sizes, a stream, no torch, no Python.
+// The interface of the CUDA kernels, with raw device pointers, sizes and a stream, without torch or Python.
 //
-// As for the CPU (cpu/launch.h): every function walks `numel` consecutive elements, element i being element
-// j = offset + i of the flat parameter space; `offset` is a multiple of 128 and offset + numel does not pass 2^63;
-// results are those of the CPU kernels to the last bit. Calls only enqueue work; they throw std::runtime_error where
-// the launch fails, or where this build or machine has no CUDA.
+// As on the CPU (cpu/launch.h), every function works on `numel` consecutive elements. Element i is element j = offset +
+// i of the flat parameter space. `offset` is a multiple of 128, and offset + numel at most 2^63. Results are those of
+// the CPU kernels to the last bit. Calls only enqueue work. They throw std::runtime_error if the launch fails, or if
+// this build or machine has no CUDA.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace zo::cuda {
 
-// Where work is enqueued: a cudaStream_t of the device of that number.
+// The stream to enqueue work on: a cudaStream_t of the device with this number.
 struct Queue {
   int device;
   void* stream;
@@ -35,8 +35,8 @@ void apply_probe(const void* x, DType x_type, void* out, DType out_type, int64_t
 void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t offset, Queue queue);
 
 // out[k][0][i] = cast(x[i] + *alpha * p_j(seeds[k])), out[k][1][i] = cast(x[i] - *alpha * p_j(seeds[k])). alpha and
-// seeds [num_seeds] are device memory and read when the kernel runs, not when it is launched: a captured graph may be
-// replayed with others.
+// seeds [num_seeds] are in device memory and are read when the kernel runs, so a captured graph can be replayed with
+// other values.
 void apply_probes(const void* x, DType x_type, void* out, DType out_type, int64_t numel, const double* alpha,
                   const uint64_t* seeds, int64_t num_seeds, int64_t offset, Queue queue);
 

@@ -1,4 +1,4 @@
-// Where the population kernel keeps things in shared memory, and the arithmetic of one unit and one position.
+// The shared-memory layout of the population kernel, and the arithmetic of one unit and one position.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@ __host__ __device__ constexpr int padded(int64_t length) {
   return 2 * (words + (12 - words % 8) % 8);
 }
 
-// Where things lie in shared memory, in bytes, for tiles of `sequences`.
+// Offsets in shared memory, in bytes, for tiles of `sequences`.
 struct Layout {
   int weight_stride, output_stride, h_stride;
   int64_t weight, output, weight_signs, output_signs, output_bias, h, c, partial, picked, nats, tokens, targets, size;

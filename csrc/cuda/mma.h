@@ -1,6 +1,6 @@
 // One tensor-core product of a warp: d [16, 8] += a [16, 16] * b [16, 8], bfloat16 with float32 sums.
 //
-// Who holds what (PTX ISA, "Matrix Fragments for mma.m16n8k16"), with g = lane / 4 and t = lane % 4:
+// The fragments of each lane (PTX ISA, "Matrix Fragments for mma.m16n8k16"), with g = lane / 4 and t = lane % 4:
 //   a[0] rows g, columns 2t, 2t+1 (low half first); a[1] row g+8; a[2], a[3] the same rows, columns + 8
 //   b0   rows 2t, 2t+1 of column g; b1 rows + 8
 //   d[0], d[1] row g, columns 2t, 2t+1; d[2], d[3] row g+8

@@ -1,4 +1,4 @@
-// Where the build had no CUDA compiler: every call says so.
+// Replaces the CUDA kernels if the build had no CUDA compiler. Every call throws an error that says so.
 #include <stdexcept>
 
 #include "device.h"

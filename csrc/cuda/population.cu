@@ -1,8 +1,8 @@
 // The population forward: header and model in population.h.
 //
-// Plan. A persistent thread block keeps the recurrent and output weights in shared memory, as bfloat16, and takes one
-// item after another: a probe, with both signs, on a tile of sequences, for all time steps. Its signs are made once, as
-// bits in shared memory; states stay there from step to step. Per step:
+// Plan. A persistent thread block keeps the recurrent and output weights in shared memory, as bfloat16, and processes
+// items one after another. An item is a probe, with both signs, on a tile of sequences, for all time steps. Its signs
+// are made once, as bits in shared memory, and its states stay there from step to step. Per step:
 //   1. gates: a warp takes 8 units of a head, all four gates, all sequences, both signs. Fragments of W and of
 //      +-eps P are made once and meet 2 * kRowTiles fragments of h; the token table adds the input; the cell follows in
 //      the registers where the sums are.

@@ -37,7 +37,7 @@ struct PopulationArgs {
   double* nats;  // [num_seeds, 2, batch_tiles()]: sums over the sequences of a tile
 };
 
-// Sequences of one thread block: 32, or 16 where they or shared memory ask for it; 0 where the model does not fit.
+// Sequences of one thread block: 32, or 16 if there are few or shared memory is short; 0 if the model does not fit.
 int64_t tile_sequences(const PopulationArgs& args, int device);
 int64_t batch_tiles(const PopulationArgs& args, int device);
 int64_t table_floats(const PopulationArgs& args);
@@ -45,7 +45,7 @@ int64_t table_floats(const PopulationArgs& args);
 constexpr char kPopulationLimits[] =
     "the population kernel needs an even head size, and weights and 16 sequences' states that fit shared memory";
 
-// Throws std::invalid_argument where the model does not fit or eps is no bfloat16.
+// Throws std::invalid_argument if the model does not fit or eps is not a bfloat16 number.
 void evaluate_population(const PopulationArgs& args, Queue queue);
 
 }  // namespace zo::cuda

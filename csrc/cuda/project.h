@@ -1,8 +1,8 @@
-// The token table: what each token contributes to each unit's gates, of every member (probe and sign).
+// The token table: the contribution of each token to the gates of each unit, for every member (probe and sign).
 //
 //   table[member][token][unit][gate] = bias + sum_k embedding[token][k] * input_weight[gate][unit][k]
 //
-// with all three perturbed, in float32. Paid once for each token of the vocabulary instead of each position.
+// with all three perturbed, in float32. It is computed once per token of the vocabulary instead of once per position.
 //
 // Plan: a thread block makes kRows rows (gate, unit) for kTokens tokens of one probe, both signs. Signs of its two
 // slabs of consecutive elements come from Philox once, into shared memory as bits; slices of kSlice columns of both,

@@ -1,4 +1,4 @@
-// What every launcher does: stand on the queue's device, launch, look for errors.
+// Helpers of all launchers: make the queue's device current, launch, and check for errors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace zo::cuda {
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // clear it: an error reported must not make the next launch fail
+  cudaGetLastError();  // clear the error, or the next launch would report it
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 

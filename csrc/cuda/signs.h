@@ -13,14 +13,15 @@
 
 namespace zo::cuda {
 
-// What the bits of `numel` elements take, wherever they begin within a Philox block.
+// Size of the bits of `numel` elements, wherever they begin within a Philox block.
 __host__ __device__ constexpr int64_t sign_words(int64_t numel) { return ((numel + 127) / 128 + 1) * 4; }
 
 class SignBits {
  public:
   __device__ SignBits() : words_(nullptr), perturbed_(false) {}
 
-  // Elements first .. first + numel; the thread block makes them together and has to meet before anyone reads.
+  // Makes the signs of elements first .. first + numel. The whole thread block takes part, and must synchronise before
+  // any thread reads them.
   __device__ SignBits(const Parameter& parameter, int64_t first, int numel, uint64_t seed, uint32_t* words, int thread,
                       int threads)
       : words_(words), perturbed_(parameter.offset >= 0) {

@@ -72,7 +72,7 @@ def test_a_closure_that_raises_leaves_theta_as_it_was() -> None:
 def test_a_forward_pass_that_raised_is_not_built_upon() -> None:
     for first, then in run_on_ranks(2, interrupted, "in"):
         assert first == "'broken'"
-        assert then.startswith("FSDP holds parameters unsharded")
+        assert then.startswith("FSDP holds unsharded parameters")
 
 
 def test_no_second_copy_in_place() -> None:
@@ -83,12 +83,12 @@ def test_no_second_copy_in_place() -> None:
 REFUSED = {
     "columns": "parameter head.weight is placed as S",
     "partial": "parameter head.weight is placed as P",
-    "uneven": "parameter head.weight is not sharded as torch.chunk would",
-    "gathered": "is what FSDP gathered for a forward pass: ask for model.parameters",
+    "uneven": "parameter head.weight is not sharded as torch.chunk splits it",
+    "gathered": "is what FSDP gathered for a forward pass: call reshard",
     "population": "a population reads whole parameters, but these are sharded: pass a closure",
     "replicas": "replicas of sharded parameters follow from their mesh",
-    "adapter": "FSDP shards the module of parameter scale, but none to be trained",
-    "arena": "is a DTensor: use zo_kernels.params.sharded",
+    "adapter": "FSDP shards the module of parameter scale, but no trainable parameter",
+    "arena": "is a DTensor: use zo_kernels.params.ShardedArena",
     "whole": "none of the parameters is a DTensor",
     "shared": "parameters a and b overlap in memory",
     "direct": "is what FSDP gathered for a forward pass",

@@ -49,7 +49,7 @@ def test_state_names() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("s4", {}, "unknown model 's4': known are lstm, gru, elman, slstm, dnc, paper-dnc"),
+        ("s4", {}, "unknown model 's4': choose one of lstm, gru, elman, slstm, dnc, paper-dnc"),
         ("lstm", {"memory_slots": 0}, "the model lstm has no memory: leave memory_slots out"),
         ("slstm", {"memory_width": 4}, "the model slstm has no memory: leave memory_width out"),
         ("dnc", {"memory_slots": 4}, "the model dnc has a memory: give memory_width too"),

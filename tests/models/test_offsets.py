@@ -138,7 +138,7 @@ def test_parameters_shared_out_among_optimizers_are_refused() -> None:
     parameters = list(model.parameters())
     optimizers = [zo.optim.CDRGE(part, lr=0.1) for part in (parameters[:3], parameters[3:])]
     for call in (lambda: model.population_loss(*make_batch(), make_seeds(1), EPS), lambda: flat_offsets(model)):
-        with pytest.raises(ValueError, match=r"shared out among several optimizers: use one for all of them"):
+        with pytest.raises(ValueError, match=r"belong to several optimizers: use one optimizer for all of them"):
             call()
     assert all(optimizer.steps_taken == 0 for optimizer in optimizers)
 

@@ -166,7 +166,7 @@ def test_an_update_below_the_grid_is_said_once(caplog):
     for _ in range(2):
         losses = iter([1.0, 0.5])
         opt.step(lambda losses=losses: next(losses))
-    assert [record.message for record in caplog.records if "rounds to nothing" in record.message]
+    assert [record.message for record in caplog.records if "rounds to 0" in record.message]
     assert len(caplog.records) == 1
 
 

@@ -45,7 +45,7 @@ def test_hyper_parameters_changed_later_are_checked_by_the_step():
 
 
 def test_16_bit_in_place_is_refused_with_the_reason():
-    with pytest.raises(TypeError, match="theta would drift; use mode='shadow'"):
+    with pytest.raises(TypeError, match="theta would drift: use mode='shadow'"):
         zo.optim.CDRGE([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))], lr=0.1, mode="inplace")
 
 

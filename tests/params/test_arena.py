@@ -147,7 +147,7 @@ def test_offsets_of_parameters_over_the_same_memory():
 def test_offsets_in_several_arenas():
     module = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     arenas = [zo.params.ParameterArena(part) for part in module]
-    with pytest.raises(ValueError, match="shared out among several optimizers: use one for all of them"):
+    with pytest.raises(ValueError, match="belong to several optimizers: use one optimizer for all of them"):
         flat_offsets(module)
     assert [list(flat_offsets(part).values()) for part in module] == [[0, 128], [0, 128]]
     del arenas[1]

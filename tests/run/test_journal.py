@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_a_number_comes_back(path: Path) -> None:
 
 def test_a_fork_begins_later(path: Path) -> None:
     with Journal.create(path, first_step=7, digest=b"there") as journal:
-        with pytest.raises(JournalError, match=r"the next row of .* is that of step 7, not 0"):
+        with pytest.raises(JournalError, match=r"the next row of .* must be of step 7, not 0"):
             journal.append(row(0))
         journal.append(row(7))
     with Journal.open(path) as journal:
@@ -170,7 +170,7 @@ def test_another_version(path: Path) -> None:
     write(path, 1)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(JournalError, match="a journal of version 9, but this one reads version 1"):
+    with pytest.raises(JournalError, match="a journal of version 9, but this zo_kernels reads version 1"):
         Journal.open(path)
 
 

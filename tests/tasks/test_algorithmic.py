@@ -238,7 +238,7 @@ def test_bad_options_are_refused(name: str, option: str, value: int, message: st
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(0, "max_repeats must be at least 1, not 0"), (10, "max_repeats must be at most 9, one digit, not 10")],
+    [(0, "max_repeats must be at least 1, not 0"), (10, "max_repeats must be at most 9, not 10")],
 )
 def test_repeats_out_of_range_are_refused(value: int, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):

@@ -62,7 +62,7 @@ from zo_kernels.train.defaults import DEFAULTS
         (["--alphabet-size", "1"], "alphabet_size must be at least 2, not 1"),
         (["--longer-length", "4"], "longer_length must be above max_length 5, not 4"),
         (["--curriculum", "-1"], "curriculum must be at least 0, not -1"),
-        (["--task", "repeat-copy", "--max-repeats", "10"], "max_repeats must be at most 9, one digit, not 10"),
+        (["--task", "repeat-copy", "--max-repeats", "10"], "max_repeats must be at most 9, not 10"),
         (["--steps", "0"], "--steps must be at least 1, not 0"),
         (["--validate-every", "0"], "--validate-every must be at least 1, not 0"),
         (["--threads", "0"], "--threads must be at least 1, not 0"),

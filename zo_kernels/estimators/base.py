@@ -1,4 +1,4 @@
-"""From losses around theta to an estimate of the gradient: the interfaces, and what all estimators share."""
+"""Estimators turn losses around theta into the coefficients of a gradient. Base class and interfaces."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from ..gradient import SeedGradient
 
 @runtime_checkable
 class Population(Protocol):
-    """A loss that knows how to evaluate many probes at once."""
+    """A loss that can be evaluated at many probes at once."""
 
     def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
-        """Losses [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]), without writing theta."""
+        """Losses [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]). Does not write theta."""
         ...
 
 
 @runtime_checkable
 class BatchPopulation(Population, Protocol):
-    """A population whose batch consists of micro-batches, of which several processes may each evaluate some.
+    """A population with a batch of several micro-batches, which processes can share out.
 
-    parts: how many. scored: positions of the whole batch that are scored; a loss is the sum over the parts, in their
-    order, divided by it.
+    parts: number of micro-batches. scored: number of scored positions of the whole batch. A loss is the sum of
+    `part_nats` over the parts, in order, divided by `scored`.
     """
 
     parts: int
     scored: int
 
     def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
-        """Sums over one micro-batch, float64 [n, 2], at the points of `population_loss`."""
+        """Summed losses of one micro-batch, float64 [n, 2], at the points of `population_loss`."""
         ...
 
 
 class Evaluator(ABC):
-    """Evaluates the loss L at points around theta. A subclass needs `pairs` only.
+    """Evaluates the loss L at points around theta. A subclass needs only `pairs`.
 
-    Seeds are int64 [n]; losses are float64.
+    Seeds are int64 [n]; losses are float64 tensors of the shape that each method names.
     """
 
     @abstractmethod
@@ -51,25 +51,25 @@ class Evaluator(ABC):
         """[n, 2]: L(theta + eps p(seeds[i])) and L(theta - eps p(seeds[i]))."""
 
     def ahead(self, seeds: Tensor, eps: float) -> Tensor:
-        """[n]: L(theta + eps p(seeds[i])). Unless overridden, half of `pairs`."""
+        """[n]: L(theta + eps p(seeds[i])). By default the first column of `pairs`."""
         return self.pairs(seeds, eps)[:, 0]
 
     def clean(self) -> float:
-        """L(theta). Unless overridden, a pair with eps = 0."""
+        """L(theta). By default a loss of `pairs` with eps = 0."""
         return float(self.pairs(torch.zeros(1, dtype=torch.int64), 0.0)[0, 0])
 
     def corners(self, seeds: Tensor, others: Tensor, eps: float) -> Tensor:
-        """[n, 2, 2]: L(theta +- eps p(seeds[i]) +- eps p(others[i])); [i, 0, 1] is + then -.
+        """[n, 2, 2]: L(theta +- eps p(seeds[i]) +- eps p(others[i])), where [i, 0, 1] has the signs + and -.
 
-        Only 2-SPSA asks for them. Raises NotImplementedError unless overridden.
+        Only 2-SPSA needs them. By default raises NotImplementedError.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no corners, which 2-SPSA needs: implement them, or use another estimator"
+            f"{type(self).__name__} does not implement corners(), which 2-SPSA needs: add it or use another estimator"
         )
 
 
 class Losses(NamedTuple):
-    """The losses of a step. own: float64 [n, k], k of each probe. clean: L(theta), where the estimator asks for it."""
+    """The losses of a step. own: float64 [n, k], k losses per probe. clean: L(theta), if the estimator needs it."""
 
     own: Tensor
     clean: float | None = None
@@ -77,16 +77,17 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of the gradient: all that a step measures, and all that an update needs.
+    """An estimate of the gradient, with everything that an update needs.
 
-    seeds: int64 [n], of the step's probes. coeffs: float [n], how much of each probe the gradient holds, in units of
-    loss per unit of parameter; NaN where a probe was left out, because one of its losses was not finite. Estimators
-    give float64, optimizers round to float32: four bytes a probe are what the journal keeps and replicas send.
-    losses: float64, of a shape that each estimator names; of several micro-batches, stacked. distribution: of the
-    probes' elements.
-
-    An optimizer adds step: its number, from 0; and eps: of each parameter group, as it was used. Coefficients are those
-    of the first group that was moved.
+    seeds: int64 [n], seeds of the step's probes.
+    coeffs: float [n], coefficient of each probe, in units of loss per unit of parameter; NaN for a probe left out
+        because one of its losses is not finite. Estimators give float64. Optimizers round to float32, since the
+        journal stores and ranks send four bytes per probe. If groups have different eps, coefficients are those of the
+        first group that was moved.
+    losses: float64, of the shape that each estimator names; stacked if there are several micro-batches.
+    distribution: distribution of the probes' elements.
+    step: number of the step, from 0; set by the optimizer.
+    eps: the eps used for each parameter group; set by the optimizer.
     """
 
     seeds: Tensor
@@ -98,47 +99,47 @@ class Estimate:
 
     @property
     def loss(self) -> float:
-        """Mean of the finite losses; NaN if there is none."""
+        """Mean of the finite losses; NaN if there are none."""
         return float(self.losses[self.losses.isfinite()].mean())
 
     @property
     def skipped(self) -> int:
-        """Probes left out."""
+        """Number of probes left out."""
         return int(self.coeffs.isnan().sum())
 
     @property
     def gradient(self) -> SeedGradient:
-        """The table: the rows of the probes that were not left out."""
+        """The gradient, with one row per probe that was not left out."""
         valid = ~self.coeffs.isnan()
         return SeedGradient(self.seeds[valid], self.coeffs[valid], self.distribution)
 
     def round_to_float32(self) -> Estimate:
-        """The same with float32 coefficients. Raises DivergenceError if one is beyond the range of float32."""
+        """A copy with float32 coefficients. Raises DivergenceError if one overflows float32."""
         coeffs = self.coeffs.float()
         if bool(coeffs.isinf().any()):
-            raise DivergenceError("a coefficient of the gradient is beyond float32: lower lr or eps, or check the loss")
+            raise DivergenceError("a coefficient of the gradient overflows float32: lower lr or eps, or check the loss")
         return replace(self, coeffs=coeffs)
 
 
 class Estimator(ABC):
-    """gradient = 1/(n s) * sum_i slope_i p_i, with slope_i the derivative of the loss along p_i, or what stands for it.
+    """Estimates the gradient as 1/(n s) * sum_i slope_i p_i, where slope_i estimates the derivative along p_i.
 
-    s is the variance of the probes' elements: E[(g.p) p] = s g, so the estimate is unbiased to first order in eps.
-    A subclass says which losses it needs (`measure`) and what they say of each slope (`slopes`).
+    s is the variance of the probes' elements. E[(g.p) p] = s g, so the estimate is unbiased to first order in eps.
+    A subclass implements `measure`, which takes the losses, and `slopes`, which computes the slopes from them.
     """
 
     name: ClassVar[str]
-    """By which the command line knows it."""
+    """Name on the command line."""
 
     probes_at_once: ClassVar[int] = 1
-    """By how many probes a point that it asks for is away from theta."""
+    """The most probes by which a point where a loss is taken differs from theta."""
 
     def __call__(self, evaluate: Evaluator, seeds: Tensor, eps: float, distribution: str = "rademacher") -> Estimate:
         """Estimates the gradient with the probes of seeds [n], which `evaluate` draws from `distribution`.
 
-        A probe with a NaN or infinite loss (or slope) is left out, and n counts the others. Raises DivergenceError if
-        there is no other or L(theta) is not finite, and ValueError for an eps that is not positive and finite, an
-        unknown distribution, no seeds, or losses of another shape than `Evaluator` says.
+        A probe with a NaN or infinite loss or slope is left out, and n counts the others. Raises DivergenceError if all
+        probes are left out or L(theta) is not finite. Raises ValueError if eps is not positive and finite, the
+        distribution is unknown, there are no seeds, or the losses have the wrong shape.
         """
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps must be positive and finite, not {eps}")
@@ -161,19 +162,19 @@ class Estimator(ABC):
 
     @abstractmethod
     def forwards(self, probes: int) -> int:
-        """Forward passes of a step with that many probes."""
+        """Number of forward passes of a step with `probes` probes."""
 
     @abstractmethod
     def measure(self, evaluate: Evaluator, seeds: Tensor, eps: float) -> Losses:
-        """The losses of a step; eps is positive and finite."""
+        """Takes the losses of a step. eps is positive and finite."""
 
     @abstractmethod
     def slopes(self, measured: Losses, eps: float) -> Tensor:
-        """The slope along each probe: float64 [n], of any value where a loss is not finite."""
+        """The slope along each probe: float64 [n]. The value does not matter where a loss is not finite."""
 
 
 def check_losses(losses: Tensor, *shape: int) -> Tensor:
-    """An evaluator's losses in float64 on the CPU. Raises ValueError if their shape is another."""
+    """The losses in float64 on the CPU. Raises ValueError unless they have this shape."""
     losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
     if losses.shape != shape:
         raise ValueError(f"losses of {shape[0]} probes must have shape {shape}, not {tuple(losses.shape)}")

@@ -1,4 +1,4 @@
-"""Central differences."""
+"""The central-difference estimator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CentralDifference(Estimator):
 
         slope_i = (L(theta + eps p_i) - L(theta - eps p_i)) / (2 eps)
 
-    2n forward passes; losses [n, 2]. The error of a slope is of order eps^2, none on a quadratic.
+    Takes 2n forward passes; losses [n, 2]. The error of a slope is of order eps^2, and zero on a quadratic.
     """
 
     name: ClassVar[str] = "cd"
@@ -30,5 +30,5 @@ class CentralDifference(Estimator):
 
 
 def central_slopes(pairs: Tensor, eps: float) -> Tensor:
-    """(L+ - L-) / (2 eps) of losses whose first two columns are L+ and L-: float64 [n]."""
+    """(L+ - L-) / (2 eps), float64 [n], for losses with L+ and L- in the first two columns."""
     return (pairs[:, 0] - pairs[:, 1]) / 2 / eps

@@ -1,4 +1,4 @@
-"""Forward differences: one loss a probe, or two, and one clean loss that all probes share."""
+"""Forward-difference estimators, which take one or two losses per probe and one clean loss L(theta) for all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from .base import Estimator, Evaluator, Losses, check_losses
 
 
 class ForwardDifference(Estimator):
-    """slope_i = (L(theta + eps p_i) - L(theta)) / eps
+    """Forward differences.
 
-    n + 1 forward passes; losses [n + 1], L(theta) last. The error of a slope is of order eps (eps/2 p_i.H p_i). Its
-    mean over the signs of p_i is zero, so that it adds variance first and bias only of order eps^2.
+        slope_i = (L(theta + eps p_i) - L(theta)) / eps
+
+    Takes n + 1 forward passes; losses [n + 1], L(theta) last. The error of a slope is eps/2 p_i.H p_i to first order in
+    eps. That error adds variance but no bias, since p_i and -p_i are equally likely; the bias is of order eps^2.
     """
 
     name: ClassVar[str] = "fd"
@@ -34,8 +36,8 @@ class AntitheticDifference(Estimator):
 
         slope_i = ((L(theta + eps p_i) - L(theta)) / eps - (L(theta - eps p_i) - L(theta)) / eps) / 2
 
-    2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then L(theta). L(theta) cancels: but for rounding
-    this is the central difference.
+    Takes 2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then L(theta). L(theta) cancels, so up to
+    rounding this is the central difference.
     """
 
     name: ClassVar[str] = "antithetic"

@@ -1,10 +1,10 @@
-"""Simultaneous perturbation with curvature: central slopes divided by a saturating function of the measured curvature.
+"""SPSA with curvature, which divides central-difference slopes by a power of the measured curvature.
 
     slope_i = (L(theta + eps v_i) - L(theta - eps v_i)) / (2 eps) / max(|c_i|^saturation, floor)
 
-c_i is the curvature of the loss along v_i (1.5-SPSA) or across v_i and a second probe u_i (2-SPSA). The division makes
-the estimate a preconditioned one: it is the gradient's only where max(...) is 1. c_i keeps the variance of the probes'
-elements: with sparse ones it is that much smaller.
+c_i is the curvature of the loss along v_i (1.5-SPSA), or between v_i and a second probe u_i (2-SPSA). The division
+preconditions the estimate: it estimates the gradient itself only where max(...) is 1. c_i is proportional to the
+variance of the probes' elements, so it is smaller for sparse probes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..philox import Stream, philox4x32_10
 from .base import Estimator, Evaluator, Losses, check_losses
 from .central import central_slopes
 
-_LAST = 0xFFFFFFFF  # of step and probe: `philox.probe_seeds` never gets to this counter
+_LAST = 0xFFFFFFFF  # `philox.probe_seeds` never reaches this step and probe
 
 
 class _Saturating(Estimator):
-    """saturation: exponent of the curvature, not negative. floor: the least divisor, positive."""
+    """Base class of both. saturation: exponent of the curvature, not negative. floor: smallest divisor, positive."""
 
     def __init__(self, saturation: float = 0.1, floor: float = 1.0) -> None:
         if not (math.isfinite(saturation) and saturation >= 0):
@@ -38,12 +38,12 @@ class _Saturating(Estimator):
 
 
 class SPSA15(_Saturating):
-    """1.5-SPSA, of Chaubard and Kochenderfer's public code (saturation is its "saturating alpha", floor its "lambda").
+    """1.5-SPSA from Chaubard and Kochenderfer's public code (saturation is its "saturating alpha", floor its "lambda").
 
         c_i = (L(theta + eps v_i) - 2 L(theta) + L(theta - eps v_i)) / eps^2
 
-    and v_i.H v_i on a quadratic. 2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then L(theta).
-    Raises ValueError for a saturation that is negative or a floor that is not positive.
+    On a quadratic c_i is v_i.H v_i. Takes 2n + 1 forward passes; losses [2n + 1]: L+ and L- of each probe, then
+    L(theta). Raises ValueError if saturation is negative or floor is not positive.
     """
 
     name: ClassVar[str] = "1.5-spsa"
@@ -61,12 +61,12 @@ class SPSA15(_Saturating):
 
 
 class SPSA2(_Saturating):
-    """2-SPSA, after Spall, IEEE Transactions on Automatic Control 45, 2000: a second probe u_i measures the curvature.
+    """2-SPSA after Spall, IEEE Transactions on Automatic Control 45, 2000. A second probe u_i measures the curvature.
 
         c_i = (L(++) - L(+-) - L(-+) + L(--)) / (4 eps^2), L(+-) = L(theta + eps v_i - eps u_i)
 
-    and v_i.H u_i on a quadratic. The seed of u_i is `second_seeds` of v_i's. 6n forward passes; losses [n, 6]: L+, L-,
-    L(++), L(+-), L(-+), L(--). Raises ValueError for a saturation that is negative or a floor that is not positive.
+    On a quadratic c_i is v_i.H u_i. `second_seeds` gives the seed of u_i. Takes 6n forward passes; losses [n, 6]: L+,
+    L-, L(++), L(+-), L(-+), L(--). Raises ValueError if saturation is negative or floor is not positive.
     """
 
     name: ClassVar[str] = "2-spsa"
@@ -87,10 +87,10 @@ class SPSA2(_Saturating):
 
 
 def second_seeds(seeds: Tensor) -> Tensor:
-    """The seed of each probe's second one, int64 [n]: a function of its seed in seeds [n] alone, never equal to it.
+    """The seed of each second probe u_i, int64 [n]. It depends only on the seed of v_i, and differs from it.
 
-    seed xor (w | 1), where w is words 0 and 1 of Philox4x32-10(counter=(2^32 - 1, 2^32 - 1, Stream.SEEDS, 2^32 - 1),
-    key=seed), a counter that `zo_kernels.philox.probe_seeds` does not use.
+    It is seed xor (w | 1), where w is words 0 and 1 of Philox4x32-10(counter=(2^32 - 1, 2^32 - 1, Stream.SEEDS, 2^32 -
+    1), key=seed). `zo_kernels.philox.probe_seeds` does not use this counter.
     """
     key = seeds.cpu().numpy().view(np.uint64)
     counter = np.array([_LAST, _LAST, Stream.SEEDS, _LAST], np.uint64)

@@ -1,7 +1,7 @@
-"""How a DNC addresses its memory: the equations of Graves et al., Nature 538 (2016), Methods, "Memory addressing".
+"""Memory addressing of a DNC, by the equations of Graves et al., Nature 538 (2016), Methods, "Memory addressing".
 
-Weightings are over the N slots, the last dimension. Shape suffixes: M members, B batch, N slots, W width, R read heads.
-Each function leaves its arguments as they are and is differentiable; sorting is not differentiated, as in the paper.
+Weightings are over the N slots, in the last dimension. Shape suffixes: M members, B batch, N slots, W width, R read
+heads. The functions do not modify their arguments. They are differentiable, except for the sorting, as in the paper.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _EPSILON = 1e-6
-"""Added to the product of norms in the cosine, which is 0 for an empty slot."""
+"""Added to the product of norms in the cosine, since the norm of an empty slot is 0."""
 
 
 def oneplus(x: Tensor) -> Tensor:
-    """1 + log(1 + e^x): strengths in [1, inf)."""
+    """1 + log(1 + e^x), which maps to strengths in [1, inf)."""
     return 1 + F.softplus(x)
 
 
@@ -25,7 +25,7 @@ def norms(memory_MBNW: Tensor) -> Tensor:
 
 
 def content_weights(keys_MBKW: Tensor, strengths_MBK: Tensor, memory_MBNW: Tensor, norms_MBN: Tensor) -> Tensor:
-    """C(M, k, beta): softmax over slots of beta times the cosine of key and slot, for K keys: [M, B, K, N].
+    """C(M, k, beta) for K keys, [M, B, K, N]: softmax over the slots of beta times the cosine of key and slot.
 
     norms_MBN: `norms` of the memory.
     """
@@ -35,13 +35,13 @@ def content_weights(keys_MBKW: Tensor, strengths_MBK: Tensor, memory_MBNW: Tenso
 
 
 def next_usage(usage_MBN: Tensor, written_MBN: Tensor, read_MBRN: Tensor, free_gates_MBR: Tensor) -> Tensor:
-    """u = (u + w - u w) psi with the retention psi = prod_i (1 - f_i r_i), of the last step's weightings w and r_i."""
+    """u = (u + w - u w) psi with the retention psi = prod_i (1 - f_i r_i); w and r_i are those of the last step."""
     retention = (1 - free_gates_MBR[..., None] * read_MBRN).prod(dim=2)
     return (usage_MBN + written_MBN - usage_MBN * written_MBN) * retention
 
 
 def allocation_weights(usage_MBN: Tensor) -> Tensor:
-    """a[phi_j] = (1 - u[phi_j]) prod_{i < j} u[phi_i], with phi the slots from least to most used (ties by number)."""
+    """a[phi_j] = (1 - u[phi_j]) prod_{i < j} u[phi_i]; phi sorts the slots from least to most used, ties by index."""
     order = usage_MBN.argsort(dim=-1, stable=True)
     ascending = usage_MBN.gather(-1, order)
     before = F.pad(ascending[..., :-1], (1, 0), value=1.0).cumprod(dim=-1)
@@ -63,7 +63,7 @@ def next_memory(memory_MBNW: Tensor, written_MBN: Tensor, erase_MBW: Tensor, wri
 
 
 def next_link(link_MBNN: Tensor, precedence_MBN: Tensor, written_MBN: Tensor) -> Tensor:
-    """L[i, j] = (1 - w[i] - w[j]) L[i, j] + w[i] p[j], 0 on the diagonal; p is the precedence before the write."""
+    """L[i, j] = (1 - w[i] - w[j]) L[i, j] + w[i] p[j], and 0 on the diagonal. p is the precedence before the write."""
     to_MBN1, from_MB1N = written_MBN[..., None], written_MBN[:, :, None]
     link = torch.addcmul((1 - to_MBN1 - from_MB1N) * link_MBNN, to_MBN1, precedence_MBN[:, :, None])
     return torch.diagonal_scatter(link, torch.zeros_like(written_MBN), dim1=-2, dim2=-1)
@@ -75,6 +75,6 @@ def next_precedence(precedence_MBN: Tensor, written_MBN: Tensor) -> Tensor:
 
 
 def read_weights(link_MBNN: Tensor, read_MBRN: Tensor, content_MBRN: Tensor, modes_MBR3: Tensor) -> Tensor:
-    """pi_1 L^T r + pi_2 c + pi_3 L r for each head: backward, content and forward, of the last step's weightings r."""
+    """pi_1 L^T r + pi_2 c + pi_3 L r for each head (backward, content, forward); r is that of the last step."""
     backward, forward = read_MBRN @ link_MBNN, read_MBRN @ link_MBNN.transpose(2, 3)
     return (torch.stack((backward, content_MBRN, forward), dim=-1) * modes_MBR3[:, :, :, None]).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Language models with one recurrent layer of independent heads, in plain torch; their population forward is a kernel.
+"""Base class of the language models in plain torch whose population forward is a kernel.
 
 Shape suffixes: B batch, T time, V vocabulary, E embedding, H hidden size, N heads, D = H / N head size, n probes.
 """
@@ -23,24 +23,24 @@ from .recurrent_layer import RecurrentLayerLM
 class RecurrentLM(RecurrentLayerLM):
     """Token embedding, one recurrent layer of N independent heads, output projection to the vocabulary.
 
-    What LSTM, GRU and Elman have in common; they say what a head computes. `recurrent_weight` and `bias` have the
-    layout of FlashRNN's R and b and can be handed to it as they are.
+    Base class of LSTM, GRU and Elman, which define what a head computes. `recurrent_weight` and `bias` have the layout
+    of FlashRNN's R and b.
 
-    Parameters, in `named_parameters()` order: embedding [V, E]; input_weight [I, N, D, E], without a bias of its own;
-    recurrent_weight [R, N, D, D] (gate, head, new unit, previous unit); bias [G, N, D]; output_weight [V, H];
-    output_bias [V]. I, R and G are the cell's numbers of input rows, recurrent rows and biases.
+    Parameters, in `named_parameters()` order: embedding [V, E]; input_weight [I, N, D, E]; recurrent_weight [R, N, D,
+    D] (gate, head, new unit, previous unit); bias [G, N, D]; output_weight [V, H]; output_bias [V]. I, R and G are the
+    cell's numbers of input rows, recurrent rows and biases.
 
     vocab_size, embed_dim: V and E.
-    hidden_size: H, over all heads together.
-    num_heads: N, must divide H; with 1 the recurrence is dense.
-    seed: of the initial parameters, which are then the same on every device and leave torch's global random state
-        alone; None draws them from that state.
-    device, dtype: of the parameters; any floating dtype that the device can multiply.
+    hidden_size: H, the size of all heads together.
+    num_heads: N, which must divide H; with 1 the recurrence is dense.
+    seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
+        state; None uses that state.
+    device, dtype: device and dtype of the parameters; any floating dtype that the device can multiply.
 
     Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size.
 
     Sources: FlashRNN (Pöppel, Beck and Hochreiter, arXiv 2412.07752) for the recurrence; Chaubard and Kochenderfer
-    (arXiv 2505.17852) train it with CD-RGE.
+    (arXiv 2505.17852) for training it with CD-RGE.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class RecurrentLM(RecurrentLayerLM):
         return [*matrices, self.bias, self.output_weight, self.output_bias]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
+        """Logits [B, T, V] for the token after each position, in the parameters' dtype, and the states after the last.
 
         tokens_BT: int64 or int32 [B, T], values in [0, V).
-        states: those after an earlier segment of the same sequences, each [N, B, D]; None starts from zeros.
+        states: the states after an earlier segment of the same sequences, each [N, B, D]; None starts from zeros.
 
-        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range (the last on the CPU;
-        other devices report it in their own way), or the states' shape does not fit.
+        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range, or if the shape of the
+        states is wrong. Devices other than the CPU report tokens out of range in their own way.
         """
         hidden_TBH, states = self._hidden(tokens_BT, states)
         return self._logits(hidden_TBH).transpose(0, 1), states
@@ -91,12 +91,12 @@ class RecurrentLM(RecurrentLayerLM):
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats over the scored positions, from zero states: float64 scalar.
 
-        The mean is taken in float64: a zero-order step lives on differences of losses, and a float32 mean alone blurs
-        them some 50 times as much as all the rest of a float32 forward does.
+        The mean is taken in float64, because a zero-order step uses small differences of losses. A float32 mean would
+        add about 50 times the rounding error of the rest of a float32 forward.
 
         tokens_BT: int64 or int32 [B, T], values in [0, V).
-        targets_BT: int64 [B, T], values in [0, V), or -100 where a position is not scored. If none is, the loss is NaN,
-            as in torch.
+        targets_BT: int64 [B, T], values in [0, V), or -100 at positions that are not scored. If no position is scored,
+            the loss is NaN, as in torch.
 
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
@@ -107,7 +107,7 @@ class RecurrentLM(RecurrentLayerLM):
             logits_XV = logits_XV.float()
         try:
             nats_X = F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="none")
-        except IndexError:  # torch looks anyway; looking before it would cost a small model 3% of its time
+        except IndexError:  # torch checks anyway; checking first would take a small model 3% of its time
             check_targets(tokens_BT, targets_BT, self.vocab_size)
             raise
         return nats_X.sum(dtype=torch.float64) / (targets_X != IGNORE_INDEX).sum()
@@ -122,19 +122,19 @@ class RecurrentLM(RecurrentLayerLM):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up.
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
 
-        On the CPU a kernel evaluates all of them in one call, without a perturbed copy of the model, in memory that
-        does not grow with T; float64 parameters take the slow reference. On a GPU torch evaluates a chunk of probes at
-        a time, from perturbed copies in reused memory. `zo_kernels.ops.recurrent_nats` says what bfloat16 costs.
+        On the CPU a kernel evaluates all probes in one call, without perturbed copies of the model, in memory that does
+        not grow with T; float64 parameters use the slow reference. On a GPU torch evaluates one chunk of probes at a
+        time, with perturbed copies in reused memory. See `zo_kernels.ops.recurrent_nats` for the error of bfloat16.
         """
         return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
 
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, V] (float32, float64 if the parameters are) after the last token, and the states there.
+        """Logits [B, V] after the last token, float32 (float64 if the parameters are), and the states there.
 
-        The way to generate: as `forward`, but by the kernel of `population_loss`, in memory that does not grow with T.
-        Raises as `forward` does.
+        Use it to generate. It runs the kernel of `population_loss`, in memory that does not grow with T. Raises the
+        errors of `forward`.
         """
         batch_size = tokens_BT.shape[0] if tokens_BT.dim() == 2 else 1
         dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
@@ -154,7 +154,7 @@ class RecurrentLM(RecurrentLayerLM):
         )
 
     def _hidden(self, tokens_BT: Tensor, states: States | None) -> tuple[Tensor, States]:
-        """Hidden states after every token [T, B, H], and all states after the last."""
+        """The hidden states after every token, [T, B, H], and all states after the last token."""
         embedded_TBE = self._embed(tokens_BT)
         batch_size = embedded_TBE.shape[1]
         if states is None:
@@ -167,8 +167,8 @@ class RecurrentLM(RecurrentLayerLM):
             if list(state.shape) != expected:
                 raise ValueError(f"state {name} must have shape [N, B, D] = {expected}, not {list(state.shape)}")
 
-        # The heads share nothing but the input, so each is a layer of its own. torch's is one fused call for all time
-        # steps (oneDNN, cuDNN); a loop over them with one batched product each takes 1.3 to 4 times as long.
+        # The heads share only the input, so each is a layer of its own. torch's layer is one fused call for all time
+        # steps (oneDNN, cuDNN); a loop over time with one batched product per step takes 1.3 to 4 times as long.
         outputs, last = zip(
             *(
                 self._run_head(n, embedded_TBE, tuple(state[n : n + 1] for state in states))
@@ -180,10 +180,10 @@ class RecurrentLM(RecurrentLayerLM):
 
     @abstractmethod
     def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
-        """Head n over all time steps: hidden states [T, B, D] and the states after the last, each [1, B, D]."""
+        """Runs head n: hidden states [T, B, D] after every token, and the states after the last, each [1, B, D]."""
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        """Embeddings of the tokens, time first [T, B, E]; refuses what is not a batch of tokens."""
+        """Embeddings of the tokens, [T, B, E]. Raises ValueError if the tokens are wrong."""
         check_tokens_form(tokens_BT)
         try:
             return F.embedding(tokens_BT.t(), self.embedding)
@@ -192,5 +192,5 @@ class RecurrentLM(RecurrentLayerLM):
             raise
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """The output projection of hidden states [..., H]: [..., V]."""
+        """Projects hidden states [..., H] to logits [..., V]."""
         return F.linear(hidden, self.output_weight, self.output_bias)

@@ -1,4 +1,4 @@
-"""Models by name, as the command line and the folder of a run call them."""
+"""Builds models by the names that the command line and config.json use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .paper_dnc import PaperDNC
 _WITH_MEMORY: dict[str, type[MemoryLM]] = {"dnc": DNC, "paper-dnc": PaperDNC}
 
 MODEL_NAMES: tuple[str, ...] = (*MODELS, "slstm", *_WITH_MEMORY)
-"""What `build_model` knows."""
+"""The names that `build_model` takes."""
 
 
 def has_memory(name: str) -> bool:
@@ -34,19 +34,20 @@ def build_model(
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> LanguageModel:
-    """The float32 model of a name in MODEL_NAMES.
+    """Builds the float32 model with a name in MODEL_NAMES.
 
-    hidden_size: of all heads together; of a DNC, of its controller.
-    num_heads: independent heads of the recurrent layer, which must divide hidden_size; of a DNC, read heads.
-    memory_slots, memory_width: of a DNC's memory, which needs both; no other model has one.
-    seed: of the initial parameters, which are then the same on every device and leave torch's global random state
-        alone; None draws them from that state.
+    hidden_size: size of all heads together; for a DNC, of its controller.
+    num_heads: number of independent heads of the recurrent layer, which must divide hidden_size; for a DNC, number of
+        read heads.
+    memory_slots, memory_width: size of a DNC's memory. A DNC needs both; no other model takes them.
+    seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
+        state; None uses that state.
 
-    Raises ValueError if there is no such model, a size is not a positive integer or is missing, num_heads does not
-    divide hidden_size where it must, or a memory is given to a model without one.
+    Raises ValueError if the name is unknown, a size is missing or not a positive integer, num_heads does not divide
+    hidden_size, or a model without memory is given a memory size.
     """
     if name not in MODEL_NAMES:
-        raise ValueError(f"unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_NAMES)}")
     memory = {"memory_slots": memory_slots, "memory_width": memory_width}
     given = [option for option, size in memory.items() if size is not None]
     if not has_memory(name):

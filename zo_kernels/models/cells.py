@@ -1,4 +1,4 @@
-"""The cells: what a head of each language model computes."""
+"""The language models LSTM, GRU and Elman, which differ in their cell."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .language import States
 
 
 class LSTM(RecurrentLM):
-    """A language model with an LSTM layer; `RecurrentLM` has its parameters, of which there are I = R = G = 4 rows.
+    """A language model with an LSTM layer. Its parameters are those of `RecurrentLM` with I = R = G = 4 rows.
 
-    With e the embedding of a token and h, c the states, head n computes (gates in FlashRNN's order i, f, z, o):
+    Let e be the embedding of a token and h, c the states. Head n computes (gates in FlashRNN's order i, f, z, o):
 
         i, f, z, o = input_weight[:, n] @ e + recurrent_weight[:, n] @ h[n] + bias[:, n]
         c[n] = sigmoid(f) * c[n] + sigmoid(i) * tanh(z)
         h[n] = sigmoid(o) * tanh(c[n])
 
-    With one head this is `torch.nn.LSTM` with its two biases added into one.
+    With one head this is `torch.nn.LSTM` with the sum of its two biases as bias.
     """
 
     cell = "lstm"
@@ -35,10 +35,10 @@ class LSTM(RecurrentLM):
 
 
 class GRU(RecurrentLM):
-    """A language model with a GRU layer; `RecurrentLM` has its parameters, with I = 3, R = 3 and G = 4 rows.
+    """A language model with a GRU layer. Its parameters are those of `RecurrentLM` with I = 3, R = 3 and G = 4 rows.
 
-    With e the embedding of a token and h the state, head n computes (rows in FlashRNN's order: recurrent g, r, z, input
-    r, z, n, bias g, r, z, n):
+    Let e be the embedding of a token and h the state. Head n computes (rows in FlashRNN's order: recurrent g, r, z;
+    input r, z, n; bias g, r, z, n):
 
         g = recurrent_weight[0, n] @ h[n] + bias[0, n]
         r, z = input_weight[:2, n] @ e + recurrent_weight[1:, n] @ h[n] + bias[1:3, n]
@@ -64,10 +64,13 @@ class GRU(RecurrentLM):
 
 
 class Elman(RecurrentLM):
-    """A language model with an Elman (plain tanh) layer; `RecurrentLM` has its parameters, with I = R = G = 1 row.
+    """A language model with an Elman (plain tanh) layer. Its parameters are those of `RecurrentLM` with I = R = G = 1.
 
-    h[n] = tanh(input_weight[0, n] @ e + recurrent_weight[0, n] @ h[n] + bias[0, n]), with e the embedding of a token:
-    with one head `torch.nn.RNN` with its two biases added into one.
+    Let e be the embedding of a token and h the state. Head n computes:
+
+        h[n] = tanh(input_weight[0, n] @ e + recurrent_weight[0, n] @ h[n] + bias[0, n])
+
+    With one head this is `torch.nn.RNN` with the sum of its two biases as bias.
     """
 
     cell = "elman"
@@ -84,13 +87,13 @@ class Elman(RecurrentLM):
 
 
 def _layer() -> tuple[bool, int, float, bool, bool, bool]:
-    """What torch's layers take behind their weights.
+    """The arguments of torch.lstm, torch.gru and torch.rnn_tanh that follow the weights.
 
-    has_biases, num_layers, dropout, train, bidirectional, batch_first: in training mode alone cuDNN keeps what a
-    backward pass needs.
+    They are has_biases, num_layers, dropout, train, bidirectional and batch_first. cuDNN keeps what a backward pass
+    needs only if train is True.
     """
     return True, 1, 0.0, torch.is_grad_enabled(), False, False
 
 
 MODELS: dict[str, type[RecurrentLM]] = {model.cell: model for model in (LSTM, GRU, Elman)}
-"""Every model by the name of its cell."""
+"""The models by the names of their cells."""

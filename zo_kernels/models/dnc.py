@@ -1,4 +1,4 @@
-"""The differentiable neural computer of Graves et al.
+"""The differentiable neural computer (DNC) of Graves et al.
 
 Shape suffixes: M members, B batch, E embedding, H hidden size, N memory slots, W memory width, R read heads.
 """
@@ -21,26 +21,27 @@ from .memory import MemoryLM
 class DNC(MemoryLM):
     """An LSTM controller with a memory that it addresses by content, by free slots and by the order of writing.
 
-    A step, with e the embedding of a token and r the R read vectors of the last step (`zo_kernels.models.addressing`
-    has the equations of the memory):
+    Let e be the embedding of a token and r the R read vectors of the last step. A step computes:
 
         h, c   = LSTM([e; r; h], c)                      gates in the order i, f, z, o
         xi     = interface_weight @ h + interface_bias
-        memory = written where content or a free slot is, as xi says
-        r      = read by content, or forward or backward along the order of writing, as xi says
+        memory = write(memory, xi)                       to slots chosen by content, or to free slots
+        r      = read(memory, xi)                        from slots chosen by content, or next in the order of writing
         logits = output_weight @ [h; r] + output_bias
+
+    `zo_kernels.models.addressing` has the equations of the memory.
 
     xi holds, in this order, R read keys [W] and strengths, the write key [W] and strength, the erase vector [W], the
     write vector [W], R free gates, the allocation gate, the write gate and R read modes [3] (backward, content,
-    forward). Of the paper's model this is one controller layer, with biases of interface and output besides. Memory,
-    usage and links start from zeros: the first writes go to the slots in order, so rows differ from then on.
+    forward). This is the paper's model with one controller layer, and with biases added to interface and output.
+    Memory, usage and links start from zeros. The first writes go to the slots in order, so the rows become different.
 
     Parameters, in `named_parameters()` order: embedding [V, E]; controller_weight [4H, E + R W + H]; controller_bias
     [4H]; interface_weight [R W + 3 W + 5 R + 3, H]; interface_bias; output_weight [V, H + R W]; output_bias [V].
-    States, of each sequence: h, c [H]; memory [N, W]; usage, precedence [N]; link [N, N]; write_weights [N];
+    States of each sequence: h, c [H]; memory [N, W]; usage, precedence [N]; link [N, N]; write_weights [N];
     read_weights [R, N]; read_vectors [R, W].
 
-    Arguments and errors are `MemoryLM`'s.
+    Arguments and errors are those of `MemoryLM`.
 
     Source: Graves et al., "Hybrid computing using a neural network with dynamic external memory", Nature 538 (2016).
     """
@@ -80,10 +81,10 @@ class DNC(MemoryLM):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+        """Draws new parameters with `generator`, on its device, or from torch's global random state if None.
 
-        As `RecurrentLM` does: the embedding is N(0, 1), matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases are 0,
-        those of the forget gate 1.
+        As in `RecurrentLM`, the embedding is N(0, 1), matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and biases are
+        0, except that the forget gate's are 1.
         """
         self.embedding.copy_(empty_for(self.embedding, generator).normal_(generator=generator))
         for weight in (self.controller_weight, self.interface_weight, self.output_weight):
@@ -94,7 +95,7 @@ class DNC(MemoryLM):
         self.controller_bias[self.hidden_size : 2 * self.hidden_size].fill_(1.0)
 
     def _interface_sizes(self) -> list[int]:
-        """Rows of each part of the interface, in its order."""
+        """Number of rows of each part of the interface, in order."""
         heads, width = self.num_heads, self.memory_width
         return [heads * width, heads, width, 1, width, width, heads, 1, 1, 3 * heads]
 

@@ -1,4 +1,4 @@
-"""What the language models have in common: states, populations, and what is asked of each."""
+"""The base class of all language models, and their populations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..backends.base import PRECISIONS
 from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
 
 _CALL_WORK = 1e11
-"""Multiply-adds of one call into the CPU kernel, which a Ctrl-C can't interrupt: about a second of one core."""
+"""Multiply-adds of one call of the CPU kernel: about a second on one core, since SIGINT can't interrupt a call."""
 
 States = tuple[Tensor, ...]
-"""What a model carries from token to token, in the order of its `state_names`."""
+"""The tensors that a model carries from token to token, in the order of its `state_names`."""
 
 
 class LanguageModel(nn.Module):
-    """A language model whose populations are evaluated at many probes at once."""
+    """A language model that evaluates its loss at many probes at once."""
 
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
-    """What `population` takes, where the device has it too."""
+    """The precisions that `population` takes, if the device has them too."""
 
     vocab_size: int
     embed_dim: int
@@ -35,17 +35,17 @@ class LanguageModel(nn.Module):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What `build_model` calls it."""
+        """Name of the model in `build_model`."""
 
     @property
     @abstractmethod
     def state_names(self) -> tuple[str, ...]:
-        """The names of the states, in their order."""
+        """Names of the states, in order."""
 
     @property
     @abstractmethod
     def num_products(self) -> int:
-        """Multiply-adds of one token's forward pass, without the savings of a token table."""
+        """Number of multiply-adds per token of a forward pass without a token table."""
 
     @abstractmethod
     def initial_states(self, batch_size: int) -> States:
@@ -53,13 +53,13 @@ class LanguageModel(nn.Module):
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, T, V] of the token after each token, in the parameters' dtype, and the states after the last.
+        """Logits [B, T, V] for the token after each position, in the parameters' dtype, and the states after the last.
 
         tokens_BT: int64 or int32 [B, T], values in [0, V).
-        states: those after an earlier segment of the same sequences; None starts from `initial_states`.
+        states: the states after an earlier segment of the same sequences; None starts from `initial_states`.
 
-        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range (the last on the CPU;
-        other devices report it in their own way), or the states' shape does not fit.
+        Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range, or if the shape of the
+        states is wrong. Devices other than the CPU report tokens out of range in their own way.
         """
 
     @abstractmethod
@@ -67,17 +67,17 @@ class LanguageModel(nn.Module):
         """Mean cross-entropy in nats over the scored positions, from the initial states: float64 scalar.
 
         tokens_BT: int64 or int32 [B, T], values in [0, V).
-        targets_BT: int64 [B, T], values in [0, V), or -100 where a position is not scored. If none is, the loss is NaN,
-            as in torch.
+        targets_BT: int64 [B, T], values in [0, V), or -100 at positions that are not scored. If no position is scored,
+            the loss is NaN, as in torch.
 
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
 
     @abstractmethod
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, V] after the last token and the states there, both float32 (float64 if the parameters are).
+        """Logits [B, V] after the last token, and the states there, both float32 (float64 if the parameters are).
 
-        The way to generate: as `forward`, in memory that does not grow with T. Raises as `forward` does.
+        Use it to generate: its memory does not grow with T. Raises the errors of `forward`.
         """
 
     def population_loss(
@@ -92,17 +92,17 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Losses [n, 2] (float64, on the CPU) at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
 
-        theta is not written. The model's `population_nats` says how they are computed, and what precision costs.
+        Does not write theta. See `population_nats` of the model for how losses are computed and how precise they are.
 
         tokens_BT, targets_BT: as for `loss`.
-        seeds: int64 [n]. If the parameters live in a `ParameterArena` (that of the optimizer), their elements are
-            numbered as there, and those outside of it are not perturbed; else they are numbered as one of this model
-            alone would, and frozen ones are not perturbed.
-        eps: finite; float32 parameters see it rounded to float32.
-        states: as from `population_states`: where the sequences' segment starts, overwritten with where it ends.
+        seeds: int64 [n]. If the parameters live in a `ParameterArena`, as after an optimizer was built, their elements
+            have the numbers of that arena, and parameters outside it are not perturbed. Otherwise elements are numbered
+            as in an arena of this model alone, and frozen parameters are not perturbed.
+        eps: finite; rounded to float32 for float32 parameters.
+        states: states from `population_states` at the start of a segment; overwritten with the states at its end.
         precision: one of `precisions`: "float32", or "bfloat16" for faster products.
 
-        Raises ValueError and TypeError as `loss` does, and for wrong seeds or states; these are then as they were.
+        Raises the errors of `loss`, and ValueError or TypeError for wrong seeds or states, which are then not changed.
         """
         count = int((targets_BT != IGNORE_INDEX).sum())
         total = self.population_nats(tokens_BT, targets_BT, seeds, eps, states=states, precision=precision)
@@ -119,10 +119,10 @@ class LanguageModel(nn.Module):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up."""
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up."""
 
     def population_states(self, probes: int, batch_size: int) -> States:
-        """The initial states of `probes` probes: each [n, 2, *initial], float32 (float64 if the parameters are)."""
+        """Initial states for n = `probes` probes, each [n, 2, *initial], float32 (float64 if the parameters are)."""
         return tuple(
             state.to(self.wide_dtype).expand(probes, 2, *state.shape).contiguous()
             for state in self.initial_states(batch_size)
@@ -130,16 +130,16 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters."""
+        """Device of the parameters."""
         return self.output_weight.device
 
     @property
     def wide_dtype(self) -> torch.dtype:
-        """What populations are computed in: float64 for float64 parameters, else float32."""
+        """Dtype in which populations are computed: float64 for float64 parameters, else float32."""
         return torch.float64 if self.output_weight.dtype == torch.float64 else torch.float32
 
     def check_batch(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        """Raises ValueError as `loss` does, without computing anything."""
+        """Raises the ValueErrors of `loss`, without computing it."""
         check_tokens(tokens_BT, self.vocab_size)
         check_targets(tokens_BT, targets_BT, self.vocab_size)
 
@@ -152,19 +152,20 @@ class LanguageModel(nn.Module):
         segment_length: int | None = None,
         precision: str = "float32",
     ) -> ModelPopulation:
-        """What `CDRGE.step` takes: the loss on this batch as a function of the probes.
+        """The loss on this batch as a function of the probes, for `CDRGE.step`.
 
-        micro_batch_size: sequences evaluated at once, segment_length: tokens evaluated at once, each probe's states
-        being carried on; both bound memory and change the losses by rounding only. None: all.
+        micro_batch_size: number of sequences evaluated at once; None means all.
+        segment_length: number of tokens evaluated at once, with the states carried over; None means all.
         precision: as for `population_loss`.
 
-        Raises ValueError as `loss` does, if a size is below 1, or if no position is scored.
+        Smaller sizes need less memory and change the losses only by rounding. Raises the errors of `loss`, and
+        ValueError if a size is below 1 or no position is scored.
         """
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
 
     def _set_sizes(self, **sizes: int) -> None:
-        """Sets attributes. Raises ValueError if one is not a positive integer; none is set then."""
+        """Sets the sizes as attributes. Raises ValueError, without setting any, if one is not a positive integer."""
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, not {size!r}")
@@ -175,8 +176,8 @@ class LanguageModel(nn.Module):
 class ModelPopulation:
     """Losses of a language model on one batch; a `zo_kernels.estimators.BatchPopulation`.
 
-    Built by `model.population(tokens, targets)`. The batch is walked in micro-batches and segments; a loss is the sum
-    of their nats over the number of scored positions of all, so that it is that of the whole batch.
+    Use `model.population(tokens, targets)` to build it. The batch is evaluated in micro-batches and segments. A loss is
+    the sum of their nats divided by the number of scored positions of the whole batch.
     """
 
     def __init__(
@@ -203,13 +204,13 @@ class ModelPopulation:
 
     @property
     def parts(self) -> int:
-        """Micro-batches."""
+        """Number of micro-batches."""
         return len(self._batches)
 
     def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
         """Losses float64 [n, 2] at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]).
 
-        Raises as `LanguageModel.population_loss` does.
+        Raises the errors of `LanguageModel.population_loss`.
         """
         total = torch.zeros(len(seeds), 2, dtype=torch.float64)
         for part in range(self.parts):
@@ -217,7 +218,7 @@ class ModelPopulation:
         return total / self.scored
 
     def part_nats(self, part: int, seeds: Tensor, eps: float) -> Tensor:
-        """Cross-entropy summed over the scored positions of one micro-batch: float64 [n, 2]."""
+        """Cross-entropy in nats, summed over the scored positions of one micro-batch: float64 [n, 2]."""
         tokens, targets = self._batches[part]
         block = len(seeds) or 1
         if tokens.device.type == "cpu":
@@ -235,5 +236,5 @@ class ModelPopulation:
 
 
 def empty_for(weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Where to draw float32 values for a parameter, so that they are the same on every device and in every dtype."""
+    """An empty float32 tensor to draw a parameter's values in, so that they do not depend on device or dtype."""
     return torch.empty(weight.shape, device=weight.device if generator is None else generator.device)

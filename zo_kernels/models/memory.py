@@ -1,4 +1,4 @@
-"""What the models with an external memory have in common: their sizes and how they are built."""
+"""Base class of the models with an external memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ SIZES = ("vocab_size", "embed_dim", "hidden_size", "memory_slots", "memory_width
 
 
 class MemoryLM(MembersLM):
-    """An LSTM controller that writes and reads a memory of N slots of width W with R read heads, as a language model.
+    """A language model with an LSTM controller that writes and reads a memory of N slots of width W by R read heads.
 
-    What DNC and PaperDNC have in common; they say what a step computes.
+    Base class of DNC and PaperDNC, which define what a step computes.
 
-    vocab_size, embed_dim, hidden_size: V, E and, of the controller, H.
+    vocab_size, embed_dim: V and E.
+    hidden_size: H, the size of the controller.
     memory_slots, memory_width: N and W.
     num_heads: R.
-    seed: of the initial parameters, which are then the same on every device and leave torch's global random state
-        alone; None draws them from that state.
-    device, dtype: of the parameters; any floating dtype.
+    seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
+        state; None uses that state.
+    device, dtype: device and dtype of the parameters; any floating dtype.
 
     Raises ValueError if a size is not a positive integer.
     """
@@ -52,15 +53,15 @@ class MemoryLM(MembersLM):
 
     @abstractmethod
     def _add_parameters(self, empty: Callable[..., nn.Parameter]) -> None:
-        """Sets the parameters in their order, each made by `empty(*shape)`."""
+        """Sets the parameters as attributes, in their order. Each is made by `empty(*shape)`."""
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state."""
+        """Draws new parameters with `generator`, on its device, or from torch's global random state if None."""
 
     @property
     def read_size(self) -> int:
-        """R W, of all read vectors together."""
+        """R W, the size of all read vectors together."""
         return self.num_heads * self.memory_width
 
     def extra_repr(self) -> str:

@@ -18,19 +18,19 @@ from .members import Weights
 from .memory import MemoryLM
 
 _INITIAL_MEMORY = 0.1
-"""Factor of the position code that the memory starts from."""
+"""Factor of the position encoding in the initial memory."""
 
 _NORM_EPSILON = 1e-5
 """Added to a variance, as torch's LayerNorm does."""
 
 
 class PaperDNC(MemoryLM):
-    """An LSTM with a memory of N slots that it writes and reads by attention: no usage, no links between slots.
+    """An LSTM with a memory of N slots that it writes and reads by attention, without usage or links between slots.
 
-    A step, with e the embedding of a token, r the R read vectors, norm a LayerNorm of its own in each place, and the
-    LSTM's gates in the order i, f, z, o:
+    Let e be the embedding of a token and r the R read vectors. Each norm is a LayerNorm with its own parameters, and
+    the LSTM's gates are in the order i, f, z, o. A step computes:
 
-        h, c     = LSTM([norm([e; r]); h], c)                    with two biases, as torch.nn.LSTM has
+        h, c     = LSTM([norm([e; r]); h], c)                    with two biases, as in torch.nn.LSTM
         u        = norm(h)
         k_r, k_w, s, d, a = interface_weight @ u + interface_bias
         w        = sigmoid(s) * softmax(norm(memory) @ norm(k_w))
@@ -38,20 +38,20 @@ class PaperDNC(MemoryLM):
         r        = softmax(norm(memory) @ norm(k_r)) @ memory    for each read head
         logits   = output_weight @ norm([u; r]) + output_bias
 
-    The published code starts from a memory of zeros. Then all slots are attended to alike, so they are written alike:
-    its rows are equal for ever and the memory is one vector. Here slot n starts from 0.1 times the position code of
-    Vaswani et al. (arXiv 1706.03762, section 3.5), sin or cos of n / 10000^(2 floor(k/2) / W) in column k: a constant
-    of slot and column, no parameter. The bias of the norm of the memory adds the same to the score of every slot, so no
-    softmax sees it; it is kept, for the published number of parameters, and left out of the arithmetic.
+    The published code starts from a memory of zeros. Then all slots get the same attention and the same writes, so they
+    stay equal and the memory is in effect one vector. Here slot n starts from 0.1 times the position encoding of
+    Vaswani et al. (arXiv 1706.03762, section 3.5), sin or cos of n / 10000^(2 floor(k/2) / W) in column k, which is not
+    a parameter. The bias of the memory's norm adds the same to the scores of all slots, so it cancels in the softmax.
+    It is kept for the published number of parameters, but not computed with.
 
     Parameters, in `named_parameters()` order, with I = E + R W: embedding [V, E]; input_norm_weight, input_norm_bias
     [I]; controller_weight [4H, I + H]; input_bias, recurrent_bias [4H]; hidden_norm_weight, hidden_norm_bias [H];
     interface_weight [(R + 3) W + 1, H], interface_bias; read_key_norm_weight, read_key_norm_bias,
     write_key_norm_weight, write_key_norm_bias, memory_norm_weight, memory_norm_bias [W]; output_norm_weight,
-    output_norm_bias [H + R W]; output_weight [V, H + R W]; output_bias [V]. States, of each sequence: h, c [H]; memory
+    output_norm_bias [H + R W]; output_weight [V, H + R W]; output_bias [V]. States of each sequence: h, c [H]; memory
     [N, W]; read_vectors [R, W].
 
-    Arguments and errors are `MemoryLM`'s; memory_width must be at least 2, for a LayerNorm of one number is 0.
+    Arguments and errors are those of `MemoryLM`. memory_width must be at least 2, since a LayerNorm of one number is 0.
 
     Sources: Chaubard and Kochenderfer, arXiv 2505.17852, and their published code; Graves et al., Nature 538 (2016).
     """
@@ -89,10 +89,10 @@ class PaperDNC(MemoryLM):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+        """Draws new parameters with `generator`, on its device, or from torch's global random state if None.
 
-        As in the published code: the embedding is N(0, 1); the LSTM's two matrices, each part of the interface and the
-        output projection are uniform as Glorot and Bengio (2010) say; norms begin as the identity; biases are 0.
+        As in the published code, the embedding is N(0, 1). The LSTM's two matrices, each part of the interface and the
+        output projection are Glorot uniform (Glorot and Bengio, 2010). Norms start as the identity, biases as 0.
         """
         for name, p in self.named_parameters():
             p.fill_(1.0 if name.endswith("norm_weight") else 0.0)
@@ -107,7 +107,7 @@ class PaperDNC(MemoryLM):
             weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
 
     def initial_states(self, batch_size: int) -> States:
-        """The states that a sequence starts from, each [B, ...]: zeros, but for the memory."""
+        """The states that sequences start from, each [B, ...]: zeros, except for the memory."""
         h, c, memory, read_vectors = super().initial_states(batch_size)
         column = torch.arange(self.memory_width, dtype=torch.float64, device=memory.device)
         slot = torch.arange(self.memory_slots, dtype=torch.float64, device=memory.device)[:, None]
@@ -116,7 +116,7 @@ class PaperDNC(MemoryLM):
         return h, c, memory + (_INITIAL_MEMORY * code).to(memory.dtype), read_vectors
 
     def _interface_sizes(self) -> list[int]:
-        """Rows of the interface: read keys, write key, write strength, erase vector, write vector."""
+        """Rows of each part of the interface: read keys, write key, write strength, erase vector, write vector."""
         width = self.memory_width
         return [self.num_heads * width, width, 1, width, width]
 
@@ -152,10 +152,10 @@ class PaperDNC(MemoryLM):
 
 
 def _normalise(memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Each slot less its mean [M, B, N, W], and one over its standard deviation [M, B, N].
+    """Each slot minus its mean, [M, B, N, W], and one over its standard deviation, [M, B, N].
 
-    Their product is what LayerNorm makes of a slot before its weight and bias; torch's own is several times slower than
-    this for as many short rows, and the step reads it twice.
+    Their product is LayerNorm without weight and bias. torch's LayerNorm is several times slower for many short rows,
+    and a step uses the result twice.
     """
     centred = memory - memory.mean(dim=-1, keepdim=True)
     return centred, torch.rsqrt(centred.square().mean(dim=-1) + _NORM_EPSILON)

@@ -1,4 +1,4 @@
-"""Models of the sizes that Chaubard and Kochenderfer (arXiv 2505.17852) report, and DNCs of like sizes."""
+"""Presets with the model sizes of Chaubard and Kochenderfer (arXiv 2505.17852), and DNCs of similar sizes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Preset(NamedTuple):
     """The arguments of `build_model` for one size.
 
-    parameters: at 100 tokens, as the paper counts them: an LSTM's with the 2H numbers of its initial states, which it
-        keeps beside the trainable ones; here those are zeros and no parameters.
+    parameters: number of parameters for 100 tokens, as the paper counts them. For an LSTM it includes 2H numbers for
+        the initial states, which here are zeros and not parameters.
     """
 
     model: str
@@ -26,7 +26,7 @@ def _lstm(hidden_size: int, num_heads: int, parameters: int) -> Preset:
 
 
 def _dnc(model: str, size: int, parameters: int) -> Preset:
-    """hidden_size, slots and width grow together."""
+    """A DNC with the same size for the hidden state, the slots and the width."""
     return Preset(model, 100, size, 1, size, size, parameters)
 
 
@@ -46,4 +46,4 @@ PRESETS: dict[str, Preset] = {
     "dnc-3.5m": _dnc("dnc", 512, 3_471_228),
     "dnc-13m": _dnc("dnc", 1_024, 13_223_804),
 }
-"""Presets by name; the vocabulary is the task's."""
+"""Presets by name. The task determines the vocabulary size."""

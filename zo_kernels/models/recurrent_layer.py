@@ -1,4 +1,4 @@
-"""What the models with one recurrent layer of independent heads have in common: sizes, states, initial values."""
+"""Base class of the models with one recurrent layer of independent heads: sizes, states and initial parameters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STATE_NAMES = ("h", "c", "n", "m")
 class RecurrentLayerLM(LanguageModel):
     """A language model with one recurrent layer of N independent heads.
 
-    Its states are the hidden state h, for an LSTM also the cell state c, for an sLSTM also n and m, each [N, B, D].
+    The states are each [N, B, D]: the hidden state h, for an LSTM and sLSTM the cell state c, and for an sLSTM n and m.
     `torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
     """
 
     cell: str
-    """FlashRNN's name of the cell."""
+    """Name of the cell in FlashRNN."""
 
     head_dim: int
     input_weight: Tensor
@@ -39,39 +39,39 @@ class RecurrentLayerLM(LanguageModel):
 
     @abstractmethod
     def _cell_shape(self) -> CellShape:
-        """The numbers of rows and states of the model's cell."""
+        """Numbers of rows and states of the model's cell."""
 
     @abstractmethod
     def _as_recurrent(self) -> list[Tensor]:
-        """The parameters, or views of them, as `RecurrentLM` lays them out."""
+        """The parameters, or views of them, in the layout of `RecurrentLM`."""
 
     @property
     def name(self) -> str:
-        """The name of the cell."""
+        """Name of the cell."""
         return self.cell
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """h; h, c; or an sLSTM's h, c, n, m."""
+        """Names of the states: h; or h, c; or h, c, n, m."""
         return STATE_NAMES[: self._cell_shape().states]
 
     @property
     def num_products(self) -> int:
-        """Multiply-adds of one token's forward pass, without the token table's savings."""
+        """Number of multiply-adds per token of a forward pass without a token table."""
         return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
 
     def initial_states(self, batch_size: int) -> States:
-        """The zero states, each [N, B, D], that a sequence starts from: h; h, c; or an sLSTM's h, c, n, m."""
+        """The zero states that sequences start from, each [N, B, D], in the order of `state_names`."""
         shape = (self.num_heads, batch_size, self.head_dim)
         return tuple(self.bias.new_zeros(shape) for _ in self.state_names)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws new parameters, with `generator` on its own device; None means torch's global random state.
+        """Draws new parameters with `generator`, on its device, or from torch's global random state if None.
 
-        The embedding is N(0, 1); matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
-        projection, D for the recurrence and H for the output projection; biases are 0, those of an LSTM's or sLSTM's
-        forget gate 1: an open one carries the state over many tokens from the first step on.
+        The embedding is N(0, 1). Matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
+        projection, D for the recurrence and H for the output projection. Biases are 0, except that the forget gate of
+        an LSTM or sLSTM has 1, so that it carries the state over many tokens from the start.
         """
         embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
         embedding.copy_(empty_for(embedding, generator).normal_(generator=generator))

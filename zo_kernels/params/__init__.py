@@ -1,4 +1,4 @@
-"""Where the parameters live, and which elements of the flat parameter space they are."""
+"""Stores the trainable parameters and numbers their elements in the flat parameter space."""
 
 from .arena import ParameterArena, flat_offsets
 from .grid import Grid

@@ -1,8 +1,8 @@
-"""Trainable parameters as one flat tensor.
+"""Stores the trainable parameters of one process in one flat tensor.
 
-The flat parameter space numbers all parameters: trainable ones in `named_parameters()` order, each tensor starting at a
-multiple of 128 (its offset), so that a probe's sign at any element follows from (seed, index) alone and a kernel can
-walk the whole model in one launch. Elements between tensors are padding and stay 0.
+The flat parameter space numbers the elements of all trainable parameters in `named_parameters()` order. Each tensor
+starts at a multiple of 128, its offset. So a probe's value at an element depends only on (seed, index), and one kernel
+launch covers the whole model. Elements between tensors are padding and stay 0.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from .layout import (
 
 
 class ParameterArena(Arena):
-    """Moves the trainable parameters of a module into one flat tensor, of which they become views.
+    """Moves the trainable parameters of a module into one flat tensor and makes them views of it.
 
-    params: a module, or parameters, or (name, parameter) pairs, in flat order. Frozen ones (requires_grad False) stay
-    where they are. A parameter that occurs twice, or shares exactly the memory of another, gets one slot.
+    params: a module, parameters, or (name, parameter) pairs, in flat order. Frozen parameters (requires_grad False)
+        stay where they are. A parameter that occurs twice, or has exactly the memory of another, gets one slot.
 
-    The parameters' values do not change, but their memory does: build the arena after `model.to(...)`, and do not
-    replace `parameter.data` afterwards. Raises ValueError if there is nothing to train, parameters differ in dtype or
-    device, overlap partly in memory or are DTensors (see `ShardedArena`), and TypeError for a dtype the kernels
-    do not know.
+    The values of the parameters do not change, but their memory does: build the arena after `model.to(...)`, and do not
+    replace `parameter.data` afterwards.
+
+    Raises ValueError if there is nothing to train, or if parameters differ in dtype or device, overlap partly in memory
+    or are DTensors (see `ShardedArena`). Raises TypeError for a dtype without kernels.
     """
 
     def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        named = _distinct(named_parameters(params))
+        named = _group_by_memory(named_parameters(params))
         self.dtype, self.device = common_kind([(name, p) for name, (p, *_) in named])
         self.slots, offset = slots_of([(name, p) for name, (p, *_) in named])
         self._flat = torch.zeros(offset, dtype=self.dtype, device=self.device)
@@ -63,7 +64,7 @@ class ParameterArena(Arena):
 
     @property
     def flat(self) -> Tensor:
-        """All parameters and the padding between them: [numel], dtype and device of the parameters."""
+        """All parameters with the padding between them: [numel], in the dtype and on the device of the parameters."""
         return self._flat
 
     @property
@@ -82,7 +83,7 @@ class ParameterArena(Arena):
         return flat[slot.offset : slot.offset + slot.numel]
 
     def offsets_of(self, parameters: Iterable[Tensor]) -> dict[Tensor, int]:
-        """The offsets of those parameters that are the arena's and still lie in it."""
+        """Offsets of the given parameters that belong to the arena and still lie in its memory."""
         base, size, found = self._flat.data_ptr(), self._flat.element_size(), {}
         for p in parameters:
             slot = self._slot_of.get(p)
@@ -133,28 +134,28 @@ _arenas: weakref.WeakSet[ParameterArena] = weakref.WeakSet()
 
 
 def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
-    """Where a module's trainable parameters begin in the flat parameter space: {parameter: offset}.
+    """Offsets of a module's trainable parameters in the flat parameter space: {parameter: offset}.
 
-    Those that live in a `ParameterArena` (as after an optimizer was built) have their offset there, even if they were
-    frozen since, and then parameters outside of it have none: the optimizer does not train them. Without an arena the
-    offsets are those that `ParameterArena(module)` would give. Raises ValueError if the parameters live in several
-    arenas.
+    If some of the parameters live in a `ParameterArena`, as after an optimizer was built, the result has the offsets in
+    that arena, also of parameters frozen since. Parameters outside the arena are left out, since the optimizer does not
+    train them. Without an arena the offsets are those that `ParameterArena(module)` would give. Raises ValueError if
+    the parameters live in several arenas.
     """
     parameters = list(module.parameters())
     found = [offsets for arena in _arenas if (offsets := arena.offsets_of(parameters))]
     if len(found) > 1:
-        raise ValueError("the model's parameters are shared out among several optimizers: use one for all of them")
+        raise ValueError("the model's parameters belong to several optimizers: use one optimizer for all of them")
     if found:
         return found[0]
     if not any(p.requires_grad for p in parameters):
         return {}
-    named = _distinct(named_parameters(module))
+    named = _group_by_memory(named_parameters(module))
     slots, _ = slots_of([(name, p) for name, (p, *_) in named])
     return {p: slot.offset for slot, (_, sharing) in zip(slots, named, strict=True) for p in sharing}
 
 
-def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
-    """Trainable parameters by memory, in order; each with all the tensors that share exactly that memory."""
+def _group_by_memory(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
+    """Groups the trainable parameters, in order, with the tensors that have exactly the same memory."""
     found: dict[tuple[int, torch.Size, tuple[int, ...]] | int, tuple[str, list[Tensor]]] = {}
     spans: list[tuple[int, int, str]] = []
     for name, p in named:
@@ -162,7 +163,7 @@ def _distinct(named: list[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]
             continue
         if is_dtensor(p):
             raise ValueError(
-                f"parameter {name} is a DTensor: use zo_kernels.params.sharded, and closures instead of populations"
+                f"parameter {name} is a DTensor: use zo_kernels.params.ShardedArena and closures, not populations"
             )
         key = (p.data_ptr(), p.shape, p.stride()) if p.numel() else id(p)
         if key in found:

@@ -1,8 +1,8 @@
-"""The grid of in-place perturbation: why adding and subtracting a probe restores every bit.
+"""The grid of in-place perturbation, on which adding and subtracting a probe restores every bit.
 
-A float32 has 24 significant bits, so all multiples of g = 2^-k up to 2^24 g are float32 numbers, and sums of two of
-them within that range are exact. theta is kept on such a grid and perturbed by multiples of g: then adding alpha p and
-subtracting it again gives theta, whatever came in between. float64 works alike with 53 bits.
+A float32 number has 24 significant bits. So all multiples of g = 2^-k up to 2^24 g are float32 numbers, and the sum of
+two of them is exact if it is in that range. theta is kept on this grid and perturbed by multiples of g. Then adding
+alpha p and later subtracting it gives back theta. float64 works the same way with 53 bits.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from ..errors import GridRangeError
 _BITS = {torch.float32: 24, torch.float64: 53}
 
 HEADROOM = 4.0
-"""How many times its largest magnitude at the start a parameter group may grow."""
+"""Factor by which the largest magnitude of a parameter group may grow from its value at the start."""
 _SMALLEST_LIMIT = 4.0  # weights that start near zero grow to about 1 in any network
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Multiples of `spacing` (a power of two) of magnitude up to `limit`, all exact in the dtype it was made for."""
+    """The multiples of `spacing`, a power of two, of magnitude up to `limit`. All are exact in the grid's dtype."""
 
     spacing: float
     limit: float
 
     @classmethod
     def of_spacing(cls, spacing: float, dtype: torch.dtype) -> Grid:
-        """Raises ValueError unless spacing is a power of two between 2^-100 and 2^100, TypeError for 16-bit dtypes."""
+        """The grid with this spacing.
+
+        Raises ValueError unless spacing is a power of two between 2^-100 and 2^100, and TypeError for 16-bit dtypes.
+        """
         if not (2.0**-100 <= spacing <= 2.0**100 and math.frexp(spacing)[0] == 0.5):
             raise ValueError(f"the grid must be a power of two between 2^-100 and 2^100, not {spacing}")
         if dtype not in _BITS:
             raise TypeError(
-                f"{dtype} parameters can't be perturbed in place: with so few bits theta + eps*p rounds, and "
-                "theta would drift; use mode='shadow'"
+                f"{dtype} parameters can't be perturbed in place, because theta + eps*p would be rounded and theta "
+                "would drift: use mode='shadow'"
             )
         return cls(spacing, math.ldexp(spacing, _BITS[dtype]))
 
     @classmethod
     def for_range(cls, largest: float, dtype: torch.dtype) -> Grid:
-        """The finest grid that leaves magnitudes up to `largest` their headroom."""
+        """The finest grid on which magnitudes up to `largest` may grow by the factor HEADROOM."""
         limit = 2.0 ** math.ceil(math.log2(max(_SMALLEST_LIMIT, HEADROOM * largest)))
         return cls.of_spacing(math.ldexp(limit, -_BITS.get(dtype, 0)), dtype)
 
@@ -59,7 +62,7 @@ class Grid:
 
 
 def largest_magnitude(x: Tensor) -> float:
-    """max |x| (0 for an empty tensor, NaN if x holds one), without a temporary of its size."""
+    """max |x|, without a temporary tensor of the size of x: 0 if x is empty, NaN if an element is NaN."""
     if x.numel() == 0:
         return 0.0
     low, high = torch.aminmax(x)

@@ -1,7 +1,8 @@
-"""The flat parameter space, and what an arena is: where the parameters lie that have a place in it.
+"""The flat parameter space, and the interface of an arena, which stores the parameters.
 
-Its elements number all trainable parameters in `named_parameters()` order, each tensor starting at a multiple of 128.
-`arena.py` has the parameters of one process, `sharded.py` those of which each process holds a part.
+The flat parameter space numbers the elements of all trainable parameters in `named_parameters()` order. Each tensor
+starts at a multiple of 128. `arena.py` is for parameters that one process holds whole, `sharded.py` for parameters
+sharded by FSDP.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from ..backends.base import DTYPES
 from ..philox import BLOCK_SIGNS
 
-NOTHING_TO_TRAIN = "there is nothing to train: no parameter requires a gradient"
+NOTHING_TO_TRAIN = "there is nothing to train: no parameter has requires_grad=True"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter tensor lies in the flat parameter space."""
+    """Place of one parameter tensor in the flat parameter space."""
 
     name: str
     offset: int
@@ -34,7 +35,7 @@ class Slot:
 
 @dataclass
 class Segment:
-    """Elements start .. stop of the flat parameter space: the parameters of one group."""
+    """Elements start .. stop of the flat parameter space, which hold the parameters of one group."""
 
     start: int
     stop: int
@@ -42,25 +43,25 @@ class Segment:
 
 
 class Arena(ABC):
-    """Where the trainable parameters lie, and which elements of the flat parameter space they are.
+    """Stores the trainable parameters and maps them to elements of the flat parameter space.
 
-    State of the parameters' size (a second copy, a momentum) is one flat tensor of the arena's layout, which holds what
-    this process holds of them: for a `ParameterArena` the whole flat parameter space.
+    State of the parameters' size (a second copy, a momentum) is one flat tensor in the arena's layout. It has the
+    elements that this process holds: for a `ParameterArena` the whole flat parameter space.
     """
 
     slots: tuple[Slot, ...]
     dtype: torch.dtype
     device: torch.device
     num_parameters: int
-    """Trainable parameters, padding excluded."""
+    """Number of trainable parameters, without the padding."""
     parameters: list[Tensor]
-    """The parameters that live here, in flat order (those that share a slot follow each other)."""
+    """The parameters of the arena in flat order. Parameters that share a slot follow each other."""
     _slot_of: dict[Tensor, Slot]
 
     @property
     @abstractmethod
     def flat(self) -> Tensor:
-        """The parameters in the layout of state, padding 0."""
+        """The parameters in the layout of state, with 0 as padding."""
 
     @property
     @abstractmethod
@@ -69,11 +70,11 @@ class Arena(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Elements of the flat parameter space, padding included."""
+        """Number of elements of the flat parameter space, padding included."""
 
     @abstractmethod
     def zeros(self, dtype: torch.dtype) -> Tensor:
-        """New state."""
+        """New state of `dtype`, filled with 0."""
 
     @abstractmethod
     def check(self) -> None:
@@ -81,57 +82,57 @@ class Arena(ABC):
 
     @abstractmethod
     def versions(self) -> list[Hashable]:
-        """Of each parameter, what changes when it is written."""
+        """A value for each parameter that changes whenever the parameter is written."""
 
     @abstractmethod
     def each(self, segment: Segment, kernel: Callable[..., Any], *state: Tensor) -> None:
-        """kernel(x, *parts of state, offset=...) on pieces x of the segment's parameters, to be changed in place.
+        """Calls kernel(x, *parts of state, offset=...) for pieces x of the segment, which it may change in place.
 
-        The pieces make up the segment; each begins at element `offset`, a multiple of 128.
+        Together the pieces are the segment's parameters. Each begins at element `offset`, a multiple of 128.
         """
 
     @abstractmethod
     def each_of(self, state: Tensor, segment: Segment, kernel: Callable[..., Any], *more: Tensor) -> None:
-        """kernel(x, *parts of more, offset=...) on pieces x of state, as `each`."""
+        """Calls kernel(x, *parts of more, offset=...) for pieces x of the segment's state, as `each` does."""
 
     @abstractmethod
     def magnitudes(self, slots: Sequence[Slot], state: Tensor | None = None) -> list[float]:
-        """The largest of each parameter, or of what state has for it; over all processes that hold a part of it.
+        """The largest magnitude of each parameter, or of its elements in `state`, over all processes that hold shards.
 
-        NaN or inf if one of its elements is.
+        The value is NaN or inf if an element is.
         """
 
     @abstractmethod
     def largest(self, segment: Segment, state: Tensor) -> float:
-        """The largest magnitude of the segment's state, over all processes that hold a part of it."""
+        """The largest magnitude of the segment's state, over all processes that hold shards."""
 
     @abstractmethod
     def take(self, slot: Slot, theta: Tensor) -> None:
-        """Copies a parameter to state theta, unless it is the cast of what theta has."""
+        """Copies a parameter into the state theta, unless it already equals its elements there, cast to its dtype."""
 
     @abstractmethod
     def write(self, theta: Tensor) -> None:
-        """Makes the parameters those of state theta, cast."""
+        """Copies the state theta into the parameters, cast to their dtype."""
 
     @abstractmethod
     def clear_padding(self, state: Tensor | None = None) -> None:
-        """Sets the padding between the parameters, or in state, back to 0."""
+        """Sets the padding between the parameters, or in `state`, to 0."""
 
     def _set_entries(self, entries: Sequence[tuple[Slot, Tensor]]) -> None:
-        """Takes note of the parameters, each with the slot that it lies in; several may share one."""
+        """Stores the parameters and their slots. Several parameters may share a slot."""
         self._slot_of = {p: slot for slot, p in entries}
         self.parameters = list(self._slot_of)
         self.num_parameters = sum(slot.numel for slot in self.slots)
 
     def slot_of(self, parameter: Tensor) -> Slot:
-        """Where `parameter` lies. Raises KeyError if it is not one of the arena's."""
+        """The slot of `parameter`. Raises KeyError if it does not belong to the arena."""
         if parameter not in self._slot_of:
             raise KeyError("this parameter is not in the arena")
         return self._slot_of[parameter]
 
 
 def slots_of(named: Iterable[tuple[str, Tensor]]) -> tuple[tuple[Slot, ...], int]:
-    """Slots of parameters in flat order, and where the space ends."""
+    """The slots of parameters in flat order, and the number of elements of the flat parameter space."""
     slots, offset = [], 0
     for name, p in named:
         slots.append(Slot(name, offset, p.numel(), p.shape))
@@ -154,20 +155,23 @@ def common_kind(named: Sequence[tuple[str, Tensor]]) -> tuple[torch.dtype, torch
 
 
 def refuse_overlap(memory: Iterable[tuple[int, int, str]]) -> None:
-    """Raises ValueError if some of the addresses start .. end of parameters, each with its name, overlap."""
+    """Raises ValueError if two parameters, given as (start address, end address, name), overlap."""
     for (_, end, name), (start, _, other) in pairwise(sorted(memory)):
         if start < end:
             raise ValueError(f"parameters {name} and {other} overlap in memory: share a whole parameter or none of it")
 
 
 def named_parameters(params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Parameters with their names, or those of their places."""
+    """Parameters with their names, or with their positions if they have no names."""
     if isinstance(params, nn.Module):
         return list(params.named_parameters())
     return [p if isinstance(p, tuple) else (f"parameter {i}", p) for i, p in enumerate(params)]
 
 
 def is_dtensor(x: object) -> bool:
-    """Whether x is a DTensor, without importing what defines them: that costs half as much as torch itself."""
+    """Whether x is a DTensor.
+
+    Does not import torch.distributed.tensor, whose import takes half as long as that of torch itself.
+    """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)

@@ -1,4 +1,4 @@
-"""Which elements of each parameter a process holds, and who holds the others: the placements of DTensors."""
+"""Reads from DTensors which elements of each parameter this process holds, and which processes hold the rest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """spans: of each parameter, where this process's elements start and how many they are.
+    """The elements that this process holds, and the process groups of the mesh.
 
-    shard_group, replica_group: as `zo_kernels.params.ShardedArena` has them. device_type: of the mesh.
+    spans: start and number of this process's elements of each parameter.
+    shard_group, replica_group: the attributes of `zo_kernels.params.ShardedArena`.
+    device_type: device type of the mesh.
     """
 
     spans: list[tuple[int, int]]
@@ -30,7 +32,7 @@ class Placement:
 
 
 def local_part(parameter: Tensor) -> Tensor:
-    """What this process holds of a parameter, without gradients and in the same memory."""
+    """This process's elements of a parameter: a tensor without gradients that shares the parameter's memory."""
     if is_dtensor(parameter):
         with torch.no_grad():
             return cast("DTensor", parameter).to_local()
@@ -38,7 +40,10 @@ def local_part(parameter: Tensor) -> Tensor:
 
 
 def placement_of(named: Sequence[tuple[str, Tensor]]) -> Placement:
-    """Raises ValueError, naming the parameter, unless all are whole, or sharded by rows along one mesh dimension."""
+    """The placement of parameters.
+
+    Raises ValueError, naming the parameter, unless each is replicated, or sharded by rows along one mesh dimension.
+    """
     if not any(is_dtensor(p) for _, p in named):
         raise ValueError("none of the parameters is a DTensor: use zo_kernels.params.ParameterArena")
     first_name, first = next((name, cast("DTensor", p)) for name, p in named if is_dtensor(p))
@@ -48,16 +53,16 @@ def placement_of(named: Sequence[tuple[str, Tensor]]) -> Placement:
         if is_dtensor(p):
             distributed = cast("DTensor", p)
             if distributed.device_mesh != mesh:
-                raise ValueError(f"parameters {first_name} and {name} lie on different meshes: train them apart")
+                raise ValueError(f"parameters {first_name} and {name} lie on different meshes: use one mesh for all")
             sharding.update(dict.fromkeys(_sharding_dimensions(name, distributed), name))
     if len(sharding) > 1:
         raise ValueError(
             f"parameters {' and '.join(dict.fromkeys(sharding.values()))} are sharded along several mesh dimensions: "
-            "use one"
+            "shard along one of them"
         )
     replicating = [d for d in range(mesh.ndim) if d not in sharding and mesh.size(d) > 1]
     if len(replicating) > 1:
-        raise ValueError("the parameters are replicated along several mesh dimensions: build the mesh with one of them")
+        raise ValueError("the parameters are replicated along several mesh dimensions: use a mesh with one of them")
     return Placement(
         [_span(name, p) for name, p in named],
         mesh.get_group(next(iter(sharding))) if sharding else None,
@@ -69,7 +74,7 @@ def placement_of(named: Sequence[tuple[str, Tensor]]) -> Placement:
 def _sharding_dimensions(name: str, p: DTensor) -> list[int]:
     from torch.distributed.tensor import Replicate, Shard
 
-    for placement in p.placements:  # their subclasses are other placements
+    for placement in p.placements:  # not isinstance: subclasses of them place elements otherwise
         if type(placement) is not Replicate and not (type(placement) is Shard and placement.dim == 0):
             raise ValueError(f"parameter {name} is placed as {placement}: only Shard(0) and Replicate are supported")
     return [d for d, placement in enumerate(p.placements) if isinstance(placement, Shard)]
@@ -85,7 +90,7 @@ def _span(name: str, p: Tensor) -> tuple[int, int]:
             rows = min(most, rows - start)
     width = p.numel() // p.shape[0] if p.dim() and p.shape[0] else 1
     if local.numel() != (rows * width if p.numel() else 0):
-        raise ValueError(f"parameter {name} is not sharded as torch.chunk would: shard it by distribute_tensor")
+        raise ValueError(f"parameter {name} is not sharded as torch.chunk splits it: shard it with distribute_tensor")
     if not local.is_contiguous():
-        raise ValueError(f"parameter {name} is not contiguous on this process: make it so before it is sharded")
+        raise ValueError(f"parameter {name} is not contiguous on this process: call contiguous() before it is sharded")
     return start * width, local.numel()

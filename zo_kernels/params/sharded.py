@@ -1,9 +1,9 @@
-"""Parameters of which each process holds a part: DTensors, as FSDP2's `fully_shard` makes them.
+"""Stores parameters sharded among processes: DTensors, as FSDP2's `fully_shard` makes them.
 
-Every process perturbs and updates its own rows where they lie. What a probe is at an element follows from the element's
-place in the whole parameter, so no process needs another's part, and the parameters are bit for bit those of a model
-that is not sharded. The processes of a shard group take their losses at the same points, since FSDP gathers parameters
-in the forward pass; a loss is the mean of theirs.
+Each process perturbs and updates its own rows in place. A probe's value at an element depends only on the place of the
+element in the whole parameter. So no process needs another's rows, and the parameters are bit for bit those of a model
+that is not sharded. All processes of a shard group take losses at the same points, since FSDP gathers parameters in the
+forward pass. The loss at a point is the mean over the group.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .placement import local_part, placement_of
 
 
 class _FSDPModule(Protocol):
-    """What is used of an FSDPModule, which mypy does not know to be an nn.Module too."""
+    """The methods used of an FSDPModule. mypy does not know that it is an nn.Module too."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -46,9 +46,10 @@ class _FSDPModule(Protocol):
 
 @dataclass(frozen=True)
 class _Shard:
-    """One parameter's elements on this process: from `start` of the flat parameter space, from `home` of state.
+    """One parameter's elements on this process.
 
-    home and start are equal modulo 128, so that state has the kernels' alignment.
+    They begin at element `start` of the flat parameter space and at element `home` of state. Both are equal modulo 128,
+    as the kernels require.
     """
 
     slot: Slot
@@ -59,25 +60,26 @@ class _Shard:
 
     @property
     def local(self) -> Tensor:
-        """The elements in memory [numel]; asked for each time, since FSDP may move them."""
+        """The elements, [numel]. They are looked up at every call, since FSDP may move them."""
         return local_part(self.parameter).view(-1)
 
 
 class ShardedArena(Arena):
-    """Trainable parameters of which some are DTensors; all stay where they are.
+    """Trainable parameters of which some are DTensors. All of them stay in their memory.
 
-    params: as for `ParameterArena`. Parameters that are no DTensors are taken to be the same on all processes.
+    params: as for `ParameterArena`. Parameters that are not DTensors must be equal on all processes. A parameter that
+        occurs twice gets one slot.
 
-    Supported are meshes with one dimension along which parameters are sharded, by rows (`Shard(0)`), and at most one
-    more along which they are replicated. Raises ValueError for anything else, naming the parameter, if FSDP holds one
-    unsharded, so that it would be trained in vain, or two share memory, and as `ParameterArena` does. A parameter that
-    occurs twice gets one slot.
+    The mesh may have one dimension along which parameters are sharded by rows (`Shard(0)`), and one along which they
+    are replicated. Raises ValueError, naming the parameter, for any other placement, if two parameters share memory, or
+    if a parameter is an unsharded copy made by FSDP, which training would not change. Raises the errors of
+    `ParameterArena`, too.
     """
 
     shard_group: dist.ProcessGroup | None
-    """Processes that hold the parts of one copy of the parameters, this one among them."""
+    """The processes that together hold one copy of the parameters, including this one."""
     replica_group: dist.ProcessGroup | None
-    """Processes that hold the same parts as this one, if there are such: they may share probes."""
+    """The processes that hold the same elements as this one. They may split the probes. None if there are no others."""
 
     def __init__(self, params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         named, seen = [], set()
@@ -112,7 +114,7 @@ class ShardedArena(Arena):
 
     @property
     def flat(self) -> Tensor:
-        """A copy of this process's elements in the layout of state, padding 0."""
+        """A copy of this process's elements in the layout of state, with 0 as padding."""
         copied = self.zeros(self.dtype)
         for shard in self._shards.values():
             self._of(shard, copied).copy_(shard.local)
@@ -140,14 +142,14 @@ class ShardedArena(Arena):
             if (local.numel(), local.dtype, local.device) != (shard.numel, self.dtype, self.device):
                 raise RuntimeError(
                     f"parameter {shard.slot.name} has changed since the optimizer was built: build the optimizer after "
-                    "model.to(...), fully_shard and the like"
+                    "model.to(...) and fully_shard"
                 )
         for reference, managed in self._modules:
             module = reference()
             if module is not None and not managed <= {id(p) for p in module.parameters()}:
                 raise RuntimeError(
-                    "FSDP holds parameters unsharded and would not see them change, as after a forward pass that "
-                    "raised: call reset_iter_state() of the root module, or build the model anew"
+                    "FSDP holds unsharded parameters, as after a forward pass that raised, and would not see their "
+                    "update: call reset_iter_state() of the root module, or build the model anew"
                 )
 
     def versions(self) -> list[Hashable]:
@@ -159,7 +161,7 @@ class ShardedArena(Arena):
         for shard in map(self._shards.__getitem__, segment.slots):
             before, x = shard.start % BLOCK_SIGNS, shard.local
             head = min(BLOCK_SIGNS - before, shard.numel) if before else 0
-            if head:  # kernels begin at multiples of 128
+            if head:  # kernels must begin at a multiple of 128
                 block = x.new_zeros(BLOCK_SIGNS)
                 ours = block[before : before + head]
                 ours.copy_(x[:head])
@@ -197,7 +199,7 @@ class ShardedArena(Arena):
             shard.local.copy_(self._of(shard, theta))
 
     def clear_padding(self, state: Tensor | None = None) -> None:
-        if state is None:  # there is none between parameters that lie apart
+        if state is None:  # the parameters have no padding between them
             return
         end = 0
         for shard in self._shards.values():
@@ -206,7 +208,7 @@ class ShardedArena(Arena):
         state[end:].zero_()
 
     def mean(self, losses: Tensor) -> Tensor:
-        """The mean over the shard group, float64 on the CPU, the same bits on all of its processes."""
+        """The mean over the shard group: float64 on the CPU, the same bits on all processes."""
         if self.shard_group is None:
             return losses
         mine = losses.to(self._message_device, torch.float64)
@@ -227,7 +229,7 @@ class ShardedArena(Arena):
         return message.tolist()
 
     def _reshard(self) -> None:
-        """Drops what FSDP has gathered, before parameters change: it would go on computing with it."""
+        """Frees the parameters that FSDP has gathered: after a change, forward passes would still use them."""
         for reference, _ in self._modules:
             module = reference()
             if module is not None:
@@ -241,28 +243,29 @@ class ShardedArena(Arena):
 def arena_of(params: Iterable[tuple[str, Tensor]]) -> Arena:
     """A `ShardedArena` if a trainable parameter is a DTensor, else a `ParameterArena`.
 
-    Raises ValueError if FSDP shards only frozen parameters of a module that has others, and as these do.
+    Raises the errors of these classes, and ValueError if FSDP shards only frozen parameters of a module that has
+    trainable ones.
     """
     named = [(name, p) for name, p in named_parameters(params) if p.requires_grad]
     if any(is_dtensor(p) for _, p in named):
         return ShardedArena(named)
-    if resharded_modules(named):  # the processes would take other numbers of forward passes, but have to meet in each
+    if resharded_modules(named):  # processes would take different forwards, but FSDP needs all of them in each
         raise ValueError(
-            f"FSDP shards the module of parameter {named[0][0]}, but none to be trained: shard one of them"
+            f"FSDP shards the module of parameter {named[0][0]}, but no trainable parameter: shard one of them"
         )
     return ParameterArena(named)
 
 
 def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
-    """Modules under FSDP2 that have one of the parameters, after their reshard().
+    """Calls reshard() of the FSDP2 modules that have one of the parameters, and returns these modules.
 
-    Raises ValueError if that takes one of the parameters out of its module.
+    Raises ValueError if a parameter then no longer belongs to its module.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not fsdp.FSDPModule.__subclasses__():
         return []
     wanted = {p for _, p in named}
-    # torch has no list of them but the garbage collector's
+    # torch keeps no list of FSDP modules, so ask the garbage collector.
     modules = [x for x in gc.get_objects() if issubclass(type(x), fsdp.FSDPModule)]
     modules = [module for module in modules if not wanted.isdisjoint(module.parameters())]
     for module in modules:
@@ -272,7 +275,7 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
         for name, p in named:
             if p in unsharded:
                 raise ValueError(
-                    f"parameter {name} is what FSDP gathered for a forward pass: ask for model.parameters() after "
-                    "reshard() of the model and its FSDP submodules, or before the first forward pass"
+                    f"parameter {name} is what FSDP gathered for a forward pass: call reshard() of the model and its "
+                    "FSDP submodules before model.parameters(), or build the optimizer before the first forward pass"
                 )
     return modules

@@ -1,8 +1,9 @@
-"""Moving theta to a probe and back, exactly; and the update. Two ways with one interface.
+"""Moves the parameters to theta + alpha p and exactly back, and updates theta.
 
-InPlace perturbs the parameters themselves (float32 or float64, on a grid, by probes of -1, 0 and 1). Shadow keeps theta
-aside and writes cast(theta + alpha p) into the parameters (any dtype and probe, a second copy of the parameters). Both
-see the parameters as consecutive *segments* of an arena, one per parameter group, each with its own alpha.
+There are two implementations of `Perturbation`. InPlace perturbs the parameters themselves; it needs float32 or float64
+parameters on a grid, and probes of -1, 0 and 1. Shadow keeps theta in a second copy and writes cast(theta + alpha p)
+into the parameters; it works for any dtype and probe. Both see the parameters as consecutive *segments* of an arena,
+one per parameter group, each with its own alpha.
 """
 
 from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment

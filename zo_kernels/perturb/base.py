@@ -1,4 +1,4 @@
-"""Where theta is while losses are taken around it: the interface of the two ways to move it."""
+"""The interface of `Perturbation`, which moves the parameters around theta while losses are taken."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ class DenseUpdate:
 
 
 Displacement = tuple[int, Sequence[float]]
-"""A probe's seed, and how much of it each segment is moved by."""
+"""(seed of a probe, alpha of each segment): a displacement by alpha * p(seed)."""
 
 
 class Perturbation(ABC):
-    """Where theta is, and how it moves. `move` to as many points as wanted, then `update` or `leave`."""
+    """Keeps theta, moves the parameters around it and updates it.
+
+    A step is `begin`, any number of calls of `move`, then `update` or `leave`.
+    """
 
     dtype: torch.dtype
-    """Of theta."""
+    """Dtype of theta."""
 
     def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
         self.arena = arena
@@ -54,49 +57,52 @@ class Perturbation(ABC):
     @property
     @abstractmethod
     def theta(self) -> Tensor:
-        """What theta is while the parameters are not moved, as one flat tensor of the arena's layout."""
+        """theta as one flat tensor in the arena's layout. Valid only while the parameters are not moved."""
 
     @property
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """The memory that holds theta while the parameters are not moved: contiguous tensors."""
+        """The contiguous tensors that hold theta while the parameters are not moved."""
 
     @abstractmethod
     def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
-        """Starts a step: takes in parameters changed from outside, checks them, and returns the eps to be used.
+        """Starts a step and returns the eps to use for each segment, which may be rounded.
 
-        probes_at_once: how many displacements by eps a point of this step may have.
+        Reads parameters that were changed from outside, and checks them. Raises ValueError if one is NaN or infinite,
+        and GridRangeError if one or its perturbation does not fit the grid.
+
+        eps: requested eps of each segment. probes_at_once: the most displacements that a `move` of this step will have.
         """
 
     @abstractmethod
     def move(self, *to: Displacement) -> None:
-        """Makes the parameters theta plus all of the displacements."""
+        """Sets the parameters to theta plus all of the displacements."""
 
     @abstractmethod
     def leave(self) -> None:
-        """Makes the parameters theta again, bit for bit. Does nothing if they are."""
+        """Sets the parameters back to theta, bit for bit. Does nothing if they were not moved."""
 
     @abstractmethod
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
-        """Changes theta and makes the parameters theta. Raises GridRangeError, having changed nothing.
+        """Updates theta and sets the parameters to it. The caller defers interrupts (`deferred_interrupts`).
 
-        Its caller defers interrupts: the update must happen as a whole, and so must what is noted of it.
+        Raises GridRangeError, without changing theta, if theta could leave the grid's range.
         """
 
     @abstractmethod
     def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        """As `update`, along a direction written out, state of the arena; it may be overwritten."""
+        """Like `update`, along a dense direction: state of the arena, which may be overwritten."""
 
     def _apply(self, alpha: float, seed: int) -> Callable[..., Any]:
-        """The kernel that adds alpha p(seed)."""
+        """A kernel for `Arena.each` that adds alpha p(seed)."""
         return partial(ops.apply_probe_, alpha=alpha, seed=seed, distribution=self.distribution)
 
     def forget_versions(self) -> None:
-        """Makes the next step take all parameters in anew."""
+        """Makes the next `begin` read all parameters again."""
         self._versions = None
 
     def _changed_slots(self) -> set[Slot]:
-        """Slots whose parameters were written from outside since the last step (all, before the first)."""
+        """Slots of the parameters written from outside since the last step; all slots before the first step."""
         self.arena.check()
         if self._versions is None:
             return set(self.arena.slots)
@@ -104,7 +110,7 @@ class Perturbation(ABC):
         return {self.arena.slot_of(p) for p, now, known in versions if now != known}
 
     def _note_versions(self, *, written: bool) -> None:
-        if written:  # kernels write to memory: autograd must hear of it
+        if written:  # autograd does not see the kernels' writes
             torch.autograd.graph.increment_version(self.arena.parameters)
         self._versions = self.arena.versions()
 

@@ -1,4 +1,4 @@
-"""Perturbation in place: exact on a grid, without a second copy of the parameters."""
+"""Perturbs parameters in place, which is exact on a grid and needs no second copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _logger = logging.getLogger("zo_kernels")
 
 
 class InPlace(Perturbation):
-    """Perturbs the parameters themselves: no second copy, one pass over theta from each probe to the next."""
+    """Perturbs the parameters themselves, without a second copy. Moving from one probe to the next is one pass.
+
+    spacings: spacing of each segment's grid, or None to choose it from the parameters at the first step. Raises
+    ValueError for a distribution that can't be undone exactly, and TypeError for 16-bit parameters.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,7 @@ class InPlace(Perturbation):
     ) -> None:
         super().__init__(arena, segments, distribution)
         if not is_exact_in_place(distribution):
-            raise ValueError(f"{distribution} probes can't be undone bit for bit in place: use mode='shadow'")
+            raise ValueError(f"{distribution} probes can't be undone exactly in place: use mode='shadow'")
         Grid.of_spacing(1.0, self.dtype)  # refuses 16-bit dtypes
         self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, self.dtype) for s in spacings]
         self._bounds = [0.0] * len(self.segments)  # upper bounds of max |theta|
@@ -68,7 +72,7 @@ class InPlace(Perturbation):
                 self._at = to
             return
         (seed, alphas), (next_seed, next_alphas) = self._at[0], to[0]
-        with deferred_interrupts():  # from probe to probe in one pass
+        with deferred_interrupts():  # undo one probe and apply the next in one pass
             for segment, alpha, next_alpha in zip(self.segments, alphas, next_alphas, strict=True):
                 if next_seed == seed:
                     self.arena.each(segment, self._apply(next_alpha - alpha, seed))
@@ -98,7 +102,7 @@ class InPlace(Perturbation):
             for k, step in enumerate(steps):
                 self._require_range(k, step)
         self._warn_if_lost(steps)
-        if len(self._at) > 1:  # the pass can undo one of them
+        if len(self._at) > 1:  # the update's pass can undo only one displacement
             self.leave()
         seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
         for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
@@ -137,7 +141,7 @@ class InPlace(Perturbation):
         if not self._warned and any(0 < step < spacing / 2 for step, spacing in zip(steps, spacings, strict=True)):
             self._warned = True
             _logger.warning(
-                "a step of at most %.3g rounds to nothing on a grid of %.3g: "
+                "a step of at most %.3g rounds to 0 on a grid of spacing %.3g: "
                 "use a larger lr, a finer grid or mode='shadow'",
                 min(steps),
                 max(spacings),
@@ -149,7 +153,7 @@ class InPlace(Perturbation):
         return grid
 
     def _snap(self, k: int, eps: float) -> None:
-        """Takes in the segment's parameters as they are now: checks them and rounds them to the grid."""
+        """Reads the parameters of segment k, checks them and rounds them to the grid, which it chooses if not set."""
         self._bounds[k], _ = self._measure(k)
         grid = self.grids[k] or Grid.for_range(self._bounds[k] + eps, self.dtype)
         self.grids[k] = grid
@@ -162,14 +166,14 @@ class InPlace(Perturbation):
         self.arena.each(self.segments[k], kernel)
 
     def _measure(self, k: int) -> tuple[float, Slot]:
-        """The largest magnitude in segment k, and which parameter has it."""
+        """The largest magnitude in segment k, and the slot of the parameter that has it."""
         slots = self.segments[k].slots
         found = self.arena.magnitudes(slots)
         require_finite(slots, found)
         return max(zip(found, slots, strict=True), key=lambda pair: pair[0])
 
     def _require_range(self, k: int, reach: float) -> None:
-        """Raises GridRangeError unless every parameter of segment k may change by `reach` and stay on the grid."""
+        """Raises GridRangeError unless all of segment k stays in the grid's range when it changes by `reach`."""
         grid = self._grid(k)
         if self._bounds[k] + reach < grid.limit:
             return

@@ -1,4 +1,4 @@
-"""Perturbation with a shadow copy: exact for any dtype and probe."""
+"""Perturbs parameters next to a shadow copy of theta, which is exact for any dtype and probe."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment,
 
 
 class Shadow(Perturbation):
-    """Keeps theta aside and writes the perturbed parameters beside it: exact for any dtype, one more copy.
+    """Keeps theta in a second copy and writes the perturbed values into the parameters. Exact for any dtype and probe.
 
-    theta of 16-bit parameters is kept in float32, so that updates smaller than their last bit add up.
+    For 16-bit parameters theta is float32, so that updates smaller than the parameters' last bit add up.
     """
 
     def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
@@ -35,7 +35,7 @@ class Shadow(Perturbation):
 
     def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
         changed = sorted(self._changed_slots(), key=lambda slot: slot.offset)
-        for slot in changed:  # one that is the cast of theta (as after loading both from a checkpoint) is no change
+        for slot in changed:  # a parameter equal to theta's cast (after loading a checkpoint) leaves theta as it is
             self.arena.take(slot, self.theta)
         if changed:
             require_finite(changed, self.arena.magnitudes(changed, self.theta))

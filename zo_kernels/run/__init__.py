@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, and continues from: its folder, its journal and its checkpoints."""
+"""The files of a run, from which it can continue: its folder, its journal and its checkpoints."""
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .folder import RunFolder

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: its parameters and the state of what trains them, whole or not at all."""
+"""Writes and reads checkpoints, which hold the parameters of a run and the state of its solver."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _VERSION = "1"
 
 
 class Checkpoint(NamedTuple):
-    """step: how many steps were taken. model: its state_dict. solver: the state of what trains it, any nesting of
-    dictionaries, lists, tensors, numbers and strings. journal: digest of the journal's rows before `step`."""
+    """The content of a checkpoint.
+
+    step: number of steps taken. model: the model's state_dict. solver: the solver's state, any nesting of dictionaries,
+    lists, tensors, numbers and strings. journal: digest of the journal's rows before `step`.
+    """
 
     step: int
     model: Mapping[str, Tensor]
@@ -31,10 +34,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a safetensors file, which appears when it is whole and on the disk.
+    """Writes a checkpoint as a safetensors file, atomically and synced to the disk.
 
-    Its tensors are `model.NAME` and `solver.NUMBER`; its metadata say the rest. Raises CheckpointError, leaving what
-    was there, if it can't be written.
+    The tensors are named `model.NAME` and `solver.NUMBER`; everything else is in the metadata. Raises CheckpointError
+    if the file can't be written; an earlier file of that name is then unchanged.
     """
     tensors = {f"model.{name}": _on_cpu(x) for name, x in checkpoint.model.items()}
     packed = _pack(checkpoint.solver, tensors)
@@ -50,7 +53,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """What `save_checkpoint` wrote. Raises CheckpointError if it can't be read, or is not what was written."""
+    """Reads a checkpoint. Raises CheckpointError if the file can't be read or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -60,7 +63,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of zo_kernels")
     if metadata.get("version") != _VERSION:
-        raise CheckpointError(f"{path} is a checkpoint of version {metadata.get('version')}, this one reads {_VERSION}")
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {metadata.get('version')}, but this zo_kernels reads version {_VERSION}"
+        )
     if metadata.pop("digest", None) != _digest(metadata, tensors):
         raise CheckpointError(f"the checkpoint {path} is damaged: its content is not what was written")
     model = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
@@ -69,12 +74,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file that appears whole, synced to the disk, or not at all. Raises CheckpointError."""
+    """Writes a safetensors file, synced to the disk; it appears whole or not at all. Raises CheckpointError."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            os.close(descriptor)  # made here with the umask's permissions: safetensors makes it 0600
+            os.close(descriptor)  # created here for the umask's permissions, since safetensors would use 0600
             mode = unfinished.stat().st_mode
             safetensors.torch.save_file(
                 {name: _on_cpu(x) for name, x in tensors.items()}, unfinished, dict(metadata or {})
@@ -98,7 +103,7 @@ def _sync(path: Path) -> None:
 
 
 def _on_cpu(x: Tensor) -> Tensor:
-    """In memory of its own extent, as safetensors wants it."""
+    """A contiguous copy on the CPU, as safetensors needs it."""
     return x.detach().cpu().contiguous()
 
 
@@ -112,7 +117,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON can say it, with its tensors moved to `tensors`."""
+    """Makes a value JSON can hold: moves its tensors to `tensors` and refers to them by name."""
     if isinstance(value, Tensor):
         name = f"solver.{len(tensors)}"
         tensors[name] = _on_cpu(value)

@@ -1,4 +1,4 @@
-"""The folder of a run: all that it leaves behind, and all that it continues from."""
+"""The folder of a run, with all files that the run writes and continues from."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atom
 from .journal import Journal, Row, Scores
 
 Metrics = Mapping[str, float | None]
-"""One line of metrics.jsonl: `step`, and what was measured in or after that step."""
+"""One line of metrics.jsonl: `step`, and the values measured in or after that step."""
 
 JOURNAL = "journal.sqlite"
 
 
 class RunFolder:
-    """An open run folder; a context manager that closes it. One process at a time has it open for writing.
+    """An open run folder. It is a context manager that closes the folder, and only one process can have it open.
 
-    config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors, loss.png. The
-    journal and the checkpoints are what a run continues from; metrics.jsonl says in text what the journal says. Files
-    other than the journal and metrics.jsonl, which grow line by line, appear whole or not at all.
+    The folder has config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors and
+    loss.png. A run continues from the journal and the checkpoints; metrics.jsonl repeats the journal as text. The
+    journal and metrics.jsonl grow with each step; all other files are written whole or not at all.
 
-    Built by `create` and `open`, which raise UsageError if the folder is not fit for it.
+    Use `create` or `open`, which raise UsageError if the folder can't be used.
     """
 
     path: Path
@@ -48,9 +48,9 @@ class RunFolder:
     def create(
         cls, out: Path | None, config: str, symbols: Sequence[str], *, name: str = "run", first_step: int = 0
     ) -> RunFolder:
-        """Makes the folder `out`; if None, runs/NAME-DATE-TIME.
+        """Creates the folder `out`, or runs/NAME-DATE-TIME if `out` is None.
 
-        config: text of config.json. symbols: the character of each token. first_step: as for `Journal.create`.
+        config: text of config.json. symbols: the string of each token. first_step: as for `Journal.create`.
         """
         try:
             path = _new_folder(name) if out is None else _empty_folder(out)
@@ -66,7 +66,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, patience: float = 0.0) -> RunFolder:
-        """The folder of a run that is to go on. patience: seconds to wait for another process that has it open."""
+        """Opens the folder of a run to continue it. patience: seconds to wait while another process has it open."""
         return cls._with_lock(path, lambda: Journal.open(path / JOURNAL), patience)
 
     @classmethod
@@ -79,15 +79,15 @@ class RunFolder:
             raise
 
     def begin_metrics(self, lines: Iterable[Metrics]) -> None:
-        """Makes metrics.jsonl anew, with these lines, to go on from there."""
+        """Replaces metrics.jsonl by these lines and opens it for more."""
         path = self.path / "metrics.jsonl"
         write_text(path, "".join(map(_as_line, lines)))
         self._metrics = path.open("a", encoding="utf-8")
 
     def add_metrics(self, row: Row, scores: Scores, forwards: int) -> Metrics:
-        """Appends the line of a step to metrics.jsonl, which `begin_metrics` has begun, and returns it.
+        """Appends the line of a step to metrics.jsonl, after `begin_metrics`, and returns it.
 
-        A value that is not finite becomes null, for JSON has no number for it.
+        A value that is not finite becomes null, since JSON has no number for it.
         """
         assert self._metrics is not None
         metrics = metrics_of(row, scores, forwards)
@@ -103,7 +103,7 @@ class RunFolder:
             checkpoint_path(self.path, old).unlink()
 
     def finish(self, weights: Mapping[str, Tensor], draw: Callable[[Path], object]) -> None:
-        """Saves the weights, and the picture that `draw` writes to a path. Raises CheckpointError."""
+        """Saves the weights, and the plot that `draw` writes to a path. Raises CheckpointError."""
         write_atomically(self.path / "weights.safetensors", weights)
         try:
             _replace(self.path / "loss.png", draw)
@@ -111,7 +111,7 @@ class RunFolder:
             raise CheckpointError(f"can't write {self.path / 'loss.png'}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes the files and unlocks the folder. Further calls do nothing."""
         self.journal.close()
         if self._metrics is not None:
             self._metrics.close()
@@ -127,20 +127,20 @@ class RunFolder:
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run's checkpoint after so many steps lies."""
+    """Path of a run's checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:09d}.safetensors"
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints, in order."""
+    """The steps of a run's checkpoints, in increasing order."""
     names = [path.stem.removeprefix("step-") for path in (run / "checkpoints").glob("step-*.safetensors")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, of this journal and at most of `step`; None if there is none at all.
+    """The newest usable checkpoint of this journal up to `step`; None if there are no checkpoints.
 
-    Each that is passed over is named to `warn`. Raises CheckpointError if there are some, but none of use.
+    Calls `warn` with a message for each damaged or foreign checkpoint. Raises CheckpointError if none is usable.
     """
     steps = [s for s in checkpoint_steps(run) if s <= step]
     for number in reversed(steps):
@@ -152,17 +152,17 @@ def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str]
         except CheckpointError as error:
             warn(f"{error}; going back to an earlier one")
     if steps:
-        raise CheckpointError(f"no checkpoint in {run / 'checkpoints'} is whole: the run can't be continued")
+        raise CheckpointError(f"no checkpoint in {run / 'checkpoints'} is whole: start a new run, this one can't go on")
     return None
 
 
 def config_digest(config: str) -> bytes:
-    """Digest of the text of config.json, with which a journal begins: its rows mean what they say under it only."""
+    """Digest of the text of config.json. A journal begins with it, since its rows are valid only for that config."""
     return hashlib.blake2b(config.encode(), digest_size=8).digest()
 
 
 def metrics_of(row: Row, scores: Scores, forwards: int) -> dict[str, float]:
-    """The line of metrics.jsonl of a step that was taken. scores: of the parameters after it, if they have any."""
+    """The line of metrics.jsonl for a journal row. scores: validation scores after the step; may be empty."""
     done = row.step + 1
     return {
         "step": done,
@@ -176,7 +176,7 @@ def metrics_of(row: Row, scores: Scores, forwards: int) -> dict[str, float]:
 
 
 def named_scores(scores: Scores) -> dict[str, float]:
-    """NAME_loss in nats per token and NAME_accuracy of each set."""
+    """NAME_loss, in nats per token, and NAME_accuracy of each set as metrics."""
     metrics = {}
     for name, (loss, accuracy) in scores.items():
         metrics[f"{name}_loss"] = loss
@@ -185,7 +185,7 @@ def named_scores(scores: Scores) -> dict[str, float]:
 
 
 def metrics_from_journal(journal: Journal, forwards: int) -> Iterator[Metrics]:
-    """All lines of metrics.jsonl, from what the journal says."""
+    """All lines of metrics.jsonl, rebuilt from the journal."""
     if beginning := journal.scores(journal.first_step):
         yield {"step": journal.first_step, **named_scores(beginning)}
     for row in journal.rows():
@@ -197,7 +197,7 @@ def _as_line(metrics: Metrics) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written. Raises OSError."""
+    """Writes a text file atomically. Raises OSError."""
     _replace(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
@@ -208,7 +208,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _lock_folder(path: Path, patience: float) -> int:
-    """A descriptor of the folder, locked for as long as it is open: the kernel lets go of it if the process dies."""
+    """Locks the folder and returns its descriptor. The lock ends when that is closed or the process dies."""
     descriptor = os.open(path, os.O_RDONLY)
     until = time.monotonic() + patience
     while True:
@@ -225,12 +225,12 @@ def _lock_folder(path: Path, patience: float) -> int:
 def _empty_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
-        raise UsageError(f"the folder {path} is not empty: give --out a new one, nothing is ever overwritten")
+        raise UsageError(f"the folder {path} is not empty, and runs are never overwritten: give --out a new folder")
     return path
 
 
 def _new_folder(name: str) -> Path:
-    """runs/NAME-DATE-TIME, with a number behind it if another run took that name in the same second."""
+    """Creates runs/NAME-DATE-TIME, with a number appended if the name was taken in the same second."""
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 1
     while True:

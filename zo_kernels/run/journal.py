@@ -1,9 +1,9 @@
-"""The journal of a run: a row per step, written before the step changes the parameters.
+"""The journal of a run has one row per step, written before the step changes the parameters.
 
-A row holds a step's gradient whole, in four bytes a probe: the seeds follow from (run seed, step). With a checkpoint
-and the rows since, the parameters after any step are rebuilt bit for bit without a forward pass. The file is SQLite in
-WAL mode: rows that were written stay written when the process is killed, at whatever moment. Rows are chained by
-digests, so that a changed, missing or foreign one is noticed. 100,000 steps of 96 probes take 46 MB.
+A row holds the complete gradient of a step in four bytes per probe, since the seeds follow from (run seed, step). A
+checkpoint and the rows after it rebuild the parameters of any step bit for bit, without forward passes. The file is an
+SQLite database in WAL mode, so that a row, once written, survives if the process is killed. Rows are chained by
+digests, which reveal a changed, missing or foreign row. 100,000 steps of 96 probes take 46 MB.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ CREATE TABLE scores (
 
 
 class Row(NamedTuple):
-    """One step. step: its number, from 0. lr, eps: it was taken with. seed: of the run, in [0, 2^64). coeffs: float32
-    [n], the estimate's coefficients in the order of the step's probes, NaN where one was left out; empty for a solver
-    without probes. loss: mean training loss in nats. seconds: of training up to here, validations not counted."""
+    """One step of a run.
+
+    step: number of the step, from 0. lr, eps: learning rate and eps of the step. seed: the run seed, in [0, 2^64).
+    coeffs: float32 [n], the coefficients in the order of the step's probes, NaN for a probe left out; empty for a
+    solver without probes. loss: mean training loss in nats. seconds: training time so far, without validation.
+    """
 
     step: int
     lr: float
@@ -51,28 +54,28 @@ class Row(NamedTuple):
     seconds: float
 
     def digest(self, previous: bytes) -> bytes:
-        """Of this row and all before it."""
+        """Digest of this row and all rows before it, given theirs."""
         lr, eps, loss, seconds = (x + 0.0 for x in (self.lr, self.eps, self.loss, self.seconds))  # SQLite has no -0.0
         numbers = struct.pack("<qddQdd", self.step, lr, eps, self.seed, loss, seconds)
         return hashlib.blake2b(previous + numbers + _as_bytes(self.coeffs), digest_size=_DIGEST_BYTES).digest()
 
 
 Scores = Mapping[str, tuple[float, float]]
-"""Loss in nats per token and accuracy of each set, by its name."""
+"""(loss in nats per token, accuracy) of each set of batches, by the set's name."""
 
 
 class Journal:
-    """An open journal. Every method raises JournalError, having written all or nothing, if the file does not allow it.
+    """An open journal. It is a context manager that closes the file.
 
-    Built by `create` or `open`; a context manager that closes it. One process writes a journal at a time: the run
-    folder's lock sees to it.
+    Use `create` or `open`. Every method raises JournalError if the file can't be read or written, and writes all or
+    nothing. Only one process may write a journal at a time, which the lock of the run folder ensures.
     """
 
     path: Path
     first_step: int
-    """The step that the first row has: 0, but for a fork."""
+    """Step of the first row: 0, except in a fork."""
     next_step: int
-    """The step that the next row must have."""
+    """Step of the next row to append."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -84,7 +87,10 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, *, first_step: int = 0, digest: bytes = b"") -> Journal:
-        """A new journal. first_step, digest: where that of another run ended which this one goes on from."""
+        """Creates a journal.
+
+        first_step, digest: for a fork, the `next_step` of the original run and the digest of its rows before that step.
+        """
         connection = _connect(path, "rwc")
         with _as_journal_errors(path, connection):
             connection.execute("PRAGMA journal_mode = WAL")
@@ -99,7 +105,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = True) -> Journal:
-        """The journal that lies there."""
+        """Opens an existing journal."""
         if not path.is_file():
             raise JournalError(f"there is no journal {path}")
         connection = _connect(path, "rw" if writable else "ro")
@@ -109,24 +115,26 @@ class Journal:
         if kind != _APPLICATION_ID:
             raise JournalError(f"{path} is not the journal of a run")
         if version != _VERSION:
-            raise JournalError(f"{path} is a journal of version {version}, but this one reads version {_VERSION}")
+            raise JournalError(
+                f"{path} is a journal of version {version}, but this zo_kernels reads version {_VERSION}"
+            )
         return cls(path, connection)
 
     def append(self, row: Row) -> None:
-        """Writes the next step's row; when this returns, it survives the process."""
+        """Writes the row of the next step. When the call returns, the row survives a kill of the process."""
         if row.step != self.next_step:
-            raise JournalError(f"the next row of {self.path} is that of step {self.next_step}, not {row.step}")
+            raise JournalError(f"the next row of {self.path} must be of step {self.next_step}, not {row.step}")
         digest = row.digest(self._digest)
-        seed = row.seed - (1 << 64) if row.seed >= 1 << 63 else row.seed  # SQLite's integers have a sign
+        seed = row.seed - (1 << 64) if row.seed >= 1 << 63 else row.seed  # SQLite's integers are signed
         values = (row.step, row.lr, row.eps, seed, _as_bytes(row.coeffs), row.loss, row.seconds, digest)
         with self._errors():
             self._connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         self.next_step, self._digest = row.step + 1, digest
 
     def rows(self, start: int | None = None, stop: int | None = None) -> Iterator[Row]:
-        """The rows of steps start .. stop - 1 (None: first_step, next_step), each checked against its digest.
+        """Reads the rows of steps start .. stop - 1, by default all, and checks each against its digest.
 
-        Raises JournalError at the first that is missing or not what was written.
+        Raises JournalError at the first row that is missing or damaged.
         """
         start, stop = self.first_step if start is None else start, self.next_step if stop is None else stop
         previous, expected = self.digest_before(start), start
@@ -144,7 +152,7 @@ class Journal:
             raise JournalError(self._damage(expected))
 
     def digest_before(self, step: int) -> bytes:
-        """Of all rows before that of `step`, as they say themselves."""
+        """The stored digest of all rows before `step`. Raises JournalError if there is no row of step - 1."""
         if step == self.first_step:
             return bytes(self._first_digest)
         with self._errors():
@@ -154,7 +162,7 @@ class Journal:
         return bytes(found[0])
 
     def truncate(self, step: int) -> None:
-        """Forgets the rows from `step` on, and scores after it: of steps that are to be taken anew."""
+        """Deletes the rows from `step` on and the scores after `step`, so that these steps can be taken again."""
         if step >= self.next_step:
             return
         digest = self.digest_before(step)
@@ -166,7 +174,7 @@ class Journal:
         self.next_step, self._digest = step, digest
 
     def add_scores(self, step: int, scores: Scores) -> None:
-        """Writes what the parameters score before the step of that number (after so many steps)."""
+        """Writes the scores of the parameters after `step` steps."""
         values = [(step, name, loss, accuracy) for name, (loss, accuracy) in scores.items()]
         with self._errors():
             self._connection.execute("BEGIN")
@@ -174,7 +182,7 @@ class Journal:
             self._connection.execute("COMMIT")
 
     def scores(self, step: int) -> dict[str, tuple[float, float]]:
-        """What `add_scores` wrote for a step, in its order; empty if nothing."""
+        """The scores written for `step`, in the order of `add_scores`; empty if there are none."""
         with self._errors():
             found = self._connection.execute(
                 "SELECT name, loss, accuracy FROM scores WHERE step = ? ORDER BY rowid", (step,)
@@ -182,7 +190,7 @@ class Journal:
         return {name: (_as_float(loss), _as_float(accuracy)) for name, loss, accuracy in found}
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes the file. Further calls do nothing."""
         self._connection.close()
 
     def __enter__(self) -> Journal:
@@ -206,7 +214,7 @@ class Journal:
 
 @contextmanager
 def _as_journal_errors(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
-    """SQLite's errors in a sentence; a transaction that was begun is rolled back."""
+    """Turns errors of SQLite into JournalError, after a rollback of an open transaction."""
     try:
         yield
     except sqlite3.Error as error:
@@ -218,14 +226,14 @@ def _as_journal_errors(path: Path, connection: sqlite3.Connection) -> Iterator[N
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-        connection.execute("PRAGMA synchronous = NORMAL")  # of WAL: safe from a killed process, without a sync a step
+        connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode safe from a kill, without a sync per step
     except sqlite3.Error as error:
         raise JournalError(f"the journal {path} can't be opened: {error}") from error
     return connection
 
 
 def _row(step: int, lr: float, eps: float, seed: int, coeffs: bytes, loss: float | None, seconds: float) -> Row | None:
-    """The row, or None if its columns are not what a row has."""
+    """The row made of these columns, or None if a column has a wrong type."""
     try:
         numbers = np.frombuffer(coeffs, dtype="<f4").astype(np.float32)
         return Row(step, lr, eps, seed % (1 << 64), numbers, _as_float(loss), seconds)
@@ -238,5 +246,5 @@ def _as_bytes(coeffs: npt.NDArray[np.float32]) -> bytes:
 
 
 def _as_float(value: float | None) -> float:
-    """SQLite has no NaN and keeps it as NULL."""
+    """Turns NULL into NaN, which SQLite can't store."""
     return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""Tasks to train on, by name. A task is one file with one subclass of `Task`, and one line in `TASKS`."""
+"""Tasks to train on. Each task is one file with a subclass of `Task`, and one line in `TASKS`."""
 
 from .add import Add
 from .base import Batch, BatchSets, Score, Task, score

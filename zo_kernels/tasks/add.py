@@ -10,13 +10,13 @@ from .algorithmic import Exercise, QuestionAnswer, Tokens, take
 
 
 class Add(QuestionAnswer):
-    """`a + b = c` in base alphabet_size, most significant digit first: a and b have L digits, c has L + 1.
+    """Examples `a + b = c` in base alphabet_size, most significant digit first. a and b have L digits, c has L + 1.
 
-    All digits are uniform, so that numbers may begin with zeros, and c does unless there is a carry: 07+35=042.
-    Batches are [B, (2 L + 1) + (L + 1)]. After the digits the tokens are `=`, the separator, and `+`. Options, lengths
-    and errors are those of `Algorithmic`.
+    All digits of a and b are uniform, so numbers may begin with zeros: 07+35=042. Batches are [B, (2 L + 1) + (L + 1)].
+    The tokens are the digits, then `=`, which is the separator, then `+`. Options, lengths and errors are those of
+    `Algorithmic`.
 
-    Source: Zaremba and Sutskever, arXiv 1410.4615, who add numbers of L digits without leading zeros.
+    Source: Zaremba and Sutskever, arXiv 1410.4615. Their numbers of L digits have no leading zeros.
     """
 
     alphabet = digits + ascii_letters
@@ -34,7 +34,7 @@ class Add(QuestionAnswer):
 
         column_BL = np.where(np.arange(shape[1]) < length_B1, letters_BL + other_BL, 0)
         answer_BA = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
-        for place in reversed(range(shape[1])):  # answer[place + 1] holds the carry into its column until then
+        for place in reversed(range(shape[1])):  # until then answer[place + 1] is the carry into its column
             carry_B, answer_BA[:, place + 1] = np.divmod(
                 column_BL[:, place] + answer_BA[:, place + 1], self.alphabet_size
             )

@@ -1,4 +1,4 @@
-"""What the tasks have in common whose examples a rule makes: random lengths, and sets of longer ones.
+"""Base classes of the algorithmic tasks, which make examples of random length by a rule.
 
 Shape suffixes: B batch, L the longest length, Q question, A answer, T time.
 """
@@ -22,7 +22,7 @@ from .base import (
     Batch,
     BatchSets,
     Task,
-    grown_length,
+    curriculum_length,
     random_generator,
     require_at_least,
 )
@@ -32,32 +32,32 @@ Tokens = npt.NDArray[np.int64]
 _VALIDATION_BATCHES = 8
 _REFERENCE_LETTERS = 1 << 17
 _REFERENCE_VOCABULARY = 64
-"""Largest vocabulary for whose pairs of tokens so many letters are enough: beyond it the estimate would be too low."""
+"""Largest vocabulary for which the bigram entropy is estimated. With more pairs the estimate would be too low."""
 
 
 class Algorithmic(Task):
-    """Examples of uniformly random letters, each row of a batch with its own length L.
+    """Examples of uniformly random letters, where each row of a batch has its own length L.
 
-    Training and validation lengths are uniform on 1 .. max_length; the set `longer` has the lengths max_length + 1 ..
-    longer_length, of which training has none. All batches of a set have one shape: that of the set's longest example.
-    Rows are filled up at the end, where a recurrent model sees it only after the last scored token.
+    Lengths are uniform on 1 .. max_length in training and validation. In the set `longer` they are uniform on
+    max_length + 1 .. longer_length, which do not occur in training. All batches of a set have the shape of its longest
+    example. Rows are padded at the end, so a recurrent model reads the padding only after the last scored token.
 
-    batch_size: B, rows of a batch.
-    max_length: longest L in training.
-    alphabet_size: letters, or digits, there are: the tokens 0 .. alphabet_size - 1.
-    seed: of the run, in [0, 2^64).
-    longer_length: longest L of the set `longer`; None: 2 * max_length.
-    curriculum: steps over which the longest training length grows from 1 to max_length; 0: none.
+    batch_size: B, number of rows of a batch.
+    max_length: largest L in training.
+    alphabet_size: number of letters or digits, the tokens 0 .. alphabet_size - 1.
+    seed: the run seed, in [0, 2^64).
+    longer_length: largest L of the set `longer`; None means 2 * max_length.
+    curriculum: number of steps over which the largest training length grows from 1 to max_length; 0 for no curriculum.
 
     Raises ValueError if batch_size or max_length is below 1, alphabet_size below 2, curriculum below 0 or longer_length
     not above max_length.
     """
 
     alphabet: ClassVar[str]
-    """The first characters that stand for the alphabet's tokens."""
+    """The characters that stand for the first tokens of the alphabet."""
 
     predictable: ClassVar[bool]
-    """Whether a token tells of the next answer: if so, the bigram entropy of a small vocabulary is a reference loss."""
+    """Whether a token says something about the next answer. If so, the bigram entropy is a reference loss."""
 
     def __init__(
         self,
@@ -87,19 +87,19 @@ class Algorithmic(Task):
             self.reference_losses["bigram entropy"] = self._bigram_entropy()
 
     def marks(self) -> str:
-        """The characters of the tokens from alphabet_size on."""
+        """The characters of the special tokens, from alphabet_size on."""
         return ""
 
     def answer_size(self) -> int:
-        """How many different tokens an answer can have."""
+        """Number of different tokens that can occur in an answer."""
         return self.alphabet_size
 
     @abstractmethod
     def examples(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Batch:
-        """Examples of the first L letters of each row, in a shape that depends on that of the letters alone."""
+        """Makes examples of the first L letters of each row. Their shape depends only on the shape of the letters."""
 
     def batch(self, step: int) -> Batch:
-        longest = grown_length(self.max_length, step, self.curriculum)
+        longest = curriculum_length(self.max_length, step, self.curriculum)
         return self._draw(random_generator(self.seed, TRAINING_STREAM, step), 1, longest, self.max_length)
 
     def validation_batches(self) -> BatchSets:
@@ -120,14 +120,14 @@ class Algorithmic(Task):
     def _draw(
         self, random: np.random.Generator, shortest: int, longest: int, width: int, rows: int | None = None
     ) -> Batch:
-        """Examples with lengths uniform on shortest .. longest, in the shape of those of length `width`."""
+        """Draws examples with lengths uniform on shortest .. longest, in the shape of examples of length `width`."""
         rows = self.batch_size if rows is None else rows
         letters_BL = random.integers(self.alphabet_size, size=(rows, width))
         length_B1 = random.integers(shortest, longest + 1, size=(rows, 1))
         return self.examples(random, letters_BL, length_B1)
 
     def _bigram_entropy(self) -> float:
-        """Entropy of a target given the token before it, wherever they stand; of a sample, the same for every seed."""
+        """Entropy in nats of a target given its token, estimated on a sample that does not depend on the run seed."""
         rows = -(-_REFERENCE_LETTERS // self.max_length)
         sample = self._draw(random_generator(0, REFERENCE_STREAM, 0), 1, self.max_length, self.max_length, rows)
         scored = sample.targets != IGNORE_INDEX
@@ -138,7 +138,7 @@ class Algorithmic(Task):
 
 
 class Exercise(NamedTuple):
-    """Questions and their answers, row by row; what stands behind a row's length is not read.
+    """Questions and their answers, one per row. Values beyond a row's length are ignored.
 
     question: int64 [B, Q].
     question_length: int64 [B, 1], values in 1 .. Q.
@@ -153,10 +153,10 @@ class Exercise(NamedTuple):
 
 
 class QuestionAnswer(Algorithmic):
-    """Examples `question separator answer`, scored on each of the answer's tokens and on nothing else.
+    """Examples `question separator answer`, of which only the tokens of the answer are scored.
 
-    The model reads `q_1 .. q_Q | a_1 .. a_(A-1)` and is asked for a_1 at the separator, which also fills rows up. The
-    tokens are the alphabet, then the marks, of which the separator is the first.
+    The model reads `q_1 .. q_Q | a_1 .. a_(A-1)` and predicts a_1 at the separator. The separator also pads the rows.
+    The tokens are the alphabet, then the characters of `marks`, beginning with the separator.
     """
 
     def marks(self) -> str:
@@ -169,7 +169,7 @@ class QuestionAnswer(Algorithmic):
 
     @abstractmethod
     def exercise(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Exercise:
-        """The questions about the first L letters of each row, and their answers."""
+        """Makes the question and answer for the first L letters of each row."""
 
     def examples(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Batch:
         question_BQ, read_B1, answer_BA, answered_B1 = self.exercise(random, letters_BL, length_B1)
@@ -183,10 +183,10 @@ class QuestionAnswer(Algorithmic):
 
 
 def take(values_BN: Tokens, index_BT: Tokens) -> Tokens:
-    """values[b, index[b, t]], the first or the last one where the index is out of range."""
+    """values[b, index[b, t]], with each index clamped to the valid range."""
     return np.take_along_axis(values_BN, index_BT.clip(0, values_BN.shape[1] - 1), axis=1)
 
 
 def characters(first: str, number: int) -> tuple[str, ...]:
-    """So many different characters: the given ones first, then others."""
+    """`number` different characters: those of `first`, then others."""
     return tuple(islice(chain(first, map(chr, count(0x4E00))), number))

@@ -1,4 +1,4 @@
-"""What a task is: a vocabulary, and batches that depend on nothing but the run seed and the step."""
+"""A task has a vocabulary, and batches that depend only on the run seed and the step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ REFERENCE_STREAM = 2
 
 
 class Batch(NamedTuple):
-    """Token sequences, and what to predict after each token.
+    """Token sequences, and the target to predict after each token.
 
     tokens: int64 [B, T], values in [0, V).
-    targets: int64 [B, T], values in [0, V), or -100 where nothing is scored.
+    targets: int64 [B, T], values in [0, V), or -100 at positions that are not scored.
     """
 
     tokens: Tensor
     targets: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
+        """Copies the batch to a device."""
         return Batch(self.tokens.to(device), self.targets.to(device))
 
 
@@ -41,42 +41,42 @@ BatchSets = Mapping[str, Sequence[Batch]]
 class Task(ABC):
     """A source of training and validation batches.
 
-    The constructor of a task takes its options as keywords, named like the flags of `python -m zo_kernels.train`.
+    A task's constructor takes its options as keywords, named like the flags of `python -m zo_kernels.train`.
     """
 
     vocab_size: int
-    """V: tokens are 0 .. V-1."""
+    """V, the number of tokens 0 .. V-1."""
 
     symbols: Sequence[str]
-    """What stands for each token, all different: [V]. A character each, unless the tokens are a tokenizer's."""
+    """A distinct string for each token, [V]. Each is one character, unless the tokens come from a tokenizer."""
 
     reference_losses: Mapping[str, float]
-    """Losses in nats per token that predictors without a memory reach, by their name; the first is blind chance."""
+    """Losses in nats per token of predictors without memory, by name. The first is that of uniform guessing."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The training batch of a step: the same for the same run seed and step, whatever was asked for before."""
+        """The training batch of a step. It depends only on the run seed and the step."""
 
     @abstractmethod
     def validation_batches(self) -> BatchSets:
-        """The validation sets, the same for the same run seed.
+        """The validation sets. They depend only on the run seed.
 
-        The first is called `validation` and is distributed like the training batches (of a curriculum, the last ones),
-        but held out, unless the task is to learn one batch by heart.
+        The first is named `validation`. It is distributed like the training batches (after the curriculum) and held
+        out from training, unless the task is to memorise one batch.
         """
 
     def test_batches(self) -> BatchSets:
-        """Sets to be looked at once, after training; none unless the task's data are finite."""
+        """The sets to evaluate once, after training. Empty unless the task has a finite data set."""
         return {}
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over scored positions. The score of several batches is the sum (`+`) of theirs.
+    """Sums over scored positions. Add the scores of several batches with `+`.
 
-    nats: cross-entropy, in nats.
-    correct: positions whose most likely token is the target.
-    count: scored positions.
+    nats: sum of the cross-entropy in nats.
+    correct: number of positions where the most likely token is the target.
+    count: number of scored positions.
     """
 
     nats: float
@@ -90,7 +90,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of positions whose most likely token is the target, 0 to 1."""
+        """Fraction of positions where the most likely token is the target, from 0 to 1."""
         return self.correct / self.count
 
     def __add__(self, other: Score) -> Score:
@@ -98,7 +98,7 @@ class Score:
 
 
 def score(logits_BTV: Tensor, targets_BT: Tensor) -> Score:
-    """Compares logits [B, T, V] of any floating dtype with targets int64 [B, T], where -100 does not count."""
+    """Scores logits [B, T, V] of any floating dtype against targets int64 [B, T], where -100 is not scored."""
     scored = targets_BT != IGNORE_INDEX
     logits_XV, targets_X = logits_BTV[scored].double(), targets_BT[scored]
     nats = F.cross_entropy(logits_XV, targets_X, reduction="sum")
@@ -107,23 +107,23 @@ def score(logits_BTV: Tensor, targets_BT: Tensor) -> Score:
 
 
 def random_generator(seed: int, stream: int, step: int) -> np.random.Generator:
-    """Random numbers that are a pure function of (seed, stream, step).
+    """A random generator that is a pure function of (seed, stream, step).
 
-    NumPy's Philox4x64 with the seed and the stream as its key and the step in the upper half of its counter: 2^128
-    blocks a step, so that no two steps, and no two streams, ever share numbers.
+    It is NumPy's Philox4x64 with the seed and the stream as its key, and the step in the upper half of its counter. So
+    a step has 2^128 blocks, and no two steps or streams share numbers.
     """
     # Arrays, because NumPy turns a list with an integer of 2^63 or more into floats.
     key, counter = np.array([seed, stream], dtype=np.uint64), np.array([0, 0, step, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def grown_length(full: int, step: int, curriculum: int) -> int:
-    """The longest length at a step: grows in a straight line from 1 at step 0 to `full` at step `curriculum`."""
+def curriculum_length(full: int, step: int, curriculum: int) -> int:
+    """The largest length at a step, which grows linearly from 1 at step 0 to `full` at step `curriculum`."""
     return full if step >= curriculum else 1 + (full - 1) * step // curriculum
 
 
 def require_at_least(least: int, **options: int) -> None:
-    """Raises ValueError, naming the option, unless every option is at least `least`."""
+    """Raises ValueError, naming the option, if an option is below `least`."""
     for name, value in options.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")

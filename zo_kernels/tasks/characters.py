@@ -1,4 +1,4 @@
-"""Text as tokens, one for each character."""
+"""Turns text into tokens, one per character."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .windows import Windows
 
 
 class CharacterWindows(Windows):
-    """Windows of text whose vocabulary is a text's characters, in code point order; options are those of `Windows`."""
+    """Windows of text with the characters of a text as vocabulary, in code point order. Options are as in `Windows`."""
 
     _code_points: npt.NDArray[np.uint32]
 
     def set_alphabet(self, text: str) -> None:
-        """Takes all characters of a text as the vocabulary."""
+        """Makes the characters of a text the vocabulary."""
         self._code_points = np.unique(_code_points(text))
         self.vocab_size = len(self._code_points)
         self.symbols = tuple(self.alphabet)
@@ -37,12 +37,12 @@ class CharacterWindows(Windows):
         return torch.from_numpy(np.searchsorted(self._code_points, code_points))
 
     def decode(self, tokens_T: Tensor) -> str:
-        """The text of tokens of any integer dtype, [T]."""
+        """The text of the tokens [T], of any integer dtype."""
         return _as_text(self._code_points[tokens_T.cpu().numpy()])
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises ValueError if it can't be read, is not UTF-8 or is empty."""
+    """Reads a UTF-8 file. Raises ValueError if it can't be read, is not UTF-8 or is empty."""
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def require_characters(path: Path, text: str, least: int, context_length: int) -> None:
-    """Raises ValueError, naming the file, if its text is shorter than the context length needs."""
+    """Raises ValueError, naming the file, if its text has fewer than `least` characters."""
     if len(text) < least:
         raise ValueError(
             f"{path} has {len(text)} characters, but context_length {context_length} needs at least {least}: "

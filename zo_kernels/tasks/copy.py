@@ -10,9 +10,11 @@ from .algorithmic import Exercise, QuestionAnswer, Tokens
 
 
 class Copy(QuestionAnswer):
-    """`x_1 .. x_L | x_1 .. x_L`; options, lengths and errors are those of `Algorithmic`. Batches are [B, 2 L].
+    """Examples `x_1 .. x_L | x_1 .. x_L`. Batches are [B, 2 L].
 
-    Sources: Chaubard and Kochenderfer, arXiv 2505.17852; the task is Graves, Wayne and Danihelka's, arXiv 1410.5401.
+    Options, lengths and errors are those of `Algorithmic`.
+
+    Sources: Graves, Wayne and Danihelka, arXiv 1410.5401; Chaubard and Kochenderfer, arXiv 2505.17852.
     """
 
     alphabet = ascii_letters

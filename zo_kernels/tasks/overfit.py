@@ -1,4 +1,4 @@
-"""The overfitting task: learn one batch of random letters by heart."""
+"""The overfitting task: memorise one batch of random letters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .base import TRAINING_STREAM, Batch, BatchSets, Task, random_generator, req
 class Overfit(Task):
     """Next-token prediction on one fixed batch of uniformly random letters, the same at every step.
 
-    There is nothing to generalise: the training loss is what counts, and the set `validation` is the training batch.
+    There is nothing to generalise, so the training loss is the result. The set `validation` is the training batch.
 
-    batch_size: B, rows of the batch.
-    context_length: T; the batch is [B, T], and every one of its tokens is scored on the letter that follows it.
-    alphabet_size: letters there are, V.
-    seed: of the run, in [0, 2^64).
+    batch_size: B, number of rows of the batch.
+    context_length: T; the batch is [B, T], and all its positions are scored.
+    alphabet_size: V, number of letters.
+    seed: the run seed, in [0, 2^64).
 
     Raises ValueError if batch_size or context_length is below 1 or alphabet_size below 2.
 

@@ -11,24 +11,25 @@ from .windows import PARTS, Windows
 
 
 class OpenWebText(Windows):
-    """Language modelling of OpenWebText, or of any dataset with a column `text`, in a tokenizer's tokens.
+    """Language modelling of OpenWebText, or of any dataset with a column `text`, with the tokens of a tokenizer.
 
-    Losses are nats per token. The tokens are taken once and kept in a file, which later runs map into memory: they need
-    neither a network nor the packages of the extra `data`. The first 90 % are for training, the next 5 % for
-    validation, the last 5 % for the test. A token's symbol is the tokenizer's string for it, of several characters.
+    Losses are in nats per token. The first run writes the tokens to a file. Later runs map this file into memory; they
+    need neither a network nor the packages of the extra `data`. The first 90 % of the tokens are for training, the next
+    5 % for validation, the last 5 % for testing. The symbol of a token is the tokenizer's string, which may have
+    several characters.
 
-    data: the file of tokens; it is made if there is none.
-    dataset, tokenizer, max_tokens: where its tokens come from, as `Source` says.
+    data: path of the token file, which is created if it does not exist.
+    dataset, tokenizer, max_tokens: source of the tokens; see `Source`.
     The other options are those of `Windows`.
 
-    Raises ValueError if the file can't be read or made, has the tokens of another source or too few for the context
-    length, or max_tokens is below 1, and as `Windows` does.
+    Raises the errors of `Windows`, and ValueError if max_tokens is below 1, or if the file can't be read or created,
+    has tokens of another source, or has too few tokens for the context length.
 
     Source: Gokaslan and Cohen, OpenWebText corpus, 2019.
     """
 
     evaluated_tokens: ClassVar[int] = 1 << 12
-    """Few, for a large vocabulary makes evaluation dear."""
+    """Fewer than in other tasks, since evaluation is slow with a large vocabulary."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The Penn Treebank, character by character."""
+"""The Penn Treebank task: predict the next character of the corpus."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from .characters import CharacterWindows, read_text, require_characters
 
 
 class PennTreebank(CharacterWindows):
-    """Character-level language modelling of the Penn Treebank's usual split; losses are nats per character.
+    """Character-level language modelling of the Penn Treebank with its usual split.
 
-    The vocabulary is the characters of the training file, in code point order. The files are read as they are: a line's
-    end is a character, and `<unk>` is five.
+    Losses are in nats per character. The vocabulary is the characters of the training file, in code point order. The
+    files are read unchanged: a line end is one character, and `<unk>` is five.
 
-    data: folder of the UTF-8 files ptb.train.txt, ptb.valid.txt and ptb.test.txt. The other options are those of
-    `Windows`.
+    data: folder of the UTF-8 files ptb.train.txt, ptb.valid.txt and ptb.test.txt.
+    The other options are those of `Windows`.
 
-    Raises ValueError if a file cannot be read, is empty, is not UTF-8, is too short for the context length or has a
-    character that the training file lacks, and as `Windows` does.
+    Raises the errors of `Windows`, and ValueError if a file can't be read, is empty, is not UTF-8, is too short for the
+    context length or has a character that does not occur in the training file.
 
-    Source: Mikolov et al., Recurrent neural network based language model, Interspeech 2010, who made the three files.
+    Source: the files of Mikolov et al., Recurrent neural network based language model, Interspeech 2010.
     """
 
     def __init__(

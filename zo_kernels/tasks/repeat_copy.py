@@ -1,4 +1,4 @@
-"""The repeat-copy task: read random letters and a number, then write the letters that many times, and a full stop."""
+"""The repeat-copy task: read random letters and a number, then write the letters that many times and an end marker."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _MOST_REPEATS = 9
 
 
 class RepeatCopy(QuestionAnswer):
-    """`x_1 .. x_L r | x_1 .. x_L  x_1 .. x_L  ... .`: r copies and an end marker, which is a part of the answer.
+    """Examples `x_1 .. x_L r | x_1 .. x_L  x_1 .. x_L  ... .`; the answer is r copies and the end marker.
 
-    Batches are [B, (L + 1) + (max_repeats L + 1)]. After the letters the tokens are the separator, the numbers 1 ..
-    max_repeats and the end marker. Options, lengths and errors are those of `Algorithmic`, and
+    Batches are [B, (L + 1) + (max_repeats L + 1)]. The tokens are the letters, the separator, the numbers 1 ..
+    max_repeats and the end marker. Options, lengths and errors are those of `Algorithmic`, and in addition:
 
     max_repeats: R; the number r is uniform on 1 .. R in every set.
 
     Raises ValueError if max_repeats is not in 1 .. 9.
 
-    Source: Graves, Wayne and Danihelka, arXiv 1410.5401; their number is a scalar, here it is a token.
+    Source: Graves, Wayne and Danihelka, arXiv 1410.5401. There the number is a scalar, here it is a token.
     """
 
     alphabet = ascii_letters
@@ -41,7 +41,7 @@ class RepeatCopy(QuestionAnswer):
     ) -> None:
         require_at_least(1, max_repeats=max_repeats)
         if max_repeats > _MOST_REPEATS:
-            raise ValueError(f"max_repeats must be at most {_MOST_REPEATS}, one digit, not {max_repeats}")
+            raise ValueError(f"max_repeats must be at most {_MOST_REPEATS}, not {max_repeats}")
         self.max_repeats = max_repeats
         super().__init__(
             batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""The reverse task: read random letters, then write them from the last to the first."""
+"""The reverse task: read random letters, then write them in reverse order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from .algorithmic import Exercise, QuestionAnswer, Tokens, take
 
 
 class Reverse(QuestionAnswer):
-    """`x_1 .. x_L | x_L .. x_1`; options, lengths and errors are those of `Algorithmic`. Batches are [B, 2 L].
+    """Examples `x_1 .. x_L | x_L .. x_1`. Batches are [B, 2 L].
+
+    Options, lengths and errors are those of `Algorithmic`.
 
     Source: Chaubard and Kochenderfer, arXiv 2505.17852.
     """

@@ -1,4 +1,4 @@
-"""The rolling sum task: after each digit, say the sum of all so far."""
+"""The rolling-sum task: after each digit, write the sum of all digits so far."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Batch
 
 
 class RollingSum(Algorithmic):
-    """Digits x_1 .. x_L with the targets (x_1 + .. + x_t) mod alphabet_size, one at each of the L places.
+    """Digits x_1 .. x_L with the target (x_1 + .. + x_t) mod alphabet_size at each position t.
 
-    There is no separator: the answer to a digit is due as soon as it is read. Batches are [B, L], filled up with zeros.
-    Options, lengths and errors are those of `Algorithmic`.
+    There is no separator: the answer follows each digit at once. Batches are [B, L], padded with zeros. Options,
+    lengths and errors are those of `Algorithmic`.
 
     Source: Chaubard and Kochenderfer, arXiv 2505.17852.
     """

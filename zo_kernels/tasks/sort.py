@@ -10,7 +10,7 @@ from .algorithmic import Exercise, QuestionAnswer, Tokens
 
 
 class Sort(QuestionAnswer):
-    """`x_1 .. x_L | y_1 .. y_L`, y being x in the order of the alphabet: a letter read twice is written twice.
+    """Examples `x_1 .. x_L | y_1 .. y_L`, where y is x sorted by the alphabet, duplicates included.
 
     Options, lengths and errors are those of `Algorithmic`. Batches are [B, 2 L].
 
@@ -22,5 +22,5 @@ class Sort(QuestionAnswer):
 
     def exercise(self, random: np.random.Generator, letters_BL: Tokens, length_B1: Tokens) -> Exercise:
         is_read = np.arange(letters_BL.shape[1]) < length_B1
-        sorted_BL = np.sort(np.where(is_read, letters_BL, self.alphabet_size), axis=1)  # what is not read comes last
+        sorted_BL = np.sort(np.where(is_read, letters_BL, self.alphabet_size), axis=1)  # padding is sorted to the end
         return Exercise(letters_BL, length_B1, sorted_BL, length_B1)

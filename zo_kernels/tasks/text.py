@@ -9,15 +9,15 @@ from .windows import PARTS
 
 
 class Text(CharacterWindows):
-    """Character-level language modelling of one UTF-8 file; losses are nats per character.
+    """Character-level language modelling of one UTF-8 file.
 
-    The vocabulary is the file's characters, in code point order. The first 90 % of the file are for training, the next
-    5 % for validation, the last 5 % for the test.
+    Losses are in nats per character. The vocabulary is the characters of the file, in code point order. The first 90 %
+    of the file are for training, the next 5 % for validation, the last 5 % for testing.
 
     data: path of the file. The other options are those of `Windows`.
 
-    Raises ValueError if the file cannot be read, is empty, is not UTF-8 or is too short for the context length, and as
-    `Windows` does.
+    Raises the errors of `Windows`, and ValueError if the file can't be read, is empty, is not UTF-8 or is too short for
+    the context length.
     """
 
     def __init__(

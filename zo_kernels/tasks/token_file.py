@@ -1,4 +1,4 @@
-"""The tokens of a Hugging Face dataset, in a file."""
+"""Writes the tokens of a Hugging Face dataset to a file, and reads them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from safetensors import SafetensorError, safe_open
 
 _FORMAT = "zo_kernels tokens"
 _ERRORS = (OSError, ValueError, RuntimeError, ImportError)
-"""What datasets and transformers raise for a name that they don't find or can't use, and without a network."""
+"""Raised by datasets and transformers for an unknown or unusable name, or without a network."""
 
 
 class Source(NamedTuple):
-    """Where tokens come from: with the same source and the same data they are the same.
+    """Source of the tokens of a file. The same source gives the same tokens.
 
-    dataset: on the Hugging Face Hub, or a folder that `datasets` has saved or can load; its split `train` is read, from
-        the first row on, and of each row the column `text`.
-    tokenizer: on the Hub, or a folder.
-    max_tokens: most tokens to take.
+    dataset: name on the Hugging Face Hub, or a folder that `datasets` can load. The column `text` of its split `train`
+        is read, from the first row on.
+    tokenizer: name on the Hub, or a folder.
+    max_tokens: largest number of tokens to read.
     """
 
     dataset: str
@@ -36,10 +36,10 @@ class Source(NamedTuple):
 
 
 class TokenFile(NamedTuple):
-    """What a token file holds.
+    """The content of a token file.
 
-    tokens: uint16, or uint32 for a vocabulary of more than 65536, [N], mapped from the file.
-    symbols: the tokenizer's string for each token, [V].
+    tokens: [N], mapped from the file; uint16, or uint32 for a vocabulary of more than 65536 tokens.
+    symbols: [V], the tokenizer's string for each token.
     """
 
     tokens: npt.NDArray[np.integer]
@@ -47,15 +47,15 @@ class TokenFile(NamedTuple):
 
 
 def read_tokens(path: Path, source: Source) -> TokenFile:
-    """The tokens of a file. Raises ValueError if it can't be read or is not a token file of the source."""
+    """Reads a token file. Raises ValueError if it can't be read or was not made from `source`."""
     try:
         with path.open("rb"):
-            pass  # safetensors' own errors don't say why
+            pass  # raises a clearer error than safetensors
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"{path} is not a file of tokens: give the name of one, or of a new file")
-            tokens = file.get_tensor("tokens").numpy()  # through torch, for NumPy's would copy the file to memory
+            tokens = file.get_tensor("tokens").numpy()  # safetensors would copy it to memory for NumPy
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except SafetensorError as error:
@@ -67,10 +67,10 @@ def read_tokens(path: Path, source: Source) -> TokenFile:
 
 
 def make_tokens(path: Path, source: Source) -> None:
-    """Writes a source's tokens to a file, which appears whole or not at all.
+    """Writes the tokens of a source to a file, atomically.
 
-    Rows are streamed and their tokens kept in memory; after each row comes the tokenizer's end-of-sequence token, if it
-    has one.
+    Rows are streamed, and their tokens are kept in memory until the file is written. Each row is followed by the
+    tokenizer's end-of-sequence token, if it has one.
 
     Raises ValueError if `datasets` or `transformers` is not installed, the dataset or the tokenizer can't be loaded,
     the dataset has no column `text`, or the file can't be written.
@@ -116,7 +116,7 @@ def _require(module: str, path: Path) -> ModuleType:
 
 
 def _texts(datasets: Any, name: str) -> Iterator[str]:
-    """The column `text` of a dataset's rows, in their order."""
+    """The column `text` of each row of a dataset, in order."""
     try:
         if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(name)

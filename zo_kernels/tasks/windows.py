@@ -1,4 +1,4 @@
-"""What the tasks of language modelling have in common: windows of long token sequences."""
+"""Base class of the language modelling tasks, which use windows of long token sequences."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import numpy.typing as npt
 import torch
 
 from ..ops.checks import IGNORE_INDEX
-from .base import TRAINING_STREAM, Batch, BatchSets, Task, grown_length, random_generator, require_at_least
+from .base import TRAINING_STREAM, Batch, BatchSets, Task, curriculum_length, random_generator, require_at_least
 
 Tokens = npt.NDArray[np.integer]
 
 _COUNTED_AT_ONCE = 1 << 20
 PARTS = 20
-"""Where one sequence is to serve for all, one part in 20, 5 %, is for validation, and one for the test."""
+"""If there is only one sequence, 1 of 20 parts (5 %) is for validation and 1 for testing."""
 
 
 class Windows(Task):
-    """Next-token prediction on windows of three token sequences: for training, for validation and for the test.
+    """Next-token prediction on windows of three token sequences, for training, validation and testing.
 
-    A training batch is windows at random places; all their tokens are scored. The held-out sets are windows side by
-    side, spread evenly over their sequence if it has more than `evaluated_tokens` tokens. All batches are [B, T].
+    A training batch consists of windows at random places, with all positions scored. The held-out sets consist of
+    adjacent windows, or of windows spread evenly if the sequence has more than `evaluated_tokens` tokens. All batches
+    are [B, T].
 
-    batch_size: B, windows of a batch.
-    context_length: T, tokens of a window.
-    seed: of the run, in [0, 2^64).
-    curriculum: steps over which the scored part of a training window grows from its first token to all; 0: none.
+    batch_size: B, number of windows of a batch.
+    context_length: T, number of tokens of a window.
+    seed: the run seed, in [0, 2^64).
+    curriculum: number of steps over which the scored part of a training window grows from its first token to all of it;
+        0 for no curriculum.
 
     Raises ValueError if batch_size or context_length is below 1 or curriculum below 0.
     """
@@ -44,17 +46,17 @@ class Windows(Task):
         self.curriculum = curriculum
 
     def set_tokens(self, training: Tokens, validation: Tokens, test: Tokens) -> None:
-        """Takes the sequences, each of T + 1 tokens or more, of any integer dtype; vocab_size has to be set before."""
+        """Sets the sequences, each of at least T + 1 tokens of any integer dtype. vocab_size must be set before."""
         self._training, self._validation, self._test = training, validation, test
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for start in range(0, len(training), _COUNTED_AT_ONCE):  # for bincount makes int64 of all that it counts
+        for start in range(0, len(training), _COUNTED_AT_ONCE):  # in pieces, since bincount copies its input to int64
             counts += np.bincount(training[start : start + _COUNTED_AT_ONCE], minlength=self.vocab_size)
         share = counts / len(training)
         entropy = -float(np.sum(share[share > 0] * np.log(share[share > 0])))
         self.reference_losses = {"chance": log(self.vocab_size), "unigram entropy": entropy}
 
     def set_one_sequence(self, tokens: Tokens) -> None:
-        """Takes one sequence: the first 90 % for training, the next 5 % for validation, the last 5 % for the test."""
+        """Sets one sequence: the first 90 % for training, the next 5 % for validation, the last 5 % for testing."""
         part = len(tokens) // PARTS
         self.set_tokens(*np.split(tokens, [-2 * part, -part]))
 
@@ -62,9 +64,9 @@ class Windows(Task):
         random = random_generator(self.seed, TRAINING_STREAM, step)
         starts_B = random.integers(len(self._training) - self.context_length, size=self.batch_size)
         tokens_BT, targets_BT = self._windows(self._training, starts_B)
-        context = grown_length(self.context_length, step, self.curriculum)
+        context = curriculum_length(self.context_length, step, self.curriculum)
         if context < self.context_length:
-            targets_BT = targets_BT.clone()  # it shares its memory with the tokens
+            targets_BT = targets_BT.clone()  # targets share memory with tokens
             targets_BT[:, context:] = IGNORE_INDEX
         return Batch(tokens_BT, targets_BT)
 
@@ -75,7 +77,7 @@ class Windows(Task):
         return {"test": self._spread(self._test)}
 
     def _spread(self, part: Tokens) -> list[Batch]:
-        """Batches of windows side by side or, where they would be too many, evenly spread over the part."""
+        """Batches of adjacent windows, or of evenly spread windows if there would be too many."""
         windows = (len(part) - 1) // self.context_length
         kept = min(windows, max(1, self.evaluated_tokens // self.context_length))
         starts = np.linspace(0, windows - 1, kept).astype(np.int64) * self.context_length

@@ -1,4 +1,4 @@
-"""What a transform is, and how transforms follow each other."""
+"""The type of a transform, and `chain`, which applies several in order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 from ..gradient import SeedGradient
 
 State = dict[str, Tensor]
-"""What a transform keeps between steps: CPU tensors by name, whose sizes may change. Checkpoints save it."""
+"""State of a transform between steps: CPU tensors by name. Their sizes may change. Checkpoints save it."""
 
 
 class Context(NamedTuple):
-    """Of the step: its number from 0, its lr, and the number of parameters d."""
+    """The step that a transform is applied in.
+
+    step: number of the step, from 0. lr: learning rate of the step. numel: number of parameters, d.
+    """
 
     step: int
     lr: float
@@ -22,11 +25,11 @@ class Context(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """Rewrites a gradient's table in O(rows): state = init(), then gradient, state = update(gradient, state, context).
+    """Rewrites the rows of a gradient in O(rows), as a pair of functions in the manner of optax.
 
-    `update` is a pure function: equal inputs give equal bits, and it modifies none of them. The distribution of the
-    probes stays what it was, and must be the same at every step of a run. `update` raises ValueError for a state that
-    another transform made.
+    Start with state = init(), then call gradient, state = update(gradient, state, context) at each step. `update` is a
+    pure function: equal inputs give equal bits, and no input is modified. It keeps the distribution of the probes,
+    which must be the same at every step of a run. It raises ValueError for the state of another transform.
     """
 
     init: Callable[[], State]
@@ -34,7 +37,7 @@ class Transform(NamedTuple):
 
 
 def stateless(rule: Callable[[SeedGradient, Context], SeedGradient]) -> Transform:
-    """The transform that keeps nothing between steps."""
+    """A transform without state, from a function of the gradient and the context."""
 
     def update(gradient: SeedGradient, state: State, context: Context) -> tuple[SeedGradient, State]:
         check_names(state, set())
@@ -44,9 +47,9 @@ def stateless(rule: Callable[[SeedGradient, Context], SeedGradient]) -> Transfor
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Each transform of what the one before it gave; without any, the gradient itself.
+    """Applies the transforms in order. An empty chain leaves the gradient unchanged.
 
-    The state holds the tensors of transform i as "i.NAME".
+    The state has the tensors of transform i under the names "i.NAME".
     """
 
     def init() -> State:

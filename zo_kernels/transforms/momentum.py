@@ -1,4 +1,4 @@
-"""Momentum over the last tables: its state is their rows, not a vector of the parameters' size."""
+"""Momentum over the gradients of the last steps. Its state is their rows, not a vector of the parameters' size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from .base import Context, State, Transform, check_names
 
 
 def momentum(beta: float, window: int) -> Transform:
-    """g_t + beta g_{t-1} + ... + beta^{W-1} g_{t-W+1}: torch.optim.SGD's momentum without its terms from W = window on.
+    """Momentum over a window of W steps: g_t + beta g_{t-1} + ... + beta^{W-1} g_{t-W+1}.
 
-    The table has the rows of the last W steps (fewer at first), the oldest first, so an update reads up to W times the
-    seeds. State: seeds int64 [rows] and coeffs float64 [rows] of the last tables, coeffs already weighed, and rows
-    int64 [tables], their lengths. Raises ValueError unless beta is in [0, 1] and window a positive integer.
+    This is the momentum of torch.optim.SGD without the terms from W = window on. The result has the rows of the last W
+    steps (fewer at first), oldest first, so an update reads up to W times as many seeds. State: seeds int64 [rows] and
+    coeffs float64 [rows], already weighted, of the last steps, and rows int64 [steps], their numbers of rows. Raises
+    ValueError unless beta is in [0, 1] and window is a positive integer.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"momentum takes a beta in [0, 1], not {beta}")

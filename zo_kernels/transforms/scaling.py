@@ -1,4 +1,4 @@
-"""Transforms that make the rows larger or smaller."""
+"""Transforms that scale or clip the coefficients."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .base import Context, Transform, stateless
 
 
 def scale(factor: float) -> Transform:
-    """The gradient times `factor`. Raises ValueError unless it is finite."""
+    """Multiplies the gradient by `factor`. Raises ValueError unless it is finite."""
     if not math.isfinite(factor):
         raise ValueError(f"scale takes a finite factor, not {factor}")
     return stateless(lambda gradient, context: gradient.scaled(factor))
 
 
 def scale_by_lr() -> Transform:
-    """The gradient times the step's lr: for those who apply it themselves, since optimizers multiply by lr."""
+    """Multiplies the gradient by the step's lr. Do not use it in an optimizer, which multiplies by lr itself."""
     return stateless(lambda gradient, context: gradient.scaled(context.lr))
 
 
 def clip_coeffs(limit: float) -> Transform:
-    """Each coefficient within -limit and limit. Raises ValueError unless `limit` is positive and finite."""
+    """Clamps each coefficient to [-limit, limit]. Raises ValueError unless `limit` is positive and finite."""
     _check_limit("clip_coeffs", limit)
     return stateless(lambda gradient, context: with_coeffs(gradient, gradient.coeffs.clamp(-limit, limit)))
 
 
 def clip_norm(limit: float) -> Transform:
-    """The gradient scaled down to a Euclidean norm of `limit` where it is longer.
+    """Scales the gradient down to the Euclidean norm `limit` if its norm is larger.
 
-    The norm is sqrt(d * variance) * |coeffs|: that of n independent probes in d dimensions up to a relative O(n/sqrt d)
-    for their overlap, without a pass over d. Raises ValueError unless `limit` is positive and finite.
+    The norm is estimated as sqrt(d * variance) * |coeffs|, without a pass over d. For n independent probes in d
+    dimensions the relative error is O(n/sqrt d). Raises ValueError unless `limit` is positive and finite.
     """
     _check_limit("clip_norm", limit)
 
@@ -47,9 +47,9 @@ def clip_norm(limit: float) -> Transform:
 
 
 def norm_and_direction(coeffs: Tensor) -> tuple[float, Tensor]:
-    """|coeffs| (infinity where that overflows) and coeffs / |coeffs|, whose squares neither overflow nor underflow.
+    """The norm |coeffs| (infinity if it overflows) and the unit vector coeffs / |coeffs|, computed without underflow.
 
-    0 and the coefficients themselves where all are zero or there is none.
+    If coeffs is zero or empty, the result is 0 and coeffs itself.
     """
     largest = float(coeffs.abs().max()) if len(coeffs) else 0.0
     if largest == 0.0:

@@ -1,6 +1,6 @@
-"""Transforms that compare the probes of a step with one another.
+"""Transforms that compare the coefficients of a step with one another.
 
-They count rows, so in a chain they come before momentum, which adds the rows of other steps.
+In a chain put them before momentum, which adds the rows of other steps.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .scaling import norm_and_direction, with_coeffs
 
 
 def centred_rank() -> Transform:
-    """Each coefficient's rank among them, mapped to [-1/2, 1/2] (ties get their mean), scaled to the norm they had.
+    """Replaces the coefficients by their centred ranks in [-1/2, 1/2], scaled to the norm of the coefficients.
 
-    The ranks are those of Salimans et al., arXiv 1703.03864. Equal coefficients, or a single one, say nothing of each
-    other: the result is zero.
+    Ties get the mean of their ranks. If there is a single coefficient, or all are equal, the result is zero. The ranks
+    are those of Salimans et al., arXiv 1703.03864.
     """
 
     def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
@@ -30,15 +30,15 @@ def centred_rank() -> Transform:
 
 
 def z_score() -> Transform:
-    """(c_i - mean) / std over the n coefficients, divided by n: the mean over the probes of z_i p_i.
+    """Replaces the n coefficients by their z-scores divided by n, so that the gradient is the mean of z_i p_i.
 
-    std is the population's. Equal coefficients, or a single one, give zero. lr is then in units of the parameters,
-    whatever the scale of the loss.
+    z_i = (c_i - mean) / std, with the standard deviation of the population (not n - 1). If there is a single
+    coefficient, or all are equal, the result is zero. lr is then in units of the parameters, for any scale of the loss.
     """
 
     def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
         _, unit = norm_and_direction(gradient.coeffs)
-        if len(unit) == 0 or bool((unit == unit[0]).all()):  # else rounding of their mean would make the scores
+        if len(unit) == 0 or bool((unit == unit[0]).all()):  # the scores would be rounding errors of the mean
             return with_coeffs(gradient, torch.zeros_like(unit))
         centred = unit - unit.mean()
         return with_coeffs(gradient, centred / centred.square().mean().sqrt() / len(unit))
@@ -47,7 +47,7 @@ def z_score() -> Transform:
 
 
 def sign() -> Transform:
-    """The sign of each of the n coefficients, divided by n: the mean over the probes of sign(c_i) p_i."""
+    """Replaces the n coefficients by their signs divided by n, so that the gradient is the mean of sign(c_i) p_i."""
 
     def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
         return with_coeffs(gradient, gradient.coeffs.sign() / max(len(gradient), 1))
@@ -56,7 +56,7 @@ def sign() -> Transform:
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
-    """Ranks from -1/2 (the least) to 1/2, tied ones their mean; 0 for a single value: float64 [n]."""
+    """Ranks from -1/2 (smallest value) to 1/2 as float64 [n]. Ties get their mean rank, a single value 0."""
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
     last = len(values) - 1
     doubled = 2 * counts.cumsum(0) - counts - 1 - last  # in integers, so that ranks of -values are exactly -ranks

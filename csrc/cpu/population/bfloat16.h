@@ -2,8 +2,8 @@
 // takes two products at once into a float32 sum (AVX512_BF16).
 //
 // A weight is rounded to the bfloat16 grid that holds at |w| + eps before eps is added, so that w + eps and w - eps are
-// both exact: L+ and L- see the same rounded model, and the whole of eps. That needs an eps which is a power of two and
-// no finer than that grid (ops/recurrent.py checks it).
+// both exact: L+ and L- see the same rounded model, and all of eps. For this eps must be a power of two that is not
+// finer than the grid (ops/recurrent.py checks it).
 
 constexpr int kDepth = 2;
 

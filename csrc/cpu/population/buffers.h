@@ -1,4 +1,4 @@
-// The memory of a population forward: one aligned block for each member that is under way, and one for each thread.
+// The memory of a population forward: one aligned block for each running member, and one for each thread.
 #pragma once
 
 #include <cstdlib>
@@ -13,7 +13,7 @@ namespace zo::cpu {
 
 constexpr int64_t kAlignment = 64;
 
-// Hands out stretches of one allocation, each starting at whole vectors. Without an allocation it only counts.
+// Hands out parts of one allocation, each aligned to whole vectors. Without an allocation it only counts.
 class Carver {
  public:
   explicit Carver(char* base) : base_(base) {}
@@ -57,7 +57,7 @@ class Owned {
   std::unique_ptr<char, Free> memory_;
 };
 
-// Buffers that threads take and give back, so that no more are made than are in use at once.
+// Buffers that threads take and return, so that only as many exist as are in use at once.
 template <class Buffers>
 class Pool {
  public:

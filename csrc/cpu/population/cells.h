@@ -1,4 +1,4 @@
-// The cells: from a unit's pre-activations to its new state, in FlashRNN's gate order, and the functions they need.
+// The cells, which compute a unit's new state from its pre-activations, in FlashRNN's gate order.
 //
 // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = (1 - e^-2x) / (1 + e^-2x); a state is one fraction of sums and products of
 // such exponentials, which saves three of five divisions. Exponents are at most 40 in base 2, where a gate is closed to
@@ -65,8 +65,8 @@ struct ElmanCell {
   }
 };
 
-// Updates the states of a vector of units: `hidden` is where their hidden state was before the step, as words, `cell`
-// their cell state. Returns the new hidden state. Where words are not floats, a GRU's state is kept as floats in `cell`.
+// Updates the states of a vector of units and returns the new hidden state. `hidden` has the hidden state before the
+// step, as words; `cell` has the cell state. If words are not floats, a GRU keeps its state as floats in `cell`.
 template <class Cell>
 ZO_INLINE F32 update_cell(const F32 (&pre)[Cell::shape.rows], const float* hidden, float* cell) {
   constexpr bool in_cell = kDepth > 1 && !Cell::shape.has_cell_state && Cell::needs_hidden;

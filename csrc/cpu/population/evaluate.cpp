@@ -1,8 +1,8 @@
 // Runs the members of a population on the threads.
 //
-// With at least as many members as threads each member is one thread's, from its first token to its last. With fewer,
-// all run together, and the threads share out their heads and tiles of sequences, then their position blocks, chunk by
-// chunk.
+// If there are at least as many members as threads, one thread runs a member from its first token to its last.
+// Otherwise all members run together, and for each chunk the threads share out their heads and tiles of sequences, then
+// their position blocks.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -121,12 +121,12 @@ class Evaluation {
       members.push_back(owned.back()->buffers);
     }
     const Team all = {members.data(), 0, count, nullptr};
-    // A loop of one item: what is done between the loops is done in their floating-point environment too.
+    // A loop of one item, so that this code runs in the same floating-point environment as the loops.
     parallel_for(1, 1, [&](int64_t, int64_t) { run_team(all); });
   }
 
  private:
-  // Members that run in step; on one thread, that of `scratch`, or with scratch null on all.
+  // Members that run together, on the thread of `scratch`, or on all threads if scratch is null.
   struct Team {
     Member* members;
     int64_t first;  // number of the first in the population

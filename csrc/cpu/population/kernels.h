@@ -1,4 +1,4 @@
-// What one instruction set provides for the population forward, and the buffers it works in.
+// The kernels of one instruction set for the population forward, and their buffers.
 //
 // The context is cut into *chunks* of time steps. For each chunk a member runs every head over all its steps
 // (`recurrence`), leaving the hidden states of the chunk; then `output` turns those into losses. Only the last step's
@@ -44,7 +44,7 @@ struct Plan {
   bool has_cell;          // members keep cell states: an LSTM's c, or a GRU's h as floats beside the words
   int64_t head_columns;   // columns of the table per head
   int64_t chunk_steps;    // time steps of a chunk
-  int64_t num_steps;      // that are run: up to the last that matters
+  int64_t num_steps;      // steps to run, up to the last that matters
   int64_t num_chunks;
   int64_t chunk_blocks;   // position blocks of a full chunk
   int64_t panel_units;    // units of a head whose recurrent weights are held at once; D: all, for the whole chunk
@@ -75,7 +75,7 @@ struct Plan {
   }
 };
 
-// What one member keeps while it runs. All pointers are aligned to whole vectors.
+// Buffers of one running member. All pointers are aligned to whole vectors.
 struct Member {
   uint64_t seed;
   float eps;         // with the sign
@@ -90,7 +90,7 @@ struct Member {
   double* nats;      // [block]: of this chunk
 };
 
-// What one thread needs besides.
+// Buffers of one thread.
 struct Scratch {
   float* input_panel;      // [input row][table_units][E]
   float* recurrent_panel;  // words, of panel_heads heads

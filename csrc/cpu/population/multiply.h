@@ -1,5 +1,5 @@
-// The product of a panel of perturbed weights with a block of columns, one per lane: what the token table and the
-// output projection have in common.
+// The product of a panel of perturbed weights with a block of columns, one per lane. Used by the token table and the
+// output projection.
 
 // The sum of a product of words that are floats (depth 1) or those of hidden states (kDepth).
 template <int depth>

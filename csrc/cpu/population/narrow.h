@@ -102,8 +102,8 @@ void make_narrow_panel(const Plan& plan, const Member& m, const Scratch& scratch
   }
 }
 
-// Heads [first_head, last_head), at most panel_heads, over all steps of a chunk. They take each step in turn: what one
-// waits for at the end of its step, another computes meanwhile.
+// Heads [first_head, last_head), at most panel_heads, over all steps of a chunk. The heads take each step in turn, so
+// that the latency at the end of one head's step overlaps with another head's work.
 template <class Cell>
 void narrow_recurrence(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t first_head,
                        int64_t last_head) {

@@ -1,6 +1,6 @@
-// Output projection and cross-entropy for blocks of positions, one position per lane. A panel of the output weights
-// meets every block while it is warm; a block's logits exist for one panel at a time, and a running logsumexp of each
-// position carries over to the next panel.
+// Output projection and cross-entropy for blocks of positions, one position per lane. A panel of the output weights is
+// used for all blocks while it is in the cache. A block's logits exist for one panel at a time, and each position keeps
+// a running logsumexp from panel to panel.
 
 // Takes a panel's logits [rows][width] into the running maximum and the sum of e^(logit - maximum).
 template <int vectors>
@@ -55,7 +55,7 @@ ZO_INLINE PositionBlock position_block(const Plan& plan, const Member& m, int64_
   return {m.blocks + lane * plan.hidden_words(), first + lane, width, left < width ? static_cast<int>(left) : width};
 }
 
-// What becomes of a block's logits of vocabulary rows [first, first + rows).
+// Consumes a block's logits of vocabulary rows [first, first + rows).
 ZO_INLINE void score_panel(const Plan& plan, const Member& m, const PositionBlock& b, int64_t block, int64_t first,
                            int64_t rows, const float* logits) {
   float* at = m.maximum + block * plan.tile_lanes;

@@ -1,7 +1,7 @@
-// Perturbed weights where they are used: short runs of theta + eps * p(seed), made into a panel as large as the caches.
+// Makes perturbed weights where they are used: short runs of theta + eps * p(seed), in a panel that fits the caches.
 
-// The signs of one parameter in order: a window of two tiles that moves on with the runs that are asked for, so that
-// runs which follow each other share their tiles.
+// Reads the signs of one parameter in order, through a window of two tiles that moves with the requested runs, so that
+// consecutive runs share tiles.
 class SignReader {
  public:
   ZO_INLINE explicit SignReader(uint64_t seed) : seed_(seed), window_(-2), has_second_(false) {}
@@ -99,8 +99,8 @@ void perturb_elements(const Parameter& p, int64_t start, int64_t count, float ep
   }
 }
 
-// out[i] = p[start + i] + eps * sign, for `count` elements, the weights first rounded to the bfloat16 grid if asked
-// for; may write up to the end of the last whole vector.
+// out[i] = p[start + i] + eps * sign, for `count` elements. The weights are first rounded to the bfloat16 grid if
+// requested. May write up to the end of the last whole vector.
 template <bool on_grid = false>
 void perturb(const Plan& plan, const Parameter& p, int64_t start, int64_t count, float eps, SignReader& signs,
              float* out) {

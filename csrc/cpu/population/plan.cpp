@@ -7,8 +7,8 @@
 namespace zo::cpu {
 namespace {
 
-// Sizes that were measured to work well (bench/NOTES.md); results depend on none of them but kOutputPanelFloats and the
-// choice of the layout, and on these only in the rounding of sums.
+// Sizes that were measured to work well (bench/NOTES.md). Only kOutputPanelFloats and the choice of the layout affect
+// the results, by the rounding of sums.
 constexpr int64_t kWidePositions = 1024;          // of a chunk
 constexpr int64_t kNarrowPositions = 256;
 constexpr int64_t kResidentPanelFloats = 1 << 20;  // recurrent weights of a head that are held for a whole chunk

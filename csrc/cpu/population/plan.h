@@ -1,4 +1,4 @@
-// How one evaluation is cut up: layout, chunks of steps, panels, and the rows of the token table.
+// Plans an evaluation: layout, chunks of steps, panels, and the rows of the token table.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// The fused forward of a recurrent language model at many probes: raw pointers, sizes, no torch, no Python.
+// The fused forward of a recurrent language model at many probes, with raw pointers and sizes, without torch or Python.
 //
 // The model embeds a token, runs one layer of N independent heads (LSTM, GRU or Elman; FlashRNN's cells and gate
 // order), projects the hidden state to the vocabulary and scores the next token. A *member* of the population is the
@@ -35,7 +35,7 @@ struct PopulationArgs {
   int64_t vocab_size, embed_dim, num_heads, head_dim;
 
   const int64_t* tokens;   // [B, T], values in [0, V)
-  const int64_t* targets;  // [B, T], values in [0, V), negative: not scored; null: nothing is
+  const int64_t* targets;  // [B, T], values in [0, V), negative: not scored; null: none is scored
   int64_t batch_size, num_steps;
 
   const uint64_t* seeds;
@@ -66,7 +66,7 @@ constexpr CellShape cell_shape(Cell cell) {
 }
 
 // Results do not depend on the number of threads; instruction sets agree to float32 rounding. Memory beyond the
-// arguments depends on B, not on T, but for 8 bytes a position.
+// arguments depends on B, and on T only by 8 bytes per position.
 // Throws std::invalid_argument for a token or target out of range among the steps that are run (all, if there are
 // states or logits; else up to the last that is scored), std::runtime_error if this processor lacks bfloat16.
 void evaluate_population(const PopulationArgs& args);

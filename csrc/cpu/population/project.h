@@ -20,7 +20,7 @@ void embed_kernel(const Plan& plan, const Member& m, const Scratch& scratch, con
   }
 }
 
-// Some consecutive units of a head: what the table is made of at a time. Their products with a block of tokens are
+// Consecutive units of a head, for which the table is made at a time. Their products with a block of tokens are
 // [row][unit][lane].
 struct Units {
   int64_t head, first, count;

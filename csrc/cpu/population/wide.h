@@ -1,5 +1,5 @@
-// The recurrence for many sequences: lanes run along sequences, so that heads of any size fill the vectors and a weight
-// is one broadcast for a whole tile.
+// The recurrence for many sequences. Lanes run along sequences, so that heads of any size fill the vectors, and one
+// broadcast of a weight serves a whole tile.
 //
 // Per tile and step, for kLanes columns of the table (a few units with all their rows) at a time:
 //   1. gather the tokens' table rows and transpose them: pre-activations [column][lane], which are also the initial
@@ -32,7 +32,7 @@ struct TileStep {
 };
 
 // Adds the recurrent projection to the pre-activations [unit][row][lane] of `units` consecutive units, whose weights
-// begin at `weights`. A function of its own: inlined next to the cell it would lose registers to the cell's constants.
+// begin at `weights`. Not inlined, because next to the cell it would lose registers to the cell's constants.
 template <class Cell, int vectors, int units>
 __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* weights, float* pre) {
   constexpr CellShape shape = Cell::shape;

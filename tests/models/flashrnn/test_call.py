@@ -125,7 +125,7 @@ def test_the_first_call_is_compared_with_vanilla(
         for _ in range(2):
             recurrence(*tensors)
         recurrence(*inputs("gru", heads=2, dtype=dtype))
-    compared = [record for record in caplog.records if "is off vanilla in float64 by" in record.message]
+    compared = [record for record in caplog.records if "differs from vanilla in float64 by" in record.message]
     assert [record.levelno for record in compared] == [level, level]  # once for 4 heads, once for 2
     assert "with 4 heads" in compared[0].message
     assert len(kernel.calls) == 3
@@ -143,13 +143,13 @@ def test_wrong_results_are_not_used(
         hidden, _ = recurrence(*tensors)
         recurrence(*tensors)
         with pytest.raises(
-            RuntimeError, match=r"backend 'cuda' is wrong: two steps are off by .*; use backend='vanilla'"
+            RuntimeError, match=r"backend 'cuda' is wrong: two steps have an error of .*; use backend='vanilla'"
         ):
             Recurrence("lstm", D, "cuda")(*tensors)
     assert torch.equal(hidden, expected)
     assert len(kernel.calls) == 2
     assert "flashrnn's backend cuda is wrong" in caplog.text
-    assert "vanilla, which is slow, takes over" in caplog.text
+    assert "using the slow backend vanilla instead" in caplog.text
 
 
 def test_values_that_are_not_finite_are_not_held_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert said[0].startswith(
         "flashrnn computes lstm heads of 6 units in float32 on cpu by its backend cuda (the first "
     )
-    assert "the first call with a number of heads compiles it" in said[0]
+    assert "the first call with a new number of heads compiles" in said[0]
 
 
 @pytest.mark.parametrize(("captured", "level"), [(False, logging.WARNING), (True, logging.INFO)])

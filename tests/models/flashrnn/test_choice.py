@@ -32,7 +32,7 @@ def test_vanilla_is_chosen_on_the_cpu_and_for_float64(cell: str) -> None:
     assert choose(cell, 64, FLOAT32, Facts()).name == "vanilla"
     assert not choose(cell, 64, FLOAT32, Facts()).compiles
     chosen = choose(cell, 64, FLOAT64, GPU)
-    assert (chosen.name, chosen.reason) == ("vanilla", "cuda can't be used: it does not know torch.float64")
+    assert (chosen.name, chosen.reason) == ("vanilla", "cuda can't be used: it does not support torch.float64")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_vanilla_is_chosen_on_the_cpu_and_for_float64(cell: str) -> None:
     [
         (Facts(), "it needs a CUDA device, not cpu"),
         (gpu(torch_cuda=None), "this torch was not built for CUDA"),
-        (gpu(capability=(7, 5)), "it is compiled for compute capability 8.0, and this device has 7.5"),
+        (gpu(capability=(7, 5)), "it needs compute capability 8.0 or newer, and this device has 7.5"),
         (
             gpu(toolkit=None),
             "no nvcc was found to compile it: install the CUDA toolkit, or set CUDA_HOME to its folder",
@@ -70,8 +70,8 @@ def test_what_keeps_the_cuda_sources_from_being_compiled(facts: Facts, message: 
 @pytest.mark.parametrize(
     ("cell", "head_dim", "facts", "message"),
     [
-        ("gru", 64, CUDA_12, "it has no GRU, flashrnn would run cuda instead"),
-        ("lstm", 24, CUDA_12, "its heads have a multiple of 16 units, not 24"),
+        ("gru", 64, CUDA_12, "it has no GRU (flashrnn would run cuda instead)"),
+        ("lstm", 24, CUDA_12, "its heads must have a multiple of 16 units, not 24"),
         ("lstm", 64, GPU, "flashrnn 1.0.8 reads device properties that CUDA 13 has removed"),
     ],
 )
@@ -86,13 +86,13 @@ def test_cuda_fused(cell: str, head_dim: int, facts: Facts, message: str) -> Non
 @pytest.mark.parametrize(
     ("cell", "head_dim", "triton", "message"),
     [
-        ("gru", 64, (3, 8), "it has LSTM and sLSTM only, not gru"),
-        ("elman", 64, (3, 8), "it has LSTM and sLSTM only, not elman"),
-        ("lstm", 8, (3, 8), "its heads have 16, 32 or 64 units, not 8"),
-        ("lstm", 48, (3, 8), "its heads have 16, 32 or 64 units, not 48"),
-        ("slstm", 128, (3, 8), "its heads have 16, 32 or 64 units, not 128"),
-        ("lstm", 64, (3, 9), "it is written with block pointers, which Triton 3.9 no longer has"),
-        ("lstm", 64, (4, 0), "it is written with block pointers, which Triton 4.0 no longer has"),
+        ("gru", 64, (3, 8), "it supports only lstm and slstm, not gru"),
+        ("elman", 64, (3, 8), "it supports only lstm and slstm, not elman"),
+        ("lstm", 8, (3, 8), "its heads must have 16, 32 or 64 units, not 8"),
+        ("lstm", 48, (3, 8), "its heads must have 16, 32 or 64 units, not 48"),
+        ("slstm", 128, (3, 8), "its heads must have 16, 32 or 64 units, not 128"),
+        ("lstm", 64, (3, 9), "it uses block pointers, which Triton 3.9 no longer has"),
+        ("lstm", 64, (4, 0), "it uses block pointers, which Triton 4.0 no longer has"),
         ("lstm", 64, None, "Triton is not installed"),
         ("lstm", 16, (3, 8), None),
         ("slstm", 64, (3, 3), None),
@@ -116,7 +116,7 @@ def test_a_cuda_graph_can_not_have_cuda() -> None:
 def test_one_asked_for_by_name() -> None:
     for name in ("cuda", "vanilla", "triton_fused"):
         chosen = choose("lstm", 64, BFLOAT16, GPU, backend=name)
-        assert (chosen.name, chosen.reason, chosen.automatic) == (name, "asked for", False)
+        assert (chosen.name, chosen.reason, chosen.automatic) == (name, "requested", False)
     with pytest.raises(
         ValueError, match="unknown flashrnn backend 'fused': choose one of cuda, vanilla, cuda_fused, tri"
     ):

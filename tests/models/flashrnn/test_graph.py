@@ -131,7 +131,7 @@ def test_large_models_are_recorded_only_if_asked(
 
 def test_a_graph_that_can_not_be_had() -> None:
     batch, seeds = make_batch(), make_seeds(2)
-    with pytest.raises(RuntimeError, match="cuda_graph=True can't be had: it needs a CUDA device, not cpu"):
+    with pytest.raises(RuntimeError, match="can't record a CUDA graph: it needs a CUDA device, not cpu"):
         make_flash("lstm", cuda_graph=True).population_loss(*batch, seeds, EPS)
 
 

@@ -1,4 +1,4 @@
-"""What a population's arguments must be; `zo_kernels.ops.recurrent` says the same of the compiled forward's."""
+"""Checks the arguments of a population, as `zo_kernels.ops.recurrent` does for the compiled forward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_population(
     states: Sequence[Tensor],
     precision: str,
 ) -> None:
-    """Raises TypeError, ValueError or GridRangeError, in a sentence, for what does not fit."""
+    """Raises TypeError, ValueError or GridRangeError if an argument is wrong."""
     for name, x, offset in zip(NAMES, weights.tensors, weights.offsets, strict=True):
         check_tensor(x, name)
         if offset != -1:
@@ -53,7 +53,7 @@ def check_population(
 def check_states(
     cell: str, states: Sequence[Tensor], shape: list[int], dtype: torch.dtype | None, device: torch.device
 ) -> None:
-    """states: those of the cell, each of `shape`. dtype: theirs, None for any."""
+    """Raises ValueError unless these are the cell's states, of this shape, device and dtype (None for any dtype)."""
     count = CELLS[cell].states
     if len(states) != count:
         raise ValueError(f"the cell {cell} has {count} states, but {len(states)} were given")
@@ -64,14 +64,17 @@ def check_states(
                 f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
             )
     if cell == "slstm":
-        _check_begun(states[2])
+        _check_normalizer(states[2])
 
 
-def _check_begun(normalizer: Tensor) -> None:
-    """flashrnn tells a new sequence by n = 0, its `vanilla` by n = 0 everywhere: the others would see no beginning."""
+def _check_normalizer(normalizer: Tensor) -> None:
+    """Raises ValueError if n is 0 in some places only.
+
+    flashrnn takes n = 0 for the start of a sequence, but its `vanilla` does so only if n = 0 everywhere.
+    """
     new = normalizer == 0
     if bool(new.any()) and not bool(new.all()):
         raise ValueError(
             "state n is 0 in some places only, but flashrnn's sLSTM starts all sequences of a call or none: evaluate "
-            "new and continued sequences apart"
+            "new and continued sequences in separate calls"
         )

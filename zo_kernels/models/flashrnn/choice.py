@@ -1,9 +1,9 @@
-"""Which of flashrnn's backends computes a model's recurrence: a pure function of the facts.
+"""Chooses the flashrnn backend for a model's recurrence, as a pure function of the facts.
 
-`cuda` is a cuBLAS product and a pointwise kernel a step, for heads of any size, in FlashRNN's native layout; `vanilla`
-is plain torch, anywhere. The automatic choice is between them. The fused backends keep the recurrent matrices of a few
-heads on the chip, which pays less where probes are heads by the hundred; they round float32 to TF32, and permute and
-copy R, b and Wx in every call. They run where they are asked for by name.
+`cuda` runs a cuBLAS product and a pointwise kernel per step, for heads of any size, in FlashRNN's native layout.
+`vanilla` is plain torch and runs anywhere. The automatic choice is between these two. The fused backends run only if
+requested by name. They keep the recurrent matrices of a few heads on the chip, which gains less with the hundreds of
+heads of a population; they round float32 to TF32, and permute and copy R, b and Wx in every call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...backends.base import CellShape
 from .facts import Facts
 
 CELLS = {**KERNEL_CELLS, "slstm": CellShape(4, 4, 4, 4)}
-"""flashrnn's cells: numbers of input rows, recurrent rows, biases and states (h; h, c; h, c, n, m)."""
+"""flashrnn's cells, with their numbers of input rows, recurrent rows, biases and states (h; h, c; h, c, n, m)."""
 
 BACKENDS = ("cuda", "vanilla", "cuda_fused", "triton_fused")
 
@@ -28,7 +28,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class FlashBackend:
-    """One of flashrnn's backends, why it was chosen, and what is to be known about it."""
+    """A backend of flashrnn, the reason for its choice, and notes for the user."""
 
     name: str
     reason: str
@@ -37,19 +37,19 @@ class FlashBackend:
 
     @property
     def compiles(self) -> bool:
-        """Whether a call with another number of heads has to be compiled first."""
+        """Whether a call with a new number of heads must be compiled first."""
         return self.name != "vanilla"
 
 
 def choose(
     cell: str, head_dim: int, dtype: torch.dtype, facts: Facts, *, backend: str | None = None, captured: bool = False
 ) -> FlashBackend:
-    """The backend for heads of head_dim units, computed in `dtype` on the machine of `facts`.
+    """Chooses the backend for heads of head_dim units in `dtype`, on the machine of `facts`.
 
-    backend: the name of one that must be it; None chooses.
-    captured: whether the calls are to be recorded in a CUDA graph.
+    backend: name of the backend to use; None chooses automatically.
+    captured: whether calls will be recorded in a CUDA graph.
 
-    Raises ValueError if there is no backend of that name, RuntimeError, saying why, if it can't do this.
+    Raises ValueError if the name is unknown, and RuntimeError, with the reason, if that backend can't be used.
     """
     if backend is not None:
         if backend not in BACKENDS:
@@ -57,55 +57,55 @@ def choose(
         reason = obstacle(backend, cell, head_dim, dtype, facts, captured)
         if reason is not None:
             raise RuntimeError(f"flashrnn's backend {backend!r} can't be used: {reason}")
-        return FlashBackend(backend, "asked for", _notes(backend, dtype), automatic=False)
+        return FlashBackend(backend, "requested", _notes(backend, dtype), automatic=False)
     reasons: list[str] = []
     for name in _AUTOMATIC:
         reason = obstacle(name, cell, head_dim, dtype, facts, captured)
         if reason is None:
             return FlashBackend(name, "; ".join(reasons) or "the first choice", _notes(name, dtype))
         reasons.append(f"{name} can't be used: {reason}")
-    raise AssertionError("vanilla always can")
+    raise AssertionError("vanilla can always be used")
 
 
 def obstacle(
     name: str, cell: str, head_dim: int, dtype: torch.dtype, facts: Facts, captured: bool = False
 ) -> str | None:
-    """Why flashrnn's backend `name` can't do this, or None if it can."""
+    """The reason why flashrnn's backend `name` can't be used, or None if it can."""
     if name == "vanilla":
         return None
     if facts.device_type != "cuda":
         return f"it needs a CUDA device, not {facts.device_type}"
     if dtype not in _KERNEL_DTYPES:
-        return f"it does not know {dtype}"
+        return f"it does not support {dtype}"
     if name == "triton_fused":
         return _triton_obstacle(cell, head_dim, facts)
     if captured and name == "cuda":
         return "it waits for the device in every call, which a CUDA graph can't record"
     if name == "cuda_fused" and cell == "gru":
-        return "it has no GRU, flashrnn would run cuda instead"
+        return "it has no GRU (flashrnn would run cuda instead)"
     if name == "cuda_fused" and head_dim % 16:
-        return f"its heads have a multiple of 16 units, not {head_dim}"
+        return f"its heads must have a multiple of 16 units, not {head_dim}"
     return _build_obstacle(name, facts)
 
 
 def _triton_obstacle(cell: str, head_dim: int, facts: Facts) -> str | None:
     if cell not in ("lstm", "slstm"):
-        return f"it has LSTM and sLSTM only, not {cell}"
+        return f"it supports only lstm and slstm, not {cell}"
     if head_dim not in (16, 32, 64):
-        return f"its heads have 16, 32 or 64 units, not {head_dim}"
+        return f"its heads must have 16, 32 or 64 units, not {head_dim}"
     if facts.triton is None:
         return "Triton is not installed"
     if facts.triton >= (3, 9):
-        return f"it is written with block pointers, which Triton {facts.triton[0]}.{facts.triton[1]} no longer has"
+        return f"it uses block pointers, which Triton {facts.triton[0]}.{facts.triton[1]} no longer has"
     return None
 
 
 def _build_obstacle(name: str, facts: Facts) -> str | None:
-    """What keeps flashrnn's CUDA sources from being compiled at the first call."""
+    """The reason why flashrnn's CUDA sources can't be compiled at the first call, or None if they can."""
     if facts.torch_cuda is None:
         return "this torch was not built for CUDA"
     if facts.capability < (8, 0):
-        return f"it is compiled for compute capability 8.0, and this device has {'.'.join(map(str, facts.capability))}"
+        return f"it needs compute capability 8.0 or newer, and this device has {'.'.join(map(str, facts.capability))}"
     if facts.toolkit is None:
         return "no nvcc was found to compile it: install the CUDA toolkit, or set CUDA_HOME to its folder"
     home, release = facts.toolkit.home, facts.toolkit.release
@@ -124,18 +124,18 @@ def _build_obstacle(name: str, facts: Facts) -> str | None:
 
 
 def _notes(name: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """What a user should know about a backend that runs."""
+    """Notes for users of a backend."""
     notes = []
     if name in ("cuda", "cuda_fused"):
         notes.append(
-            "the first call with a number of heads compiles it, about a minute; later processes wait up to 10 s"
+            "the first call with a new number of heads compiles for about a minute; later processes wait up to 10 s"
         )
     if name in ("cuda_fused", "triton_fused"):
         notes.append("R, b and Wx are permuted and copied in every call")
         if dtype == torch.float32:
             notes.append("float32 products are rounded to TF32, 10 bits, which blurs differences of losses")
     if name == "triton_fused":
-        notes.append("a tanh of less than -44 is NaN")
+        notes.append("tanh(x) is NaN for x below -44")
     if name == "cuda" and dtype == torch.float16:
         notes.append("float16 products are summed in float16")
     return tuple(notes)

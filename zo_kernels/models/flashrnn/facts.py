@@ -1,4 +1,4 @@
-"""What decides which of flashrnn's backends can run on a machine."""
+"""Gathers the facts that decide which of flashrnn's backends can run on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 _HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cusparse.h", "cusolverDn.h")
-"""Those that flashrnn's sources include, most of them by way of torch's."""
+"""Headers that flashrnn's sources include, mostly through torch's headers."""
 
 _INCLUDE_VARIABLES = ("FLASHRNN_EXTRA_INCLUDE_PATHS", "CUDA_INC_PATH", "CPATH", "CPLUS_INCLUDE_PATH")
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit: its folder, its release, and the headers flashrnn needs that are nowhere to be found."""
+    """A CUDA toolkit: its folder, its release, and the missing ones of the headers that flashrnn needs."""
 
     home: str
     release: tuple[int, int]
@@ -30,12 +30,12 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Facts:
-    """About a device and the software for it; the defaults are those of a CPU."""
+    """Facts about a device and its software. The defaults are those of a CPU."""
 
     device_type: str = "cpu"
     capability: tuple[int, int] = (0, 0)
     torch_cuda: tuple[int, int] | None = None
-    """The CUDA release that torch was built for, None if for another kind of GPU."""
+    """The CUDA release that torch was built for, or None if it was built without CUDA."""
     toolkit: Toolkit | None = None
     ninja: bool = False
     triton: tuple[int, int] | None = None
@@ -43,7 +43,7 @@ class Facts:
 
 @functools.cache
 def gather(device: torch.device) -> Facts:
-    """The facts about `device`, looked up once a process."""
+    """The facts about `device`, looked up once per process."""
     if device.type != "cuda":
         return Facts(device.type)
     return Facts(
@@ -58,22 +58,22 @@ def gather(device: torch.device) -> Facts:
 
 @functools.cache
 def find_toolkit() -> Toolkit | None:
-    """The toolkit of CUDA_HOME, else of the nvcc on PATH, which may be a wrapper that lies elsewhere."""
+    """The toolkit in CUDA_HOME, or else of the nvcc on PATH, which may be a wrapper outside the toolkit."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(home, "bin", "nvcc") if home else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
     if not nvcc.exists():
         return None
     if not home:
-        top = re.search(r"^#\$ TOP=(.+)$", _said(nvcc, "--dryrun", "-v", "-c", "x.cu"), re.MULTILINE)
+        top = re.search(r"^#\$ TOP=(.+)$", _run_nvcc(nvcc, "--dryrun", "-v", "-c", "x.cu"), re.MULTILINE)
         home = str(Path(top.group(1).strip() if top else nvcc.parent.parent).resolve())
-    release = re.search(r"release (\d+\.\d+)", _said(nvcc, "--version"))
+    release = re.search(r"release (\d+\.\d+)", _run_nvcc(nvcc, "--version"))
     missing = tuple(header for header in _HEADERS if not any((path / header).exists() for path in _include_paths(home)))
     return Toolkit(home, _release(release.group(1) if release else None) or (0, 0), missing)
 
 
-def _said(nvcc: Path, *arguments: str) -> str:
-    asked = subprocess.run([str(nvcc), *arguments], capture_output=True, text=True, check=False)
-    return asked.stdout + asked.stderr
+def _run_nvcc(nvcc: Path, *arguments: str) -> str:
+    result = subprocess.run([str(nvcc), *arguments], capture_output=True, text=True, check=False)
+    return result.stdout + result.stderr
 
 
 def _include_paths(home: str) -> list[Path]:
@@ -91,7 +91,7 @@ def _release(text: str | None) -> tuple[int, int] | None:
 
 
 def _triton_release() -> tuple[int, int] | None:
-    for distribution in ("triton", "pytorch-triton"):  # the second with torch's nightly builds
+    for distribution in ("triton", "pytorch-triton"):  # torch's nightly builds use the second
         try:
             return _release(version(distribution))
         except PackageNotFoundError:

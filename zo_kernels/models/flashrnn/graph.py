@@ -1,4 +1,4 @@
-"""A chunk of probes as one CUDA graph: hundreds of small kernels launched at once, for models that are all launches."""
+"""Records a chunk of probes as one CUDA graph, which saves the kernel launches that dominate in small models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .choice import FlashBackend
 _logger = logging.getLogger("zo_kernels")
 
 _STEP_WORK = 1e9
-"""Multiply-adds of one time step of a chunk below which launching it takes longer than computing it."""
+"""Multiply-adds of one time step of a chunk, below which launching takes longer than computing."""
 
 _STEPS = 1024
-"""Time steps of a graph; each is some twenty nodes."""
+"""Most time steps of a graph. Each has about twenty nodes."""
 
 
 def obstacle(chosen: FlashBackend, device: torch.device) -> str | None:
-    """Why a chunk that `chosen` computes on `device` can't be recorded, or None if it can be tried."""
+    """The reason why a chunk computed by `chosen` on `device` can't be recorded, or None if none is known."""
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}"
     if chosen.name == "cuda":
@@ -40,10 +40,10 @@ def is_small(step_work: float, steps: int) -> bool:
 
 
 def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A function that replays what `compute` does, on the values its tensors then have, and returns its result.
+    """Records `compute` and returns a function that replays it on the current values of its tensors.
 
-    The result is overwritten by the next replay. `compute` must not wait for the device, and must read and write the
-    same memory every time; it runs twice before it is recorded, so that all that is set up at a first call is.
+    The next replay overwrites the result. `compute` must not wait for the device, and must read and write the same
+    memory every time. It runs twice before it is recorded, so that everything set up at a first call exists.
     """
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
@@ -63,11 +63,11 @@ def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def record_or_compute(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`record`, or where that fails `compute` itself, with a line in the log."""
+    """Like `record`, but if recording fails, logs a warning and returns `compute` itself."""
     try:
         return record(compute)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        _logger.warning("no CUDA graph, computed as it comes: %s", first_line(error))
+        _logger.warning("no CUDA graph, since recording failed: %s", first_line(error))
         return compute

@@ -1,4 +1,4 @@
-"""The recurrent language models with FlashRNN as their engine: the way to train them on a GPU."""
+"""The recurrent language models on FlashRNN, for training on a GPU."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from .population import PopulationForward, walk
 class FlashLM(RecurrentLayerLM):
     """Token embedding, one recurrent layer of N independent heads run by FlashRNN, output projection to the vocabulary.
 
-    What `RecurrentLM` is on the CPU: the same models, and sLSTM, with the same methods, for CUDA devices. There
-    flashrnn computes the recurrence, with the probes of a population as further heads; elsewhere its `vanilla` does.
+    This is `RecurrentLM` for CUDA devices: the same models and sLSTM, with the same methods. flashrnn computes the
+    recurrence, with the members of a population as additional heads. On other devices its backend `vanilla` does.
 
     Parameters, in `named_parameters()` order: embedding [V, E]; input_weight [N, I, D, E]; recurrent_weight [N, P, R,
-    D] (head, previous unit, gate, new unit); bias [N, G, D]; output_weight [V, H]; output_bias [V]. That is how
-    flashrnn's `cuda` reads them; they are stored so for every backend, so that neither checkpoints nor the numbering of
-    a probe's elements depend on the machine. The numbering is not `RecurrentLM`'s: there a seed is another probe.
+    D] (head, previous unit, gate, new unit); bias [N, G, D]; output_weight [V, H]; output_bias [V]. This is the layout
+    of flashrnn's `cuda`. All backends use it, so that checkpoints and the numbering of a probe's elements do not depend
+    on the machine. The numbering differs from that of `RecurrentLM`, where the same seed gives another probe.
 
-    vocab_size, embed_dim, hidden_size, num_heads, seed, device, dtype: as for `RecurrentLM`, and with the same seed the
-        initial parameters are the same but for their order.
+    vocab_size, embed_dim, hidden_size, num_heads, seed, device, dtype: as for `RecurrentLM`. The same seed gives the
+        same initial parameters, in another layout.
     cell: "lstm", "gru", "elman" or "slstm".
-    backend: "cuda", "vanilla", "cuda_fused" or "triton_fused"; None takes "cuda" if it works for shape, dtype and
-        machine, else "vanilla". It is chosen at the first call, and logged.
-    cuda_graph: whether populations are recorded as CUDA graphs, which backend "cuda" does not allow; those that carry
-        states never are. None: if they can be and the model is small.
+    backend: "cuda", "vanilla", "cuda_fused" or "triton_fused"; None uses "cuda" if it works for the shape, dtype and
+        machine, else "vanilla". The choice is made and logged at the first call.
+    cuda_graph: whether to record populations as CUDA graphs, which backend "cuda" does not allow. Populations that
+        carry states are never recorded. None records if it is possible and the model is small.
 
-    Raises ValueError if a size is not a positive integer, num_heads does not divide hidden_size, or there is no such
-    cell or backend. Calls raise RuntimeError if a backend, or a CUDA graph, that was asked for can't be had.
+    Raises ValueError if a size is not a positive integer, num_heads does not divide hidden_size, or the cell or backend
+    is unknown. Calls raise RuntimeError if a requested backend or CUDA graph can't be used.
 
     Sources: FlashRNN (Pöppel, Beck and Hochreiter, arXiv 2412.07752); sLSTM from xLSTM (Beck et al., arXiv 2405.04517).
     """
@@ -92,8 +92,8 @@ class FlashLM(RecurrentLayerLM):
     def from_recurrent(
         cls, model: RecurrentLM, *, backend: str | None = None, cuda_graph: bool | None = None
     ) -> FlashLM:
-        """A copy of `model` in this layout, of which `to_recurrent` gives the same bits back."""
-        copied = cls(cell=model.cell, backend=backend, cuda_graph=cuda_graph, **_like(model))
+        """Copies `model` into this layout. `to_recurrent` restores it bit for bit."""
+        copied = cls(cell=model.cell, backend=backend, cuda_graph=cuda_graph, **_arguments_of(model))
         for name, x in zip(NAMES, copied._as_recurrent(), strict=True):
             x.copy_(model.get_parameter(name))
             copied.get_parameter(name).requires_grad_(model.get_parameter(name).requires_grad)
@@ -101,10 +101,10 @@ class FlashLM(RecurrentLayerLM):
 
     @torch.no_grad()
     def to_recurrent(self) -> RecurrentLM:
-        """A copy as an LSTM, GRU or Elman model. Raises ValueError for an sLSTM, of which there is none."""
+        """Copies the model into an LSTM, GRU or Elman model. Raises ValueError for an sLSTM."""
         if self.cell not in MODELS:
             raise ValueError(f"there is no RecurrentLM with the cell {self.cell}, only {', '.join(MODELS)}")
-        copied = MODELS[self.cell](**_like(self))
+        copied = MODELS[self.cell](**_arguments_of(self))
         for name, x in zip(NAMES, self._as_recurrent(), strict=True):
             copied.get_parameter(name).copy_(x).requires_grad_(self.get_parameter(name).requires_grad)
         return copied
@@ -113,21 +113,21 @@ class FlashLM(RecurrentLayerLM):
         return CELLS[self.cell]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, T, V] of the token after each token, and the states after the last; see `RecurrentLM.forward`."""
+        """Logits [B, T, V] for the token after each position, and the last states. See `RecurrentLM.forward`."""
         hidden_TBMH: list[Tensor] = []
         states = self._run(tokens_BT, states, lambda _, part: hidden_TBMH.append(part))
         hidden_TBH = torch.cat(hidden_TBMH)[:, :, 0] if len(hidden_TBMH) > 1 else hidden_TBMH[0][:, :, 0]
         return F.linear(hidden_TBH, self.output_weight, self.output_bias).transpose(0, 1), states
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the scored positions, from zero states: float64; see `RecurrentLM.loss`.
+        """Mean cross-entropy in nats over the scored positions, from zero states: float64 scalar.
 
-        Logits are float32 (float64 for float64 parameters), also of 16-bit parameters, and exist for a tile of
-        positions at a time.
+        See `RecurrentLM.loss`. Logits are float32 (float64 for float64 parameters), also for 16-bit parameters. Only
+        one tile of them exists at a time.
         """
         check_tokens_form(tokens_BT)
         check_targets_form(tokens_BT, targets_BT)
-        if self.bias.device.type == "cpu":  # looking at the values would wait for a GPU, which reports them itself
+        if self.bias.device.type == "cpu":  # a check of values would wait for a GPU, which checks them itself
             self.check_batch(tokens_BT, targets_BT)
         targets_TB = targets_BT.t().to(self.bias.device)
         parts: list[Tensor] = []
@@ -148,24 +148,24 @@ class FlashLM(RecurrentLayerLM):
         states: Sequence[Tensor] = (),
         precision: str = "float32",
     ) -> Tensor:
-        """As `population_loss`, but the sum over the scored positions: sums of segments and micro-batches add up.
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
 
-        Perturbed copies of a chunk of probes exist at a time; they are heads of one call of flashrnn. Contexts too long
-        for that are walked in segments. Errors as for `population_loss`, besides a ValueError if a single step of the
-        batch is too large for flashrnn.
+        Evaluates one chunk of probes at a time, with the members as heads of one call of flashrnn. Long contexts are
+        evaluated in segments. Raises the errors of `population_loss`, and ValueError if a single step of the batch is
+        too large for flashrnn.
 
-        precision: "bfloat16" runs the recurrence in bfloat16. Recurrent and output weights are rounded as
-        `zo_kernels.ops.recurrent_nats` says, with its limits on eps, so that w + eps and w - eps are exact; but
-        flashrnn rounds all states, and the tokens' projections, where they join the biases. Float64 stays exact.
+        precision: "bfloat16" runs the recurrence in bfloat16. Recurrent and output weights are rounded, and eps is
+        limited, as in `zo_kernels.ops.recurrent_nats`, so that w + eps and w - eps are exact. But flashrnn also rounds
+        all states, and the sums of input projections and biases. float64 parameters are always computed in float64.
         """
         weights = self._weights(flat_offsets(self))
         return self._engines()[1].nats(weights, tokens_BT, targets_BT, seeds, float(eps), states, precision)
 
     @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits [B, V] after the last token, and the states there, float32 (float64 if the parameters are).
+        """Logits [B, V] after the last token, and the states there, both float32 (float64 if the parameters are).
 
-        The way to generate: as `forward`, in memory that does not grow with T. Raises as `forward` does.
+        Use it to generate: its memory does not grow with T. Raises the errors of `forward`.
         """
         latest_BMH: list[Tensor] = []
 
@@ -180,7 +180,7 @@ class FlashLM(RecurrentLayerLM):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*SIZES, "cell", "backend"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies have an engine of their own."""
+        """Drops the engine, so that a copy makes its own."""
         return {**self.__dict__, "_engine": None}
 
     def _engines(self) -> tuple[Recurrence, PopulationForward]:
@@ -190,7 +190,7 @@ class FlashLM(RecurrentLayerLM):
         return self._engine
 
     def _run(self, tokens_BT: Tensor, states: States | None, consume: Callable[[slice, Tensor], None]) -> States:
-        """Runs the model itself over the tokens; `consume` gets hidden states [T, B, 1, H] segment by segment."""
+        """Runs the unperturbed model over the tokens. `consume` gets hidden states [T, B, 1, H] of each segment."""
         check_tokens_form(tokens_BT)
         if self.bias.device.type == "cpu":
             check_tokens(tokens_BT, self.vocab_size)
@@ -215,7 +215,7 @@ class FlashLM(RecurrentLayerLM):
         return [x.permute(orders[name]) if name in orders else x for name, x in tensors]
 
 
-def _like(model: FlashLM | RecurrentLM) -> dict[str, Any]:
-    """Arguments for a model like this one; the seed leaves torch's global random state alone."""
+def _arguments_of(model: FlashLM | RecurrentLM) -> dict[str, Any]:
+    """Arguments for a model of the same shape. The seed only keeps torch's global random state unused."""
     sizes = {name: getattr(model, name) for name in SIZES}
     return {**sizes, "device": model.bias.device, "dtype": model.bias.dtype, "seed": 0}

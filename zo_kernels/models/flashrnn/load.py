@@ -1,4 +1,4 @@
-"""Imports flashrnn, whose import looks for a CUDA toolkit, prints, and fails on a GPU without one."""
+"""Imports flashrnn. Its import looks for a CUDA toolkit, prints, and fails on a GPU without one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _logger = logging.getLogger("zo_kernels")
 def flashrnn() -> ModuleType:
     """The package flashrnn. Raises RuntimeError if it is not installed.
 
-    On a CUDA machine CUDA_HOME is set to the toolkit's folder, if it is not set: torch, which compiles for flashrnn,
-    would take the folder above nvcc's, wrong where nvcc is a wrapper script.
+    On a CUDA machine this sets CUDA_HOME to the toolkit's folder, unless it is set. torch, which compiles for flashrnn,
+    would take the folder above nvcc's, which is wrong if nvcc is a wrapper script.
     """
     from torch.utils import cpp_extension
 
@@ -31,10 +31,10 @@ def flashrnn() -> ModuleType:
     before, talk = cpp_extension.CUDA_HOME, logging.getLogger(cpp_extension.__name__)
     level = talk.level
     if torch.cuda.is_available():
-        # It may have been looked up before CUDA_HOME was set. Without a toolkit any folder lets the import pass.
+        # torch may have looked it up before CUDA_HOME was set. Without a toolkit any folder lets the import succeed.
         cpp_extension.CUDA_HOME = toolkit.home if toolkit else sys.prefix
     else:
-        talk.setLevel(logging.ERROR)  # that there is no GPU is no news
+        talk.setLevel(logging.ERROR)  # hides the warning that there is no GPU
     try:
         import flashrnn as package
     except ImportError as error:

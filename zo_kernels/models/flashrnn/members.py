@@ -1,4 +1,4 @@
-"""Members: copies of the parameters at theta + eps * p and theta - eps * p, next to each other as heads are."""
+"""Makes the members of a population, the perturbed copies of the parameters, in the layout of heads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...backends.base import RecurrentWeights
 NAMES = ("embedding", "input_weight", "recurrent_weight", "bias", "output_weight", "output_bias")
 
 MULTIPLIED = ("recurrent_weight", "output_weight")
-"""By hidden states; bfloat16 where these are."""
+"""Parameters that multiply hidden states. They are bfloat16 if the hidden states are."""
 
 
 class Members:
-    """The six parameters of M members.
+    """The six parameters of M members:
 
     embedding [M, V, E], input_weight [M, N, I, D, E], recurrent_weight [MN, P, R, D], bias [MN, G, D], output_weight
     [M, V, H], output_bias [M, V].
@@ -30,27 +30,27 @@ class Members:
 
     @staticmethod
     def of(weights: RecurrentWeights) -> Members:
-        """The parameters themselves as the one member."""
+        """The unperturbed parameters with M = 1."""
         return Members([x[None] for x in weights.tensors])
 
     def input_bias(self) -> Tensor:
-        """Biases of the input rows [M, N, I, D]; a GRU has one more, of the recurrent row g."""
+        """The biases of the input rows, [M, N, I, D]. A GRU has one more bias, for the recurrent row g."""
         rows = self.input_weight.shape[2]
         return self.bias[:, self.bias.shape[1] - rows :].unflatten(0, (len(self.embedding), -1))
 
     def recurrent_bias(self) -> Tensor:
-        """The biases [MN, G, D] with 0 in place of those of the input rows."""
+        """The biases [MN, G, D], with 0 for the input rows."""
         rest = self.bias.clone()
         rest[:, rest.shape[1] - self.input_weight.shape[2] :] = 0
         return rest
 
 
 class PerturbedMembers:
-    """Buffers for the members of n probes, written anew for every n seeds.
+    """Buffers for the members of n probes, rewritten for each n seeds.
 
-    weights: the parameters, of which those with offset -1 are the same in all members. bfloat16: whether recurrent and
-    output weights become bfloat16, rounded to its grid at |w| + eps, on which w + eps and w - eps are both exact. All
-    else is perturbed in float32, or in float64 for float64 parameters.
+    weights: the parameters. Those with offset -1 are not perturbed. bfloat16: whether recurrent and output weights
+    become bfloat16. They are then rounded to the bfloat16 grid at |w| + eps, on which w + eps and w - eps are exact.
+    Everything else is perturbed in float32, or in float64 for float64 parameters.
     """
 
     def __init__(self, weights: RecurrentWeights, probes: int, bfloat16: bool) -> None:
@@ -64,7 +64,10 @@ class PerturbedMembers:
         self.members = Members([buffer.flatten(0, 1) for buffer in self._buffers])
 
     def write(self, alpha: Tensor, seeds: Tensor) -> None:
-        """alpha: eps, float64 [1]; seeds: int64 [n]; both on the parameters' device, which is not waited for."""
+        """Writes the members of `seeds` int64 [n] with eps `alpha`, float64 [1], without waiting for the device.
+
+        Both tensors must be on the device of the parameters.
+        """
         weights = self._weights
         for name, x, buffer, offset in zip(NAMES, weights.tensors, self._buffers, weights.offsets, strict=True):
             if offset < 0:
@@ -73,22 +76,22 @@ class PerturbedMembers:
                 ops.apply_probes(self._source(name, x, alpha), alpha, seeds, offset=offset, out=buffer)
 
     def _source(self, name: str, x: Tensor, alpha: Tensor) -> Tensor:
-        """What is perturbed in place of parameter x."""
+        """Parameter x, rounded if it must be, as the source to perturb."""
         if self._bfloat16 and name in MULTIPLIED:
             return on_bfloat16_grid(x, alpha)
         if self._bfloat16 and name == "bias" and self._weights.cell == "gru":
-            bias = x.float()  # row g is added inside the recurrence, to bfloat16
+            bias = x.float()  # row g is added within the recurrence, in bfloat16
             return torch.cat([on_bfloat16_grid(bias[:, :1], alpha), bias[:, 1:]], dim=1)
         return x
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What parameters of `dtype` are perturbed in."""
+    """Dtype in which parameters of `dtype` are perturbed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def on_bfloat16_grid(x: Tensor, eps: Tensor) -> Tensor:
-    """x in float32, rounded to a multiple of the last bit that a bfloat16 of size |x| + eps has."""
+    """x in float32, rounded to a multiple of the last bit of a bfloat16 number of size |x| + eps."""
     wide = x.float()
     size = (wide.abs() + eps.abs().float()).clamp(min=2.0**-100)
     power = (size.view(torch.int32) & 0x7F800000).view(torch.float32)  # the exponent alone: exact on every device

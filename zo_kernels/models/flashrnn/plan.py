@@ -1,4 +1,4 @@
-"""How many probes, and how many time steps of them, one call of flashrnn evaluates."""
+"""Plans how many probes and how many time steps one call of flashrnn evaluates."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ from .members import wide_dtype
 _UNLIMITED = 1 << 62
 
 _STEPS = 64
-"""Time steps that stay together while probes can be added or left out: enough to be worth a call."""
+"""A call evaluates at least this many time steps, if evaluating fewer probes makes room for them."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A batch, and what one probe of it takes: the sizes that a plan is made of."""
+    """The sizes that a plan depends on: those of the batch, and the memory of one probe."""
 
     cell: str
     heads: int
-    """Of one member."""
+    """Heads of one member."""
     head_dim: int
     batch_size: int
     steps: int
     probe_bytes: int
-    """Of a probe's two members and their token tables."""
+    """Bytes of a probe's two members and their token tables."""
     step_bytes: int
-    """Of a time step of a probe."""
+    """Bytes of one time step of a probe."""
 
     @staticmethod
     def of(weights: RecurrentWeights, batch_size: int, steps: int, run_dtype: torch.dtype) -> Work:
-        """run_dtype: that of the recurrence."""
+        """The work for a batch of this size. run_dtype: dtype of the recurrence."""
         shape = CELLS[weights.cell]
         vocab_size, (heads, _, head_dim) = len(weights.embedding), weights.bias.shape
         units = heads * head_dim
         wide, narrow = wide_dtype(weights.bias.dtype).itemsize, run_dtype.itemsize
-        row = units * shape.input_rows * (wide if narrow == wide else 2 * wide + narrow)  # of a token, and its rounding
+        row = units * shape.input_rows * (wide if narrow == wide else 2 * wide + narrow)  # with its rounded copy
         if batch_size * steps > vocab_size:
             table, projected = vocab_size * row, 0
         else:
             table, projected = 0, row + wide * weights.embedding.shape[1]
-        # Besides Wx and the states, flashrnn's cuda allocates the gates that a backward pass would want.
+        # Besides Wx and the states, flashrnn's cuda allocates the gates that a backward pass would need.
         kept = narrow * units * (shape.input_rows + shape.states + shape.recurrent_rows + shape.biases)
         parameters = wide * sum(x.numel() for x in weights.tensors)
         probe_bytes, step_bytes = 2 * (parameters + table), 2 * batch_size * (kept + projected)
         return Work(weights.cell, heads, head_dim, batch_size, steps, probe_bytes, step_bytes)
 
     def fits(self, probes: int, steps: int, budget: int) -> bool:
+        """Whether one call can evaluate so many probes and steps within flashrnn's limits and `budget` bytes."""
         heads = 2 * probes * self.heads
         return (
             heads <= MAX_HEADS
@@ -63,26 +64,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """n probes at a time, over so many time steps at a time."""
+    """The number of probes and of time steps of one call."""
 
     probes: int
     steps: int
 
 
 def make_plan(work: Work, probes: int, budget: int, compiled: Collection[int] = ()) -> Plan:
-    """The plan of a population of `probes` probes within `budget` bytes.
+    """Makes the plan for a population of `probes` probes within `budget` bytes.
 
-    compiled: numbers of probes that flashrnn was compiled for already. That with the least to compute is taken, unless
-        more than twice as many fit.
+    compiled: numbers of probes that flashrnn has been compiled for. The one with the least work is used, unless more
+        than twice as many probes fit.
 
-    A probe, and steps enough to be worth a call, are always planned: whether they fit is then for the device to say.
-    Raises ValueError if one step of one probe is too large for flashrnn.
+    If even one step of one probe exceeds the budget, one probe with up to 64 steps is planned anyway, and the device
+    may run out of memory. Raises ValueError if one step of one probe is too large for flashrnn.
     """
     check_size(work.cell, 1, work.batch_size, 2 * work.heads, work.head_dim)
     together = min(work.steps, _STEPS)
     most = _largest(probes, lambda n: work.fits(n, together, budget))
     chunks = -(-probes // most)
-    chosen = -(-probes // chunks)  # even chunks: the last one is filled up
+    chosen = -(-probes // chunks)  # even chunks, since the last one is padded
     known = [n for n in compiled if chosen <= 2 * n and work.fits(n, together, budget)]
     if known:
         chosen = min(known, key=lambda n: (-(-probes // n) * n, -n))
@@ -90,11 +91,11 @@ def make_plan(work: Work, probes: int, budget: int, compiled: Collection[int] = 
 
 
 def segment_length(weights: RecurrentWeights, batch_size: int, steps: int) -> int:
-    """Time steps of one call that evaluates the model itself. Raises ValueError as `make_plan`."""
+    """Number of time steps of one call of the unperturbed model. Raises the ValueError of `make_plan`."""
     work = Work.of(weights, batch_size, steps, weights.bias.dtype)
     check_size(work.cell, 1, batch_size, work.heads, work.head_dim)
     if steps <= _STEPS and work.fits(1, steps, _UNLIMITED):
-        return steps  # a token at a time, when generating: asking for the free memory would take longer
+        return steps  # for generation, where a query of the free memory would take longer
     return _most_steps(work, 1, population_bytes(weights))
 
 
@@ -105,7 +106,7 @@ def _most_steps(work: Work, probes: int, budget: int) -> int:
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that fits, at least 1; what fits still fits when it is smaller."""
+    """The largest number from 1 to `most` that fits, by bisection; 1 if none does."""
     low, high = 1, most
     while low < high:
         middle = (low + high + 1) // 2

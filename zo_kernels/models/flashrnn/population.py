@@ -1,4 +1,4 @@
-"""The losses of a population: chunks of probes as heads of one call, long contexts segment by segment."""
+"""Computes the losses of a population, in chunks of probes and, for long contexts, in segments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .project import InputProjection
 _logger = logging.getLogger("zo_kernels")
 
 _GRAPHS = 4
-"""Recorded chunks that are kept, the latest; each has memory of its own."""
+"""Number of recorded chunks to keep, the latest ones. Each has its own memory."""
 
 
 def walk(
@@ -35,12 +35,12 @@ def walk(
     steps: int,
     consume: Callable[[slice, Tensor], None],
 ) -> Tensor:
-    """Runs the members over the tokens, at most `steps` at a time, and returns the states after the last.
+    """Runs the members over the tokens, at most `steps` at a time, and returns the states after the last token.
 
-    states: [S, B, MN, D] of `dtype`, in which the recurrence is computed. consume: called with each segment and its
-    hidden states [T, B, M, H], which are dropped afterwards.
+    states: [S, B, MN, D] of `dtype`, in which the recurrence is computed. consume: called for each segment with its
+    hidden states [T, B, M, H], which are freed afterwards.
     """
-    # In bfloat16 the biases join the projections before these are rounded: of b alone, the perturbation would be lost.
+    # In bfloat16 the biases are added to the projections before rounding: rounding b alone would lose its perturbation.
     with_bias = dtype != members.bias.dtype
     project = InputProjection(members, tokens_BT.numel(), dtype, with_bias=with_bias)
     bias = members.recurrent_bias().to(dtype) if with_bias else members.bias
@@ -50,14 +50,14 @@ def walk(
         wx = project(tokens_BT[:, segment].t())
         hidden, states = recurrence(wx, states, recurrent_weight, bias)
         consume(segment, hidden.reshape(*hidden.shape[:2], len(members.embedding), -1))
-        del wx, hidden  # before the next segment has its own: hidden is a view of all states of this one
+        del wx, hidden  # free them before the next segment; hidden is a view of all states
     return states
 
 
 class Chunk:
-    """n probes on a batch of a given shape: the memory they are computed in, and the computation.
+    """The buffers and the computation for n probes on a batch of a given shape.
 
-    Filled by `load` and by writing `seeds`; `compute` reads nothing else, and does not wait for the device.
+    `load` and writing `seeds` set the inputs. `compute` reads nothing else, and does not wait for the device.
     """
 
     def __init__(
@@ -73,16 +73,17 @@ class Chunk:
         self._eps = torch.empty(1, dtype=torch.float64, device=device)
         self.seeds = torch.empty(plan.probes, dtype=torch.int64, device=device)
         self.record: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None
-        """What makes a CUDA graph of `compute`, if it is to be one."""
+        """Function that records `compute` as a CUDA graph, or None not to record it."""
         self._replay: Callable[[], Tensor] | None = None
 
     def load(self, tokens_BT: Tensor, targets_BT: Tensor, eps: float) -> None:
+        """Copies the batch and eps to the buffers."""
         self._tokens_BT.copy_(tokens_BT)
         self._targets_BT.copy_(targets_BT)
         self._eps.fill_(eps)
 
     def compute(self, states: Sequence[Tensor] = ()) -> Tensor:
-        """Nats float64 [n, 2]. states: [n, 2, N, B, D] each, overwritten; none start from zeros."""
+        """Nats, float64 [n, 2]. states: each [n, 2, N, B, D], overwritten; without states starts from zeros."""
         self._perturbed.write(self._eps, self.seeds)
         members = self._perturbed.members
         total = torch.zeros(len(members.embedding), dtype=torch.float64, device=self._eps.device)
@@ -98,7 +99,7 @@ class Chunk:
         return total.view(-1, 2)
 
     def compute_and_carry(self, states: Sequence[Tensor]) -> Tensor:
-        """As `compute`, by a CUDA graph if it is to be one; states may be those of fewer than n probes."""
+        """Like `compute`, with a CUDA graph if one is to be recorded. states may have fewer than n probes."""
         if not states:
             if self.record is not None and self._replay is None:
                 self._replay = self.record(self.compute)
@@ -113,7 +114,7 @@ class Chunk:
         return result
 
     def _heads_of(self, states: Sequence[Tensor], members: Members) -> Tensor:
-        """Population states as flashrnn has them, [S, B, MN, D]."""
+        """Population states in flashrnn's layout, [S, B, MN, D]."""
         heads, _, _, head_dim = members.recurrent_weight.shape
         if not states:
             count = self._recurrence.num_states
@@ -123,9 +124,9 @@ class Chunk:
 
 
 class PopulationForward:
-    """The population forward of one model, with what it remembers from call to call: sizes of chunks, and CUDA graphs.
+    """The population forward of one model. It keeps compiled chunk sizes and CUDA graphs between calls.
 
-    cuda_graph: True records chunks and raises where that can't be, False never does, None does where it can and pays.
+    cuda_graph: True records chunks, or raises if it can't. False never records. None records if it can and it pays.
     """
 
     def __init__(self, recurrence: Recurrence, cuda_graph: bool | None) -> None:
@@ -133,7 +134,7 @@ class PopulationForward:
         self._cuda_graph = cuda_graph
         self._compiled: set[int] = set()
         self._recorded: dict[Any, Chunk] = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     @torch.no_grad()
     def nats(
@@ -183,32 +184,32 @@ class PopulationForward:
         return chunk
 
     def _records(self, chosen: FlashBackend, weights: RecurrentWeights, plan: Plan, batch_size: int) -> bool:
-        """Whether a chunk becomes a CUDA graph. Raises RuntimeError if it must, but can't."""
+        """Whether to record a chunk as a CUDA graph. Raises RuntimeError if cuda_graph is True and it can't be."""
         if self._cuda_graph is False:
             return False
         reason = graph.obstacle(chosen, weights.bias.device)
         if self._cuda_graph:
             if reason is not None:
-                raise RuntimeError(f"cuda_graph=True can't be had: {reason}")
+                raise RuntimeError(f"can't record a CUDA graph: {reason}; use cuda_graph=None")
             return True
         products = sum(x.numel() for x in (weights.input_weight, weights.recurrent_weight, weights.output_weight))
         if not graph.is_small(2 * plan.probes * batch_size * products, plan.steps):
             return False
         if reason is not None and weights.bias.device.type == "cuda":
-            self._say(logging.INFO, f"no CUDA graph: {reason}")
+            self._log_once(logging.INFO, f"no CUDA graph: {reason}")
         return reason is None
 
     def _warn_of_tf32(self, device: torch.device) -> None:
         matmul = torch.backends.cuda.matmul
         precision = getattr(matmul, "fp32_precision", None)  # torch 2.8 does not have it
         if device.type == "cuda" and (matmul.allow_tf32 if precision is None else precision == "tf32"):
-            self._say(
+            self._log_once(
                 logging.WARNING,
-                "torch rounds the factors of float32 products to TF32, 10 bits, and so w + eps and w - eps, which "
-                "blurs differences of losses; after torch.set_float32_matmul_precision('highest') it does not",
+                "torch rounds the factors of float32 products, here w + eps and w - eps, to the 10 bits of TF32, which "
+                "blurs differences of losses: call torch.set_float32_matmul_precision('highest')",
             )
 
-    def _say(self, level: int, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _log_once(self, level: int, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
             _logger.log(level, message)

@@ -1,4 +1,4 @@
-"""The input projections of tokens, in the layout the recurrence reads."""
+"""Computes the input projections of tokens, in the layout of the recurrence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from .members import Members
 
 
 class InputProjection:
-    """Wx of the tokens of a batch, for all members, computed in the members' dtype and rounded to `dtype` once.
+    """Computes Wx for the tokens of a batch and all members, in the members' dtype, and rounds it to `dtype` once.
 
-    A token's projection depends on the token alone: where the batch has more positions than the vocabulary has tokens,
-    the table of all of them is computed once, and looked up. With `with_bias` the biases of the input rows are added to
-    it, before it is rounded.
+    If the batch has more positions than the vocabulary has tokens, the projections of all tokens are computed once as a
+    table and looked up. If `with_bias`, the biases of the input rows are added before rounding.
     """
 
     def __init__(self, members: Members, num_positions: int, dtype: torch.dtype, *, with_bias: bool) -> None:
@@ -23,7 +22,7 @@ class InputProjection:
         self._table_VMK = self._rows(members.embedding) if num_positions > members.embedding.shape[1] else None
 
     def __call__(self, tokens_TB: Tensor) -> Tensor:
-        """[T, B, MN, I, D], contiguous."""
+        """The projections [T, B, MN, I, D] of tokens [T, B], contiguous."""
         tokens_X = tokens_TB.flatten()
         if self._table_VMK is not None:
             rows_XMK = self._table_VMK.index_select(0, tokens_X)
@@ -33,10 +32,10 @@ class InputProjection:
         return rows_XMK.view(*tokens_TB.shape, heads, -1, head_dim)
 
     def _rows(self, embeddings_MYE: Tensor) -> Tensor:
-        """[Y, M, K] with K = N * I * D: members next to each other, as a step of the recurrence reads them."""
+        """Projections [Y, M, K] of embeddings [M, Y, E], with K = N * I * D, in the order the recurrence reads."""
         weight_MEK = self._members.input_weight.flatten(1, -2).transpose(1, 2)
         members, count, _ = embeddings_MYE.shape
-        if members == 1:  # the way autograd can follow
+        if members == 1:  # without out=, which autograd does not support
             rows_YMK = torch.bmm(embeddings_MYE, weight_MEK).transpose(0, 1)
         else:
             rows_YMK = embeddings_MYE.new_empty(count, members, weight_MEK.shape[2])
