@@ -26,7 +26,7 @@ _automatic: dict[str, Backend] = {}
 
 
 def get_backend(name: str) -> Backend:
-    """The backend called `name`. Raises ValueError if there is none, RuntimeError if it can't be used here."""
+    """Returns the backend called `name`. Raises ValueError if there is none, RuntimeError if it can't be used here."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: zo_kernels has {', '.join(BACKENDS)}")
     reason = BACKENDS[name].unavailable()
@@ -36,10 +36,10 @@ def get_backend(name: str) -> Backend:
 
 
 def set_backend(name: str | None) -> None:
-    """Makes `name` compute all ops of this process; None returns to the choice by device.
+    """Makes the backend called `name` compute all ops of this process. None returns to the choice by device.
 
-    Raises ValueError for an unknown backend and RuntimeError, saying why, for one that can't be used here; the backend
-    in use then stays as it was.
+    Raises ValueError for an unknown backend, and RuntimeError for one that can't be used here, with the reason. The
+    backend in use stays as it was then.
     """
     global _default
     _default = None if name is None else get_backend(name)
@@ -47,7 +47,10 @@ def set_backend(name: str | None) -> None:
 
 @contextmanager
 def backend(name: str) -> Iterator[Backend]:
-    """`with zo.backend(name):` computes the ops inside with `name`, in this thread or task. Raises as `set_backend`."""
+    """Makes the backend called `name` compute the ops inside a `with` block, in this thread or task only.
+
+    Raises as `set_backend` does.
+    """
     token = _override.set(get_backend(name))
     try:
         yield BACKENDS[name]
@@ -56,9 +59,9 @@ def backend(name: str) -> Iterator[Backend]:
 
 
 def backend_for(device_type: str) -> Backend:
-    """The backend that computes on tensors of `device_type` ("cpu", "cuda") now.
+    """Returns the backend that computes on tensors of `device_type` ("cpu", "cuda") now.
 
-    Raises RuntimeError if the backend asked for, or every backend, does not know that device.
+    Raises RuntimeError if the backend that was asked for does not compute on that device, or if none does.
     """
     chosen = _override.get() or _default or _automatic.get(device_type)
     if chosen is None:

@@ -25,11 +25,16 @@ _MASK = 2**64 - 1
 
 
 def missing_module() -> str:
-    """Why there is no compiled module, where there is none."""
+    """Returns why the compiled module could not be imported, for backends that need it."""
     return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
 
 
 class CpuBackend(Backend):
+    """Computes on CPU tensors, on as many threads as torch.set_num_threads says.
+
+    Recurrent forwards of float64 weights take the slow reference, because the kernel computes in float32.
+    """
+
     name = "cpu"
     device_types = ("cpu",)
     fused_forward = True
@@ -95,7 +100,7 @@ class CpuBackend(Backend):
         states: Sequence[Tensor],
         precision: str,
     ) -> Tensor:
-        if weights.bias.dtype == torch.float64:  # the kernel computes in float32
+        if weights.bias.dtype == torch.float64:
             return reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
         nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
         if len(seeds) == 0:  # an empty tensor has no address
@@ -124,6 +129,10 @@ def _evaluate(
     nats: Tensor,
     logits: Tensor | None,
 ) -> None:
+    """Calls the kernel, which writes `nats` [n, num_signs] and, if given, `logits` [B, V], and overwrites `states`.
+
+    num_signs: 2 for theta + eps * p and theta - eps * p, 1 for the first alone.
+    """
     cell, offsets, *tensors = weights
     vocab_size, embed_dim = weights.embedding.shape
     _, num_heads, head_dim = weights.bias.shape

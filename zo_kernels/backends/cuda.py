@@ -22,11 +22,13 @@ _MASK = 2**64 - 1
 
 
 def _queue(x: Tensor) -> tuple[int, int]:
-    """The tensor's device, which the launchers make current, and the cudaStream_t that torch uses on it now."""
+    """Returns the tensor's device, which the launchers make current, and torch's current cudaStream_t on it."""
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 class CudaBackend(GpuBackend):
+    """Compiled kernels for Rademacher probes and, if turned on, populations; everything else as in `GpuBackend`."""
+
     name = "cuda"
     device_types = ("cuda",)
     bfloat16_needs = (

@@ -19,6 +19,8 @@ from .reference import ReferenceBackend
 
 
 class GpuBackend(ReferenceBackend):
+    """A backend without kernels of its own; subclasses override the methods that they have kernels for."""
+
     fused_forward = True
     bfloat16_needs = "backend 'cuda'"
 

@@ -43,14 +43,17 @@ _INTERPRETED = _interpreted()
 
 
 def _kernels() -> ModuleType:
-    """Imported at the first launch: it takes a moment, and Triton may be missing."""
+    """Imports the kernels at the first launch: it takes a moment, and Triton may be missing."""
     from . import triton_kernels
 
     return triton_kernels
 
 
 def _interpreter_changed() -> bool:
-    """Whether it was another when this module, or Triton, was imported: functions of two kinds would meet."""
+    """Whether TRITON_INTERPRET was different when this module or Triton was imported.
+
+    Interpreted and compiled functions would then meet, which fails.
+    """
     if "triton.language" in sys.modules:
         compiled = isinstance(sys.modules["triton.language"].cdiv, sys.modules["triton.runtime.jit"].JITFunction)
         if compiled == _INTERPRETED:
@@ -59,12 +62,12 @@ def _interpreter_changed() -> bool:
 
 
 def _bits(value: float) -> int:
-    """Of a float64, as an int64."""
+    """Returns the bits of a float64 as an int64."""
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
 def _beside(x: Tensor, values: Tensor) -> Tensor:
-    """`values` on the device of x; copied from pinned memory, for which the host need not wait."""
+    """Returns `values` on the device of x, copied from pinned memory so that the host need not wait."""
     if values.device == x.device:
         return values
     return values.pin_memory().to(x.device, non_blocking=True)
@@ -75,7 +78,7 @@ def _num_tiles(x: Tensor) -> int:
 
 
 def _apply(x: Tensor, out: Tensor, terms: Sequence[tuple[float, int]], offset: int, reads: bool = True) -> None:
-    """out = cast(x + alpha * p(seed)), for one or two terms (alpha, seed); without x unless it `reads`."""
+    """out = cast(x + alpha * p(seed) + ...) for one or two terms (alpha, seed). Leaves out x unless `reads`."""
     if x.numel() == 0:
         return
     (alpha, seed), (next_alpha, next_seed) = terms[0], terms[-1]
@@ -97,6 +100,8 @@ def _apply(x: Tensor, out: Tensor, terms: Sequence[tuple[float, int]], offset: i
 
 
 class TritonBackend(GpuBackend):
+    """Triton's kernels for Rademacher probes; everything else as in `GpuBackend`."""
+
     name = "triton"
     # The interpreter is slow: on request by name only. Ahead of it on CPU tensors comes `cpu`, or it is not offered.
     device_types = ("cuda", "cpu") if _INTERPRETED and cpu._C is not None else ("cuda",)

@@ -1,7 +1,8 @@
 """Checks of the ops' arguments, so that no backend has to make them.
 
 The first part is for the functions that users call: it refuses what torch could not pass on to an op, and converts
-seeds. The second is for the ops themselves. All raise TypeError for a wrong type or dtype, else ValueError.
+seeds. The second is for the ops themselves. Each check raises TypeError for a wrong type or dtype and ValueError for
+anything else that is wrong.
 """
 
 from __future__ import annotations
@@ -66,11 +67,13 @@ def seeds_to_tensor(seeds: Tensor | Sequence[int] | npt.NDArray[np.int64]) -> Te
 
 
 def check_dtype(dtype: torch.dtype, name: str = "dtype") -> None:
+    """Checks that it is an element type of the ops."""
     if dtype not in DTYPES:
         raise TypeError(f"{name} must be one of {', '.join(str(d) for d in DTYPES)}, not {dtype}")
 
 
 def check_tensor(x: Tensor, name: str = "x") -> None:
+    """Checks that x has an element type of the ops and is contiguous."""
     if x.dtype not in DTYPES:
         check_dtype(x.dtype, f"{name}'s dtype")
     if not x.is_contiguous():
@@ -78,6 +81,7 @@ def check_tensor(x: Tensor, name: str = "x") -> None:
 
 
 def check_offset(offset: int, numel: int) -> None:
+    """Checks that elements offset .. offset + numel lie in the flat parameter space and begin at a block."""
     if offset < 0 or offset % BLOCK_SIGNS:
         raise ValueError(f"offset must be a non-negative multiple of {BLOCK_SIGNS}, not {offset}")
     if offset + numel > 2**63 - 1:
@@ -85,20 +89,21 @@ def check_offset(offset: int, numel: int) -> None:
 
 
 def check_probe(numel: int, offset: int, distribution: str) -> None:
-    """Whether elements offset .. offset + numel of a probe of this distribution exist."""
+    """Checks that elements offset .. offset + numel of a probe of this distribution exist."""
     if distribution != "rademacher":
         check_distribution(distribution)
     check_offset(offset, numel)
 
 
 def check_scalar(value: float, name: str, dtype: torch.dtype) -> None:
-    """Finite in the dtype the kernels compute in."""
+    """Checks that a scalar is finite in the dtype that kernels compute in for tensors of `dtype`."""
     if not abs(value) <= _LARGEST[dtype]:
         kind = "too large for float32" if math.isfinite(value) else "not finite"
         raise ValueError(f"{name} is {kind}: {value}")
 
 
 def check_out(x: Tensor, out: Tensor) -> None:
+    """Checks that `out`, of any dtype, has the shape and device of x."""
     check_tensor(out, "out")
     if out.shape != x.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, but x has {tuple(x.shape)}")
@@ -112,18 +117,19 @@ def _overlap(x: Tensor, out: Tensor) -> bool:
 
 
 def check_overlap(x: Tensor, out: Tensor) -> None:
-    """`out` may be x itself, but must not share a part of its memory."""
+    """Checks that `out` is x itself or separate memory, and does not share a part of x."""
     if not (x.data_ptr() == out.data_ptr() and x.dtype == out.dtype) and _overlap(x, out):
         raise ValueError("out overlaps x in memory: pass x itself or separate memory")
 
 
 def check_apart(x: Tensor, out: Tensor) -> None:
+    """Checks that `out` is separate memory."""
     if _overlap(x, out):
         raise ValueError("out overlaps x in memory: pass separate memory")
 
 
 def check_members(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor) -> None:
-    """The arguments of apply_probes, whose out is [n, 2, *x.shape]."""
+    """Checks the arguments of apply_probes: alpha is one float64, seeds are int64 [n], out is [n, 2, *x.shape]."""
     check_tensor(out, "out")
     if alpha.dtype != torch.float64 or alpha.numel() != 1:
         raise TypeError(f"alpha must be one float64, not {alpha.dtype} {list(alpha.shape)}")
@@ -139,6 +145,7 @@ def check_members(x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor) -> None:
 
 
 def check_rows(x: Tensor, coeffs: Tensor, seeds: Tensor) -> None:
+    """Checks that coeffs (float64 [n]) and seeds (int64 [n]) can be read on the host."""
     if coeffs.dtype != torch.float64 or seeds.dtype != torch.int64:
         raise TypeError(f"coeffs must be float64 and seeds int64, not {coeffs.dtype} and {seeds.dtype}")
     readable = ("cpu", "meta") if x.is_meta else ("cpu",)
@@ -151,6 +158,7 @@ def check_rows(x: Tensor, coeffs: Tensor, seeds: Tensor) -> None:
 
 
 def check_update(decay: float, grid: float, undo_alpha: float, dtype: torch.dtype) -> None:
+    """Checks that the options of accumulate_probes_ fit tensors of `dtype`."""
     check_scalar(decay, "decay", dtype)
     check_scalar(undo_alpha, "undo_alpha", dtype)
     if grid != 0.0 and not (2.0**-126 <= grid <= 2.0**126 and math.frexp(grid)[0] == 0.5):
@@ -158,6 +166,7 @@ def check_update(decay: float, grid: float, undo_alpha: float, dtype: torch.dtyp
 
 
 def check_tokens_form(tokens: Tensor) -> None:
+    """Checks that tokens are int64 or int32 [B, T], not empty. Their values are not read."""
     if tokens.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"tokens must be int64 or int32, not {tokens.dtype}")
     if tokens.dim() != 2 or tokens.numel() == 0:
@@ -165,6 +174,7 @@ def check_tokens_form(tokens: Tensor) -> None:
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """As `check_tokens_form`, and that all values lie in [0, vocab_size). Waits for the device."""
     check_tokens_form(tokens)
     low, high = map(int, tokens.aminmax())
     if low < 0 or high >= vocab_size:
@@ -172,6 +182,7 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
 
 
 def check_targets_form(tokens: Tensor, targets: Tensor) -> None:
+    """Checks that targets are int64 of the tokens' shape. Their values are not read."""
     if targets.shape != tokens.shape or targets.dtype != torch.int64:
         raise ValueError(
             f"targets must be int64 of the tokens' shape {list(tokens.shape)}, "
@@ -180,6 +191,7 @@ def check_targets_form(tokens: Tensor, targets: Tensor) -> None:
 
 
 def check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
+    """As `check_targets_form`, and that all values lie in [0, vocab_size) or are -100. Waits for the device."""
     check_targets_form(tokens, targets)
     low, high = map(int, targets.aminmax())
     if high >= vocab_size or (low < 0 and bool(((targets < 0) & (targets != IGNORE_INDEX)).any())):

@@ -1,7 +1,8 @@
-"""The recurrent forwards in torch, many members (a probe with a sign) at once: the way on devices without a kernel.
+"""The recurrent forwards in torch, for devices without a kernel: many members at once.
 
-A chunk of probes is perturbed by one `apply_probes` per parameter; members are then a batch dimension of every product.
-Arithmetic is float32 (float64 for float64 weights), sums over positions float64.
+A member is the model moved along one probe with one sign. `apply_probes` makes those of a chunk of probes with one call
+per parameter, and they are a batch dimension of every product. Arithmetic is float32 (float64 for float64 weights),
+sums over positions are float64.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .loss import nats
 from .memory import population_bytes
 
 _HIDDEN_BYTES = 1 << 26
-"""Of the hidden states that wait for their output projection."""
+"""Bytes of the hidden states that wait for their output projection."""
 
 
 def recurrent_nats(
@@ -28,7 +29,7 @@ def recurrent_nats(
     eps: float,
     states: Sequence[Tensor],
 ) -> Tensor:
-    """See `Backend.recurrent_nats`; `backend` makes the perturbed weights. Result on the CPU."""
+    """See `Backend.recurrent_nats`. `backend` makes the perturbed weights."""
     distinct, index_BT = tokens.unique(return_inverse=True)
     chunk = probes_at_once(weights, len(distinct), len(tokens))
     parts = []
@@ -40,7 +41,10 @@ def recurrent_nats(
 
 
 def probes_at_once(weights: RecurrentWeights, distinct: int, batch_size: int) -> int:
-    """Probes whose members fit the memory there is; at least one."""
+    """Returns how many probes have members that fit the free memory, at least one.
+
+    distinct: the number of different tokens in the batch.
+    """
     shape, size = CELLS[weights.cell], 8 if weights.bias.dtype == torch.float64 else 4
     hidden_size = weights.output_weight.shape[1]
     numbers = sum(x.numel() for x in weights.tensors) + 2 * weights.recurrent_weight.numel()
@@ -52,7 +56,7 @@ def probes_at_once(weights: RecurrentWeights, distinct: int, batch_size: int) ->
 def _members(
     backend: Backend, weights: RecurrentWeights, seeds: Tensor, eps: float, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Each parameter at theta + eps * p and theta - eps * p: [2n, ...]."""
+    """Returns each parameter at theta + eps * p and theta - eps * p, as [2n, ...] of `dtype`."""
     alpha, members = torch.tensor(eps, dtype=torch.float64), []
     for x, offset in zip(weights.tensors, weights.offsets, strict=True):
         x = x.detach()
@@ -75,7 +79,7 @@ def _chunk_nats(
     eps: float,
     states: Sequence[Tensor],
 ) -> Tensor:
-    """Sums of nats float64 [n, 2] of one chunk; M = 2n members."""
+    """Returns the sums of nats of one chunk of probes, float64 [n, 2]. M in the names of shapes is 2n."""
     dtype = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
     embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = _members(
         backend, weights, seeds, eps, dtype
@@ -108,7 +112,7 @@ def _chunk_nats(
 def _cell(
     cell: str, x: Sequence[Tensor], r: Sequence[Tensor], b: Sequence[Tensor], states: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The states after one step, from input rows x, recurrent rows r and biases b; see `zo_kernels.models`."""
+    """Returns the states after one step, from input rows x, recurrent rows r and biases b; see `zo_kernels.models`."""
     if cell == "lstm":
         i, f, z, o = (x[k] + r[k] + b[k] for k in range(4))
         c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(z)

@@ -1,4 +1,4 @@
-"""Output projection and cross-entropy, tile by tile: logits of all positions never exist at once."""
+"""Output projection and cross-entropy, tile by tile, so that the logits of all positions never exist at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TILE_BYTES = 64 << 20
-"""Of the float32 logits of a tile; cross-entropy takes as much again."""
+"""Bytes of the logits of a tile; cross-entropy takes as much again."""
 
 _FEW_POSITIONS = 64
-"""Members share a tile as long as each has as many: a product of fewer rows is slow."""
+"""Members share a tile as long as it holds this many positions of each: a product of fewer rows is slow."""
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """left [M, X, H] @ right [M, H, Y], summed and returned in float32 for 16-bit factors, else in their dtype."""
+    """Returns left [M, X, H] @ right [M, H, Y], in float32 for 16-bit factors, else in their dtype."""
     if left.dtype.itemsize >= 4:
         return torch.bmm(left, right)
     if left.is_cuda and not torch.is_grad_enabled():
@@ -23,15 +23,15 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def logits(hidden_MXH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor) -> Tensor:
-    """[M, X, V], float32 (float64 for float64 parameters)."""
+    """Returns logits [M, X, V] of M members at X positions, float32 (float64 for float64 parameters)."""
     return products(hidden_MXH, output_weight_MVH.transpose(1, 2)) + output_bias_MV[:, None]
 
 
 def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor, targets_TB: Tensor) -> Tensor:
-    """Sums of the cross-entropy over the scored positions, float64 [M].
+    """Returns the cross-entropy in nats of M members, summed over the scored positions: float64 [M].
 
-    Logits and cross-entropy are float32 (float64 for float64 parameters). targets_TB: int64, -100 where a position is
-    not scored. The device is not waited for.
+    Logits and cross-entropy are float32 (float64 for float64 parameters). targets_TB is int64, -100 where a position is
+    not scored. Does not wait for the device.
     """
     hidden_MXH = hidden_TBMH.flatten(0, 1).transpose(0, 1)
     targets_X = targets_TB.flatten()

@@ -1,4 +1,4 @@
-"""How much memory a population forward may take."""
+"""How much memory the perturbed copies of a model and their states may take in a population forward."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from torch import Tensor
 from ..base import RecurrentWeights
 
 CPU_BYTES = 256 << 20
-"""For the members and states of one call on a CPU."""
+"""Bytes for the members and states of one call on a CPU."""
 
 _GPU_BYTES, _GPU_COPIES, _SHARE = 384 << 20, 6, 0.6
-"""On a GPU: so many bytes, or so many copies of the parameters if that is more, up to a share of the free memory.
+"""On a GPU: this many bytes, or so many copies of the parameters if those are larger, up to a share of free memory.
 
-Enough to fill the device, more would take memory and no less time; the rest of the share is for what is not counted.
+That is enough to fill the device; more memory would save no time. The rest is left for what is not counted.
 """
 
 _LOGITS = 256 << 20
-"""Of the free memory, what tiles of logits and their like take."""
+"""Bytes of the free memory that are kept for tiles of logits and other intermediate results."""
 
 
 def population_bytes(weights: RecurrentWeights) -> int:
-    """Bytes that the members and states of a population may take on the parameters' device, besides logits."""
+    """Returns the bytes that the members and states of a population may take on the parameters' device.
+
+    Logits are not among them.
+    """
     return members_bytes(weights.tensors, CPU_BYTES)
 
 
 def members_bytes(parameters: Sequence[Tensor], cpu_bytes: int) -> int:
-    """As `population_bytes`, for a model with these parameters; cpu_bytes: the answer on a CPU."""
+    """As `population_bytes`, for a model with these parameters. On a CPU it returns cpu_bytes."""
     device = parameters[0].device
     if device.type != "cuda":
         return cpu_bytes

@@ -1,4 +1,7 @@
-"""The recurrent forwards in plain torch and float64, one perturbed copy of the weights after the other: the truth."""
+"""The recurrent forwards in plain torch and float64, with one perturbed copy of the weights at a time.
+
+They are the ground truth of the other forwards, and slow.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _compute_dtype(weights: RecurrentWeights) -> torch.dtype:
 
 
 def probe_of(weights: RecurrentWeights, seed: int) -> list[Tensor | None]:
-    """p(seed) for each tensor, None for one that is not perturbed."""
+    """Returns p(seed) for each of the six tensors, in its shape; None for one that is not perturbed."""
     probe: list[Tensor | None] = []
     for x, offset in zip(weights.tensors, weights.offsets, strict=True):
         if offset < 0:
@@ -31,7 +34,7 @@ def probe_of(weights: RecurrentWeights, seed: int) -> list[Tensor | None]:
 
 
 def perturb(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None]) -> RecurrentWeights:
-    """The weights theta + alpha * p in float64, rounded to float32 on the way unless theta is float64."""
+    """Returns the weights theta + alpha * p in float64, rounded to float32 on the way unless theta is float64."""
     compute = _compute_dtype(weights)
     moved = []
     for x, p in zip(weights.tensors, probe, strict=True):
@@ -43,7 +46,7 @@ def perturb(weights: RecurrentWeights, alpha: float, probe: list[Tensor | None])
 
 
 def step(weights: RecurrentWeights, tokens_B: Tensor, states_NBD: list[Tensor]) -> list[Tensor]:
-    """The states after one more token; see `zo_kernels.models` for the cells."""
+    """Returns the states after one more token; see `zo_kernels.models` for the cells."""
     h_NBD = states_NBD[0]
     x_GNBD = torch.einsum("be,gnde->gnbd", weights.embedding[tokens_B], weights.input_weight)
     r_GNBD = torch.einsum("nbk,gndk->gnbd", h_NBD, weights.recurrent_weight)
@@ -60,12 +63,12 @@ def step(weights: RecurrentWeights, tokens_B: Tensor, states_NBD: list[Tensor]) 
 
 
 def logits_of(weights: RecurrentWeights, h_NBD: Tensor) -> Tensor:
-    """Logits [B, V] of a hidden state."""
+    """Returns logits [B, V] of a hidden state."""
     return F.linear(h_NBD.transpose(0, 1).flatten(1), weights.output_weight, weights.output_bias)
 
 
 def zero_states(weights: RecurrentWeights, batch_size: int) -> list[Tensor]:
-    """Float64 states [N, B, D] before the first token."""
+    """Returns the states before the first token, each float64 [N, B, D]."""
     _, heads, dim = weights.bias.shape
     return [weights.bias.new_zeros(heads, batch_size, dim).double() for _ in range(CELLS[weights.cell].states)]
 
