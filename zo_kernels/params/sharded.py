@@ -259,7 +259,8 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
     Raises ValueError if that takes one of the parameters out of its module.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None or not fsdp.FSDPModule.__subclasses__():
+    # Looking at every object takes a tenth of a second or more. Parts of torch define a subclass that no module has.
+    if fsdp is None or not any(issubclass(kind, nn.Module) for kind in _subclasses(fsdp.FSDPModule)):
         return []
     wanted = {p for _, p in named}
     # torch has no list of them but the garbage collector's
@@ -276,3 +277,10 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
                     "reshard() of the model and its FSDP submodules, or before the first forward pass"
                 )
     return modules
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    direct: list[type] = kind.__subclasses__()
+    for subclass in direct:
+        yield subclass
+        yield from _subclasses(subclass)
