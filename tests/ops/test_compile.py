@@ -106,6 +106,7 @@ def test_parameters_changed_without_grad():
     assert eager.abs() > 0.1  # the forwards saw the perturbed weights
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductor():
     """Every op in one graph, between operations that Inductor fuses and might move across a write."""
