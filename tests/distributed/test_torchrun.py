@@ -134,6 +134,7 @@ def test_nodes_that_die_and_come(launch: Launch) -> None:
     assert launch.end() == [0, 0, 0], launch.read_output()
 
 
+@pytest.mark.slow
 def test_a_fixed_number_of_nodes(launch: Launch) -> None:
     """A process of either node is killed: each node's agent restarts its own."""
     port = find_free_port()

@@ -35,23 +35,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "world_size", "killed"),
     [
         ([], 2, None),
-        pytest.param([], 4, None, marks=pytest.mark.slow),
-        pytest.param(
-            ["--model", "paper-dnc", "--memory-slots", "5", "--memory-width", "4", "--lr", "0.01"],
-            3,
-            None,
-            marks=pytest.mark.slow,
-        ),
+        ([], 4, None),
+        (["--model", "paper-dnc", "--memory-slots", "5", "--memory-width", "4", "--lr", "0.01"], 3, None),
         (["--transforms", "momentum:0.9:4", "--distribution", "normal", "--lr", "0.01"], 3, ("losses heard", 17)),
-        pytest.param(
-            ["--dense", "adam", "--lr", "0.01", "--estimator", "1.5-spsa"],
-            2,
-            ("losses heard", 33),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--max-cosine-distance", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33), marks=pytest.mark.slow
-        ),
+        (["--dense", "adam", "--lr", "0.01", "--estimator", "1.5-spsa"], 2, ("losses heard", 33)),
+        (["--max-cosine-distance", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33)),
     ],
 )
 def test_any_number_of_processes_is_the_run_of_one(
@@ -69,13 +57,7 @@ def test_any_number_of_processes_is_the_run_of_one(
 
 @pytest.mark.parametrize(
     ("split", "world_size", "estimator"),
-    [
-        ("batch", 2, "1.5-spsa"),
-        ("both", 3, "2-spsa"),
-        pytest.param("batch", 3, "cd", marks=pytest.mark.slow),
-        pytest.param("both", 3, "fd", marks=pytest.mark.slow),
-        pytest.param("both", 4, "cd", marks=pytest.mark.slow),
-    ],
+    [("batch", 2, "1.5-spsa"), ("batch", 3, "cd"), ("both", 3, "fd"), ("both", 4, "cd"), ("both", 3, "2-spsa")],
 )
 def test_sharing_micro_batches_changes_nothing(split: str, world_size: int, estimator: str, tmp_path: Path) -> None:
     """Four micro-batches of one sequence, three probes: tables whose cells these numbers do not divide."""
@@ -90,16 +72,16 @@ def test_sharing_micro_batches_changes_nothing(split: str, world_size: int, esti
 @pytest.mark.parametrize(
     ("rank", "moment", "number", "world_size_then"),
     [
-        pytest.param(0, "folder made", 0, 2, marks=pytest.mark.slow),
-        pytest.param(0, "journal begun", 0, 3, marks=pytest.mark.slow),
-        pytest.param(0, "row not written", 9, 2, marks=pytest.mark.slow),
+        (0, "folder made", 0, 2),
+        (0, "journal begun", 0, 3),
+        (0, "row not written", 9, 2),
         (0, "row written", 9, 4),
-        pytest.param(0, "checkpoint unnamed", 1, 1, marks=pytest.mark.slow),
-        pytest.param(0, "weights not written", 0, 3, marks=pytest.mark.slow),
-        pytest.param(1, "group joined", 0, 3, marks=pytest.mark.slow),
-        pytest.param(2, "losses not sent", 12, 3, marks=pytest.mark.slow),
+        (0, "checkpoint unnamed", 1, 1),
+        (0, "weights not written", 0, 3),
+        (1, "group joined", 0, 3),
+        (2, "losses not sent", 12, 3),
         (1, "losses heard", 12, 2),
-        pytest.param(2, "step taken", 19, 3, marks=pytest.mark.slow),
+        (2, "step taken", 19, 3),
     ],
 )
 def test_a_process_is_killed(
@@ -124,14 +106,7 @@ def started(out: Path, launched: Launch) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(
-    ("rank", "number", "code"),
-    [
-        (1, signal.SIGTERM, 143),
-        pytest.param(0, signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(0, signal.SIGINT, 130, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("rank", "number", "code"), [(0, signal.SIGTERM, 143), (1, signal.SIGTERM, 143), (0, 2, 130)])
 def test_a_signal_to_one_process_ends_the_run_cleanly(
     rank: int, number: int, code: int, whole: Path, tmp_path: Path
 ) -> None:
@@ -162,7 +137,7 @@ def test_a_process_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
     assert alike(out, whole)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_flipped_bit_is_named(rank: int, tmp_path: Path) -> None:
     """In two processes, too, whose votes are one to one: the journal knows."""
     out = tmp_path / "run"
@@ -175,7 +150,7 @@ def test_a_flipped_bit_is_named(rank: int, tmp_path: Path) -> None:
     assert launch(arguments, world_size).finish() == [(0, "")] * world_size
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_flipped_bit_is_healed(rank: int, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out), "--check-every", "1", "--repair"]
@@ -197,7 +172,6 @@ def test_the_folder_of_a_job(whole: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert alike(tmp_path / "runs" / "copy-job", whole)
 
 
-@pytest.mark.slow
 def test_lr_search_is_done_once(tmp_path: Path) -> None:
     out, alone = tmp_path / "run", tmp_path / "alone"
     arguments = [*RUN, "--lr", "search"]

@@ -69,22 +69,22 @@ def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        pytest.param("folder made", 0, marks=pytest.mark.slow),
-        pytest.param("journal begun", 0, marks=pytest.mark.slow),
-        pytest.param("row not written", 0, marks=pytest.mark.slow),
+        ("folder made", 0),
+        ("journal begun", 0),
+        ("row not written", 0),
         ("row not written", 16),
-        pytest.param("row written", 0, marks=pytest.mark.slow),
+        ("row written", 0),
         ("row written", 16),
-        pytest.param("step taken", 16, marks=pytest.mark.slow),
-        pytest.param("checkpoint not begun", 0, marks=pytest.mark.slow),
-        pytest.param("checkpoint not begun", 3, marks=pytest.mark.slow),
-        pytest.param("checkpoint unnamed", 0, marks=pytest.mark.slow),
+        ("step taken", 16),
+        ("checkpoint not begun", 0),
+        ("checkpoint not begun", 3),
+        ("checkpoint unnamed", 0),
         ("checkpoint unnamed", 6),
-        pytest.param("checkpoint written", 3, marks=pytest.mark.slow),
-        pytest.param("scores not written", 0, marks=pytest.mark.slow),
-        pytest.param("scores not written", 4, marks=pytest.mark.slow),
-        pytest.param("scores written", 0, marks=pytest.mark.slow),
-        pytest.param("line not written", 16, marks=pytest.mark.slow),
+        ("checkpoint written", 3),
+        ("scores not written", 0),
+        ("scores not written", 4),
+        ("scores written", 0),
+        ("line not written", 16),
         ("weights not written", 0),
     ],
 )
@@ -100,9 +100,7 @@ def test_killed_at_a_moment(moment: str, number: int, whole: Path, tmp_path: Pat
     assert files_of(out) == FILES
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in ("window", "bptt") else pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_goes_on(kind: str, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert finish([*RUN, *KINDS[kind], "--out", str(whole)]) == 0
@@ -126,7 +124,7 @@ def test_ctrl_c_and_resume(whole: Path, tmp_path: Path) -> None:
     assert runs_alike(out, whole)
 
 
-@pytest.mark.parametrize("most_bytes", [40_000, pytest.param(70_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most_bytes", [40_000, 70_000])
 def test_a_full_disk_loses_no_step(most_bytes: int, whole: Path, tmp_path: Path) -> None:
     """A row of the journal, or the picture, is what does not fit."""
     out = tmp_path / "run"
