@@ -13,6 +13,7 @@ server.set_forkserver_preload(
         "tests.distributed.replicas",
         "torch._dynamo",  # which torch loads late, but every optimizer needs
         "torch.distributed.fsdp",
+        "tests.server_ready",
     ]
 )
 

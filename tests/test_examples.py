@@ -21,6 +21,7 @@ def losses_of(*arguments: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss (\S+) nats per token", result.stdout)]
 
 
+@pytest.mark.slow
 def test_a_causal_lm_learns_and_repeats_itself() -> None:
     losses = losses_of("--steps", "30", "--probes", "8")
     assert len(losses) == 3

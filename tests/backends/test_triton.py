@@ -74,6 +74,7 @@ def test_interpreter_asked_for_too_late(anywhere, monkeypatch):
     assert_unavailable(CHANGED)
 
 
+@pytest.mark.slow
 def test_triton_imported_before_the_interpreter_was_asked_for():
     code = (
         "import os, triton; os.environ['TRITON_INTERPRET'] = '1'; import zo_kernels as zo; "

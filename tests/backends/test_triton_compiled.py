@@ -98,11 +98,19 @@ def rows(num_rows: int) -> tuple[np.ndarray, int, np.ndarray]:
     return np.ones(num_rows, np.int32), 3, np.arange(num_rows, dtype=np.int64)
 
 
+def quick_if(quick: bool, *values: object):
+    """A compilation takes seconds."""
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
 # For the compute capability 9.0 all that is launched; for 8.0, whose code differs little, one of each kind.
-PAIRS = [(90, pair) for pair in itertools.product(DTYPES, DTYPES)] + [(80, (torch.float32, torch.bfloat16))]
+MIXED = (torch.float32, torch.bfloat16)
+PAIRS = [quick_if(pair == MIXED, 90, pair) for pair in itertools.product(DTYPES, DTYPES)] + [quick_if(False, 80, MIXED)]
 each_pair = pytest.mark.parametrize(("capability", "pair"), PAIRS, ids=str)
 each_dtype = pytest.mark.parametrize(
-    ("capability", "dtype"), [*((90, d) for d in DTYPES), (80, torch.float32)], ids=str
+    ("capability", "dtype"),
+    [*(quick_if(d == torch.float32, 90, d) for d in DTYPES), quick_if(False, 80, torch.float32)],
+    ids=str,
 )
 
 
@@ -147,6 +155,7 @@ def test_accumulate_probes(compiler, capability, dtype):
     assert sum("IMAD" in text for text in kernel.longest_loop()) >= 128
 
 
+@pytest.mark.slow
 def test_addresses_that_are_not_aligned(compiler):
     """Views may start anywhere, and members of apply_probes do: an element at a time, the rest as before."""
     x, members = torch.zeros(50)[3:], torch.zeros(2, 2, 47)
@@ -191,6 +200,7 @@ def test_a_spill_would_be_seen(compiler, monkeypatch):
     assert f"{kernel} spills registers" in complaints(kernel, Demands(255))
 
 
+@pytest.mark.slow
 def test_a_contraction_would_be_seen(compiler, monkeypatch):
     """The same kernel without the option that forbids it."""
     monkeypatch.setitem(triton._OPTIONS, "enable_fp_fusion", True)

@@ -75,6 +75,7 @@ extern "C" __global__ void truncating(const float4* x, float4* y) {
 """
 
 
+@pytest.mark.slow
 @needs_cuobjdump
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile kernels with known faults")
 def test_the_reader_sees_each_fault(tmp_path):

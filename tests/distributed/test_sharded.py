@@ -22,7 +22,14 @@ WHOLE: dict[str, bytes] = {}
 
 @pytest.mark.parametrize(
     ("layout", "world_size"),
-    [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp resharded", 2), ("dtensor", 3), ("mixed", 2), ("hsdp", 4)],
+    [
+        ("fsdp", 2),
+        ("mixed", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("fsdp", 1), ("fsdp", 3), ("fsdp resharded", 2), ("dtensor", 3), ("hsdp", 4)]
+        ),
+    ],
 )
 def test_a_sharded_model_is_trained_to_the_bits_of_the_whole_one(layout: str, world_size: int) -> None:
     if not WHOLE:

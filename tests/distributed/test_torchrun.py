@@ -91,6 +91,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     launch.kill()
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_or_stopped(launch: Launch) -> None:
     """Two at once. Those that are stopped are named by the third, and killed by torchrun after its 30 s of grace."""
     launch.start("--standalone", "--nproc-per-node=3")
@@ -105,6 +106,7 @@ def test_processes_that_are_killed_or_stopped(launch: Launch) -> None:
     assert launch.end() == [0], launch.read_output()
 
 
+@pytest.mark.slow
 def test_nodes_that_die_and_come(launch: Launch) -> None:
     """The node of rank 0 dies; later a new node becomes the first."""
     endpoint = f"127.0.0.1:{find_free_port()}"
@@ -132,6 +134,7 @@ def test_nodes_that_die_and_come(launch: Launch) -> None:
     assert launch.end() == [0, 0, 0], launch.read_output()
 
 
+@pytest.mark.slow
 def test_a_fixed_number_of_nodes(launch: Launch) -> None:
     """A process of either node is killed: each node's agent restarts its own."""
     port = find_free_port()

@@ -84,6 +84,7 @@ def test_rows_as_tensors_of_changing_content_and_length():
 
 def test_parameters_changed_without_grad():
     """The way of an optimizer: perturb, evaluate, restore, in one graph."""
+    torch.manual_seed(0)  # or the two forwards may happen to differ by little
     model = torch.nn.Linear(30, 20)
     inputs = torch.randn(4, 30)
 
@@ -106,6 +107,7 @@ def test_parameters_changed_without_grad():
     assert eager.abs() > 0.1  # the forwards saw the perturbed weights
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductor():
     """Every op in one graph, between operations that Inductor fuses and might move across a write."""

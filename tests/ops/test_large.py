@@ -20,6 +20,7 @@ def available_memory():
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="free memory is not known")
 def test_more_than_2_31_elements():
     if available_memory() < 8 * 2**30:

@@ -104,6 +104,7 @@ def test_leaving_the_grid_names_the_parameter(tmp_path: Path, capsys: pytest.Cap
     assert files_of(tmp_path / "run") == FILES
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_with_whole_weights(tmp_path: Path) -> None:
     """Wherever it arrives: a real signal to a process that has the kernel."""
     endless = ["--steps", "1000000", "--lr-decay", "1", "--validate-every", "1000000"]

@@ -123,6 +123,7 @@ def test_a_signal_to_one_process_ends_the_run_cleanly(
     assert alike(out, whole)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out), "--timeout", "3"]

@@ -41,6 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "run", random.Random(0)
     arguments = [*RUN, "--out", str(out)]

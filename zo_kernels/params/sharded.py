@@ -262,7 +262,8 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
     Raises ValueError if a parameter then no longer belongs to its module.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None or not fsdp.FSDPModule.__subclasses__():
+    # Looking at every object takes a tenth of a second or more. Parts of torch define a subclass that no module has.
+    if fsdp is None or not any(issubclass(kind, nn.Module) for kind in _subclasses(fsdp.FSDPModule)):
         return []
     wanted = {p for _, p in named}
     # torch keeps no list of FSDP modules, so ask the garbage collector.
@@ -279,3 +280,10 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
                     "FSDP submodules before model.parameters(), or build the optimizer before the first forward pass"
                 )
     return modules
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    direct: list[type] = kind.__subclasses__()
+    for subclass in direct:
+        yield subclass
+        yield from _subclasses(subclass)

@@ -126,6 +126,7 @@ print(os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME == before, cpp_extens
 """
 
 
+@pytest.mark.slow
 def test_the_import_on_a_gpu_without_a_toolkit() -> None:
     """flashrnn 1.0.8 alone fails there, for want of CUDA_HOME, with vanilla and Triton."""
     without = (
@@ -144,6 +145,7 @@ def test_the_import_on_a_gpu_sets_cuda_home(tmp_path: Path) -> None:
     assert ran.stdout.split() == [str(tmp_path / "cuda"), "False", str(tmp_path / "cuda")]
 
 
+@pytest.mark.slow
 def test_the_import_leaves_a_cuda_home_that_is_set(tmp_path: Path) -> None:
     make_toolkit(tmp_path / "cuda")
     make_toolkit(tmp_path / "mine")
