@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.__main__ import RESULTS, machine
-from tests.distributed.replicas import flip, run_on_ranks
+from tests.distributed.replicas import flip_bit, run_on_ranks
 
 STEPS, KILLS = 400, 10
 TRAIN = ["zo_kernels.train", "--threads", "1", "--steps", str(STEPS)]
@@ -182,7 +182,7 @@ def flips(trials: int = 10, every: int = 100) -> dict[str, Any]:
     moments, found = random.Random(1), []
     for _ in range(trials):
         rank, bit = moments.randrange(3), moments.randrange(4, 32)  # the next update rounds lower ones away
-        said = run_on_ranks(3, flip, rank, bit)
+        said = run_on_ranks(3, flip_bit, rank, bit)
         named = f"{every}: rank {rank} holds other parameters than the rest before step {every}"
         found.append({"rank": rank, "bit": bit, "named_by_all": all(reply.startswith(named) for reply in said)})
     return {"world_size": 3, "check_every": every, "flips": found}

@@ -40,9 +40,10 @@ class Replicas:
 
     group: A process group of `torch.distributed`. None is the default group.
     split: What a rank's share of a step consists of. "probes": some of the probes, each on the whole batch. "batch":
-        some of the micro-batches, each at all probes. "both": consecutive cells of the table of probes and
-        micro-batches, so that all ranks are busy even if there are few probes. The last two apply to populations of
-        several micro-batches (`zo_kernels.estimators.BatchPopulation`). Other losses are always divided by probes.
+        some of the micro-batches, each at all probes. "both": some of the probes, each on all micro-batches. With the
+        last two, neighboring ranks may divide a micro-batch or a probe between them, so that all ranks are busy even
+        if there are few. They apply to populations of several micro-batches
+        (`zo_kernels.estimators.BatchPopulation`). Other losses are always divided by probes.
     balance: Divides the work by the ranks' speeds in the steps before. False divides it evenly.
     check_every: Compares the parameters of all ranks every so many steps, and before the first.
     timeout: Seconds to wait for another rank, in addition to ten times the longest recent share. None waits until the
