@@ -116,7 +116,7 @@ def kills(run: Run) -> dict[str, Any]:
     return {"world_size": 3, "kills": blows}
 
 
-def stops(run: Run, timeout: float = 5.0) -> dict[str, Any]:
+def stops(run: Run, timeout: float = 10.0) -> dict[str, Any]:
     run.launch("--standalone", "--nproc-per-node=3", flags=["--timeout", str(timeout)])
     run.after(0)
     blows = []
