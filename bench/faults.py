@@ -68,7 +68,9 @@ class Run:
     def recovery(self, struck: float, before: int, starts: int) -> dict[str, Any]:
         """From a blow to the next step. before: the last step then; starts: how often it had gone on until then."""
         deadline = time.monotonic() + PATIENCE
-        while len(self.resumed()) <= starts and time.monotonic() < deadline:
+        while len(self.resumed()) <= starts:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the run did not go on:\n{self._console.read_text()[-4000:]}")
             time.sleep(0.002)
         after = self.resumed()[starts]
         self.after(after)

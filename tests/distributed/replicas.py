@@ -112,13 +112,13 @@ def count_sent_bytes(rank: int, probes: int) -> int:
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=probes)
     opt.step(lambda: parameter.sum())  # with the comparison of parameters
     sent = []
-    exchange = dist.all_to_all_single
+    exchange = dist.ProcessGroup.alltoall_base
 
-    def counting(received: Tensor, mine: Tensor, **more: Any) -> Any:
+    def count(group: dist.ProcessGroup, received: Tensor, mine: Tensor, *more: Any) -> Any:
         sent.append(mine[1:].numel() * mine.element_size())  # not the one to itself
-        return exchange(received, mine, **more)
+        return exchange(group, received, mine, *more)
 
-    with mock.patch.object(dist, "all_to_all_single", counting):
+    with mock.patch.object(dist.ProcessGroup, "alltoall_base", count):
         opt.step(lambda: parameter.sum())
     assert len(sent) == 1
     return sent[0]

@@ -1,6 +1,10 @@
 """A run of several processes is the run of one: the same weights, journal and metrics, whoever dies on the way."""
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,9 +120,13 @@ def test_a_process_is_killed(
 
 def wait_for_steps(out: Path, launched: Launch) -> None:
     """Waits until the run has taken a few steps."""
-    path = out / "metrics.jsonl"
-    while launched.processes[0][0].is_alive() and not (path.exists() and path.read_bytes().count(b"\n") > 2):
+    while launched.processes[0][0].is_alive() and not has_steps(out):
         time.sleep(0.002)
+
+
+def has_steps(out: Path) -> bool:
+    path = out / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") > 2
 
 
 @pytest.mark.parametrize(("rank", "number", "code"), [(0, signal.SIGTERM, 143), (1, signal.SIGTERM, 143), (0, 2, 130)])
@@ -155,6 +163,37 @@ def test_the_others_end_when_a_process_hangs(rank: int, whole: Path, tmp_path: P
     assert any(f"no answer from rank {rank} for" in said for _, said in ends)
     assert launch(arguments, 3).finish() == [(0, "")] * 3
     assert is_same_run(out, whole)
+
+
+def test_a_process_exits_although_another_hangs(tmp_path: Path) -> None:
+    """In the interpreter's own way, which destroys the process group: torchrun waits for the exit code."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "zo_kernels.train", *RUN, "--steps", "100000", "--threads", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in (0, 1):
+        own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo", **address}
+        processes.append(
+            subprocess.Popen(
+                [*command, "--timeout", "20", "--out", str(out)],
+                env={**os.environ, **own},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        )
+    try:
+        while all(p.poll() is None for p in processes) and not has_steps(out):
+            time.sleep(0.01)
+        processes[0].send_signal(signal.SIGSTOP)
+        _, said = processes[1].communicate(timeout=90)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[1].returncode == 2
+    assert b"no answer from rank 0 for" in said
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
