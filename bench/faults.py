@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, machine
-from tests.distributed.replicas import flip, run_on_ranks
+from tests.distributed.replicas import flip_bit, run_on_ranks
 
 STEPS, KILLS = 400, 10
 TRAIN = ["zo_kernels.train", "--threads", "1", "--steps", str(STEPS)]
@@ -68,7 +68,9 @@ class Run:
     def recovery(self, struck: float, before: int, starts: int) -> dict[str, Any]:
         """From a blow to the next step. before: the last step then; starts: how often it had gone on until then."""
         deadline = time.monotonic() + PATIENCE
-        while len(self.resumed()) <= starts and time.monotonic() < deadline:
+        while len(self.resumed()) <= starts:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the run did not go on:\n{self._console.read_text()[-4000:]}")
             time.sleep(0.002)
         after = self.resumed()[starts]
         self.after(after)
@@ -116,7 +118,7 @@ def kills(run: Run) -> dict[str, Any]:
     return {"world_size": 3, "kills": blows}
 
 
-def stops(run: Run, timeout: float = 5.0) -> dict[str, Any]:
+def stops(run: Run, timeout: float = 10.0) -> dict[str, Any]:
     run.launch("--standalone", "--nproc-per-node=3", flags=["--timeout", str(timeout)])
     run.after(0)
     blows = []
@@ -182,7 +184,7 @@ def flips(trials: int = 10, every: int = 100) -> dict[str, Any]:
     moments, found = random.Random(1), []
     for _ in range(trials):
         rank, bit = moments.randrange(3), moments.randrange(4, 32)  # the next update rounds lower ones away
-        said = run_on_ranks(3, flip, rank, bit)
+        said = run_on_ranks(3, flip_bit, rank, bit)
         named = f"{every}: rank {rank} holds other parameters than the rest before step {every}"
         found.append({"rank": rank, "bit": bit, "named_by_all": all(reply.startswith(named) for reply in said)})
     return {"world_size": 3, "check_every": every, "flips": found}

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from zo_kernels.distributed.process_group import process_group, wait_for
+from zo_kernels.distributed.replicas import Replicas
 
 PATIENCE = 2.0
 
@@ -23,16 +24,14 @@ def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, exit_cleanly)
     torch.set_num_threads(1)
     with process_group("cpu", 20.0):
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        is_first = True
+        replicas, is_first = Replicas(timeout=PATIENCE), True
         while True:
-            mine = torch.tensor([os.getpid(), (folder / "end").exists()])
-            received = [torch.empty_like(mine) for _ in range(world_size)]
-            wait_for(dist.all_gather(received, mine, async_op=True), PATIENCE)
+            mine = torch.tensor([[os.getpid(), (folder / "end").exists()]])
+            received = replicas.exchange(lambda _, mine=mine: mine, replicas.world_size, (2,)).tolist()
             if is_first:
                 met = "-".join(str(int(pid)) for pid, _ in received)
                 with (folder / "met").open("a") as file:
-                    file.write(f"{met} {rank} {world_size} {os.getpid()}\n")
+                    file.write(f"{met} {replicas.rank} {replicas.world_size} {os.getpid()}\n")
             is_first = False
             if received[0][1]:
                 break

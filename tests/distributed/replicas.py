@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import zo_kernels as zo
+from tests.distributed.cells import cells_of_step, spy_on_cells
 from tests.server import server
 from zo_kernels.distributed.replicas import SPLITS, Replicas
 from zo_kernels.estimators import ESTIMATORS
@@ -52,7 +53,7 @@ def _run(queue: Any, rank: int, world_size: int, store: str, work: Callable[...,
     dist.destroy_process_group()
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def make_batch() -> tuple[Tensor, Tensor]:
     tokens, targets = torch.randint(7, (2, 3, 5), generator=torch.Generator().manual_seed(1))
     return tokens, targets
 
@@ -65,7 +66,7 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
     opt = ZeroOrder(model.parameters(), lr=2**-5, eps=2**-6, probes=7, seed=2, **options)
     if dist.is_initialized() and kind in SPLITS:
         opt.replicas = Replicas(split=kind, balance=True, check_every=1)
-    tokens, targets = batch()
+    tokens, targets = make_batch()
     heard = []
     for _ in range(steps):
         if opt.max_cosine_distance is not None:
@@ -93,25 +94,37 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def sent_bytes(rank: int, probes: int) -> int:
+def record_cells(rank: int, split: str, probes: int, steps: int) -> list[list[tuple[int, int]]]:
+    """The cells (probe, micro-batch) that this rank evaluates in each step; three micro-batches."""
+    model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0)
+    opt = ZeroOrder(model.parameters(), lr=2**-5, probes=probes, seed=2, replicas=Replicas(split=split))
+    with spy_on_cells() as cells:
+        for _ in range(steps):
+            opt.step(model.population(*make_batch(), micro_batch_size=1))
+    found = [cells_of_step(cells, 2, step, probes) for step in range(steps)]
+    assert sum(map(len, found)) == len(cells)
+    return found
+
+
+def count_sent_bytes(rank: int, probes: int) -> int:
     """Bytes that one step hands to the process group on this rank, of all its calls."""
     parameter = torch.nn.Parameter(torch.zeros(300))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=probes)
     opt.step(lambda: parameter.sum())  # with the comparison of parameters
     sent = []
-    exchange = dist.all_to_all_single
+    exchange = dist.ProcessGroup.alltoall_base
 
-    def counting(received: Tensor, mine: Tensor, **more: Any) -> Any:
+    def count(group: dist.ProcessGroup, received: Tensor, mine: Tensor, *more: Any) -> Any:
         sent.append(mine[1:].numel() * mine.element_size())  # not the one to itself
-        return exchange(received, mine, **more)
+        return exchange(group, received, mine, *more)
 
-    with mock.patch.object(dist, "all_to_all_single", counting):
+    with mock.patch.object(dist.ProcessGroup, "alltoall_base", count):
         opt.step(lambda: parameter.sum())
     assert len(sent) == 1
     return sent[0]
 
 
-def fail(rank: int, failing: int) -> str:
+def fail_on_one(rank: int, failing: int) -> str:
     """One rank's closure raises; theta is then what it was on all of them, and the next step is taken."""
     parameter = torch.nn.Parameter(torch.zeros(300))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
@@ -133,7 +146,7 @@ def fail(rank: int, failing: int) -> str:
     return said
 
 
-def stop(rank: int, stopping: int) -> str:
+def interrupt_one(rank: int, stopping: int) -> str:
     """One rank gets a Ctrl-C."""
     parameter = torch.nn.Parameter(torch.zeros(300))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
@@ -147,7 +160,7 @@ def stop(rank: int, stopping: int) -> str:
     return "nothing was noticed"
 
 
-def too_few_losses(rank: int) -> str:
+def return_too_few_losses(rank: int) -> str:
     """A population that evaluates one probe, whatever it is asked for."""
     parameter = torch.nn.Parameter(torch.zeros(300))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
@@ -160,7 +173,7 @@ def too_few_losses(rank: int) -> str:
     return "nothing was noticed"
 
 
-def out_of_step(rank: int) -> str:
+def get_out_of_step(rank: int) -> str:
     """Rank 1 takes a step more than the others."""
     parameter = torch.nn.Parameter(torch.zeros(300))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6)
@@ -170,7 +183,7 @@ def out_of_step(rank: int) -> str:
     return "nothing was noticed"
 
 
-def balanced(rank: int, exchanges: int) -> list[int]:
+def count_balanced_rows(rank: int, exchanges: int) -> list[int]:
     """How many of 40 rows this rank evaluates in each exchange; rank 1 takes four times as long for one."""
     replicas, counts = Replicas(balance=True), []
 
@@ -185,7 +198,7 @@ def balanced(rank: int, exchanges: int) -> list[int]:
     return counts
 
 
-def flip(rank: int, flipped: int, bit: int) -> str:
+def flip_bit(rank: int, flipped: int, bit: int) -> str:
     """One bit of one replica's parameters is flipped after the first step."""
     parameter = torch.nn.Parameter(torch.ones(5000))
     opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=3)
@@ -199,10 +212,10 @@ def flip(rank: int, flipped: int, bit: int) -> str:
     return "nothing was noticed"
 
 
-def other_seeds(rank: int) -> str:
+def build_other_models(rank: int) -> str:
     """Each rank builds another model."""
     model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=rank)
     opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=3)
-    tokens, targets = batch()
+    tokens, targets = make_batch()
     opt.step(model.population(tokens, targets))
     return "nothing was noticed"

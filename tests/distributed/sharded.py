@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zo_kernels as zo
-from tests.distributed.sharded_net import Net, bits, loss_of, sharded
+from tests.distributed.sharded_net import Net, make_loss, read_bits, shard_model
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.optim import ZeroOrder
 from zo_kernels.optim.dense import Adam, Momentum
@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def optimizer(kind: str, net: Net) -> ZeroOrder:
+def build_optimizer(kind: str, net: Net) -> ZeroOrder:
     groups: Any = net.named_parameters()
     if kind == "groups":
         groups = [
@@ -50,14 +50,14 @@ def optimizer(kind: str, net: Net) -> ZeroOrder:
 def train(rank: int, layout: str, kind: str, steps: int = STEPS) -> bytes:
     """The bits of the parameters, and of losses at probes and at theta."""
     net = Net(DTYPES.get(kind, torch.float32))
-    loss = loss_of(sharded(layout, net))
-    opt = optimizer(kind, net)
+    loss = make_loss(shard_model(layout, net))
+    opt = build_optimizer(kind, net)
     heard = []
     for _ in range(steps):
         opt.step([loss, loss] if opt.max_cosine_distance is not None else loss)
         assert opt.last is not None
         heard += [opt.last.losses, loss().detach()]  # the second leaves FSDP's root gathered
-    return bits(net) + b"".join(x.numpy().tobytes() for x in heard)
+    return read_bits(net) + b"".join(x.numpy().tobytes() for x in heard)
 
 
 def train_all(rank: int, layout: str) -> dict[str, bytes]:
@@ -67,38 +67,38 @@ def train_all(rank: int, layout: str) -> dict[str, bytes]:
 def train_on_parts(rank: int, layout: str, ranks: int) -> bytes:
     """Each process has its own part of the batch; alone, one has all of them and takes the mean of the losses."""
     net = Net()
-    forward = sharded(layout, net)
-    parts = [loss_of(forward, part) for part in range(ranks)]
+    forward = shard_model(layout, net)
+    parts = [make_loss(forward, part) for part in range(ranks)]
 
     def mean() -> Tensor:
         first, *others = [part() for part in parts]
         return first + sum((x - first for x in others), torch.zeros(())) / ranks
 
-    opt = optimizer("in place", net)
+    opt = build_optimizer("in place", net)
     for _ in range(STEPS):
         opt.step(mean if layout == "plain" else parts[rank])
-    return bits(net)
+    return read_bits(net)
 
 
-def closure_calls(rank: int) -> int:
+def count_closure_calls(rank: int) -> int:
     """How often one process of a 2 x 2 mesh calls the closure in a step of 3 probes."""
     net, calls = Net(), 0
-    loss = loss_of(sharded("hsdp", net))
+    loss = make_loss(shard_model("hsdp", net))
 
-    def counted() -> Tensor:
+    def count() -> Tensor:
         nonlocal calls
         calls += 1
         return loss()
 
-    optimizer("in place", net).step(counted)
+    build_optimizer("in place", net).step(count)
     return calls
 
 
-def continued(rank: int, kind: str) -> list[bool]:
+def resume_and_replay(rank: int, kind: str) -> list[bool]:
     """Whether a run goes on from its state, and from its coefficients alone, as it would have without a stop."""
     nets = [Net() for _ in range(3)]
-    losses = [loss_of(sharded("fsdp", net)) for net in nets]
-    whole_run, resumed, replayed = (optimizer(kind, net) for net in nets)
+    losses = [make_loss(shard_model("fsdp", net)) for net in nets]
+    whole_run, resumed, replayed = (build_optimizer(kind, net) for net in nets)
     rows = []
     for step in range(4):
         whole_run.step(losses[0])
@@ -113,24 +113,24 @@ def continued(rank: int, kind: str) -> list[bool]:
         resumed.step(losses[1])
     for coeffs in rows:
         replayed.replay(coeffs)
-    return [bits(nets[0]) == bits(other) for other in nets[1:]]
+    return [read_bits(nets[0]) == read_bits(other) for other in nets[1:]]
 
 
-def other_shards(rank: int) -> str:
+def load_other_shards(rank: int) -> str:
     net = Net()
-    sharded("fsdp", net)
-    opt = optimizer("shadow", net)
+    shard_model("fsdp", net)
+    opt = build_optimizer("shadow", net)
     state = opt.state_dict()
     state["zo_kernels"]["spans"] = state["zo_kernels"]["spans"][::-1]
     opt.load_state_dict(state)
     return "it was loaded"
 
 
-def bad_on_one(rank: int, values: list[float]) -> list[str]:
+def find_bad_values(rank: int, values: list[float]) -> list[str]:
     """One process finds a value in its part before a step."""
     net = Net()
-    loss = loss_of(sharded("fsdp", net))
-    opt = optimizer("in place", net)
+    loss = make_loss(shard_model("fsdp", net))
+    opt = build_optimizer("in place", net)
     opt.step(loss)
     good = [x.clone() for x in opt.arena.tensors]
     said = []
@@ -151,29 +151,29 @@ def bad_on_one(rank: int, values: list[float]) -> list[str]:
     return said
 
 
-def far(rank: int) -> str:
+def step_too_far(rank: int) -> str:
     """The learning rate takes parameters out of their grid's range; they stay, and training goes on."""
     net = Net()
-    loss = loss_of(sharded("fsdp", net))
-    opt = optimizer("in place", net)
+    loss = make_loss(shard_model("fsdp", net))
+    opt = build_optimizer("in place", net)
     opt.step(loss)
-    before = bits(net)
+    before = read_bits(net)
     opt.param_groups[0]["lr"] = 2.0**10
     try:
         opt.step(loss)
     except zo.errors.GridRangeError as error:
-        assert bits(net) == before
+        assert read_bits(net) == before
         opt.param_groups[0]["lr"] = 2.0**-6
         opt.step(loss)
         return str(error)
     return "nothing was noticed"
 
 
-def interrupted(rank: int, where: str) -> list[str]:
+def interrupt_closure(rank: int, where: str) -> list[str]:
     """The closure raises on all processes, after the forward pass or in it; then another step is tried."""
     net, calls = Net(), 0
-    loss = loss_of(sharded("fsdp", net))
-    opt = optimizer("in place", net)
+    loss = make_loss(shard_model("fsdp", net))
+    opt = build_optimizer("in place", net)
     opt.step(loss)
     before = [x.clone() for x in opt.arena.tensors]
 
@@ -215,18 +215,18 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def largest_temporary(rank: int) -> tuple[int, int]:
+def measure_largest_temporary(rank: int) -> tuple[int, int]:
     """Elements of the largest tensor that two steps make, and of the largest local shard."""
     net = Net()
-    sharded("fsdp", net)
-    opt = optimizer("in place", net)
+    shard_model("fsdp", net)
+    opt = build_optimizer("in place", net)
     with Largest() as largest:
         for _ in range(2):
             opt.step(lambda: 0.5)
     return largest.elements, max(x.numel() for x in opt.arena.tensors)
 
 
-def refused(rank: int, cases: list[str]) -> list[str]:
+def collect_refusals(rank: int, cases: list[str]) -> list[str]:
     """The errors for what is not supported."""
     said = []
     for what in cases:
@@ -252,7 +252,7 @@ def attempt(what: str) -> None:
         fully_shard(net, mesh=mesh, ignored_params={net.scale})
         zo.optim.CDRGE([("scale", net.scale)], lr=2**-6)
     elif what == "arena":
-        sharded("fsdp", net)
+        shard_model("fsdp", net)
         zo.params.ParameterArena(net)
     elif what == "whole":
         zo.params.ShardedArena(net)
@@ -260,13 +260,13 @@ def attempt(what: str) -> None:
         weight = distribute_tensor(torch.zeros(4, 3), mesh, [Shard(0)])
         zo.optim.CDRGE([("a", nn.Parameter(weight)), ("b", nn.Parameter(weight))], lr=2**-6)
     elif what == "direct":
-        loss_of(sharded("fsdp", net))()
+        make_loss(shard_model("fsdp", net))()
         zo.params.ShardedArena(net)
     elif what == "frozen":
-        sharded("fsdp", net)
+        shard_model("fsdp", net)
         zo.params.ShardedArena(net.requires_grad_(False))
     else:
-        loss = loss_of(sharded("fsdp", net))
+        loss = make_loss(shard_model("fsdp", net))
         if what == "gathered":
             loss()
         net.population_loss = lambda seeds, eps: None  # type: ignore[assignment]

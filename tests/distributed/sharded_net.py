@@ -34,13 +34,13 @@ def batch(part: int = 0) -> tuple[Tensor, Tensor]:
     return tokens, targets
 
 
-def sharded(layout: str, net: Net) -> Callable[[Tensor], Tensor]:
+def shard_model(layout: str, net: Net) -> Callable[[Tensor], Tensor]:
     """Shards the model in place; its forward pass."""
     ranks = dist.get_world_size() if layout != "plain" else 1
     if layout == "plain":
         return net
     if layout == "hsdp":
-        mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "split"))
+        mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh("cpu", (ranks,))
     if layout in ("fsdp", "hsdp", "fsdp resharded"):
@@ -54,21 +54,21 @@ def sharded(layout: str, net: Net) -> Callable[[Tensor], Tensor]:
                 continue
             placements = [Replicate() if p.dim() == 1 else Shard(0)]
             module.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), mesh, placements)))
-    return lambda tokens: functional_call(net, {name: whole(p) for name, p in net.named_parameters()}, (tokens,))
+    return lambda tokens: functional_call(net, {name: gather(p) for name, p in net.named_parameters()}, (tokens,))
 
 
-def whole(p: Tensor) -> Tensor:
+def gather(p: Tensor) -> Tensor:
     with torch.no_grad():
         return p.full_tensor() if isinstance(p, DTensor) else p.detach()
 
 
-def loss_of(forward: Callable[[Tensor], Tensor], part: int = 0) -> Callable[[], Tensor]:
+def make_loss(forward: Callable[[Tensor], Tensor], part: int = 0) -> Callable[[], Tensor]:
     tokens, targets = batch(part)
     return lambda: nn.functional.cross_entropy(forward(tokens).double(), targets)
 
 
-def bits(net: Net) -> bytes:
+def read_bits(net: Net) -> bytes:
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    return b"".join(whole(p).reshape(-1).view(torch.uint8).numpy().tobytes() for p in net.parameters())
+    return b"".join(gather(p).reshape(-1).view(torch.uint8).numpy().tobytes() for p in net.parameters())

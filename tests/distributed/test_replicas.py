@@ -6,16 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.distributed.cells import expected_cells
 from tests.distributed.replicas import (
-    balanced,
-    fail,
-    flip,
-    other_seeds,
-    out_of_step,
+    build_other_models,
+    count_balanced_rows,
+    count_sent_bytes,
+    fail_on_one,
+    flip_bit,
+    get_out_of_step,
+    interrupt_one,
+    record_cells,
+    return_too_few_losses,
     run_on_ranks,
-    sent_bytes,
-    stop,
-    too_few_losses,
     train,
 )
 from zo_kernels.distributed.partition import split_by_speed, split_evenly
@@ -50,39 +52,51 @@ def test_any_number_of_processes_gives_the_same_bits(kind: str, name: str, world
     assert run_on_ranks(world_size, train, kind, name, 4) == [ALONE[kind, name]] * world_size
 
 
+@pytest.mark.parametrize("split", ["probes", "batch", "both"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_each_rank_evaluates_its_share_of_the_cells(split: str, world_size: int) -> None:
+    """Five probes on three micro-batches: none of these numbers divides the cells evenly for all splits."""
+    found = run_on_ranks(world_size, record_cells, split, 5, 2)
+    expected = expected_cells(split, world_size, 5, 3)
+    for step in (0, 1):
+        cells = [rank[step] for rank in found]
+        assert [set(mine) for mine in cells] == expected
+        assert sum(map(len, cells)) == 15  # none twice
+
+
 def test_more_processes_than_probes() -> None:
-    assert run_on_ranks(4, sent_bytes, 3) == [3 * (24 + 16)] * 4  # one probe each at most
+    assert run_on_ranks(4, count_sent_bytes, 3) == [3 * (24 + 16)] * 4  # one probe each at most
 
 
 @pytest.mark.parametrize(("world_size", "probes"), [(2, 512), (3, 512)])
 def test_a_step_sends_sixteen_bytes_a_probe_to_each(world_size: int, probes: int) -> None:
     share = -(-probes // world_size)
-    assert run_on_ranks(world_size, sent_bytes, probes) == [(world_size - 1) * (24 + 16 * share)] * world_size
+    assert run_on_ranks(world_size, count_sent_bytes, probes) == [(world_size - 1) * (24 + 16 * share)] * world_size
 
 
 def test_a_rank_that_fails_stops_the_others() -> None:
-    replies = run_on_ranks(3, fail, 1)
-    other = "ReplicaError: rank 1 failed to evaluate its share: its own output says why"
+    replies = run_on_ranks(3, fail_on_one, 1)
+    other = "ReplicaError: rank 1 failed to evaluate its share: see its output"
     assert replies == [other, "KeyError: 'no batch'", other]
 
 
 def test_an_interrupt_of_one_rank_stops_the_others() -> None:
     other = "ReplicaStoppedError: rank 0 was interrupted"
-    assert run_on_ranks(3, stop, 0) == ["KeyboardInterrupt: ", other, other]
+    assert run_on_ranks(3, interrupt_one, 0) == ["KeyboardInterrupt: ", other, other]
 
 
 def test_losses_of_another_number_are_an_error() -> None:
-    for reply in run_on_ranks(2, too_few_losses):
-        assert "3 rows of (2,) were asked for, not (1, 2)" in reply
+    for reply in run_on_ranks(2, return_too_few_losses):
+        assert "expected losses of shape (3, 2), not (1, 2)" in reply
 
 
 def test_ranks_at_different_steps_are_an_error() -> None:
-    for reply in run_on_ranks(3, out_of_step):
+    for reply in run_on_ranks(3, get_out_of_step):
         assert reply.startswith("ReplicaError: the ranks are at different steps, [1, 2, 1]")
 
 
 def test_a_slow_rank_gets_a_smaller_share() -> None:
-    counts = run_on_ranks(3, balanced, 8)
+    counts = run_on_ranks(3, count_balanced_rows, 8)
     assert sorted(c[0] for c in counts) == [13, 13, 14]
     assert all(sum(c) == 40 for c in zip(*counts, strict=True))
     assert counts[1][-1] <= 10
@@ -118,12 +132,12 @@ def test_cells_are_walked_in_rectangles(width: int, start: int, length: int) -> 
 @pytest.mark.parametrize("bit", [4, 13, 31])
 def test_a_flipped_bit_is_noticed_and_its_rank_named(bit: int) -> None:
     """(The lowest bits are below the grid here: the next update rounds them away.)"""
-    for reply in run_on_ranks(3, flip, 2, bit):
+    for reply in run_on_ranks(3, flip_bit, 2, bit):
         assert reply.startswith("100: rank 2 holds other parameters than the rest before step 100: build the model")
 
 
 def test_models_of_other_seeds_are_refused() -> None:
-    for reply in run_on_ranks(3, other_seeds):
+    for reply in run_on_ranks(3, build_other_models):
         assert reply.startswith("ReplicasDifferError: ranks 0, 1, 2 do not all hold the same parameters before step 0")
 
 

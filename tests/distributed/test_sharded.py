@@ -5,14 +5,14 @@ import pytest
 from tests.distributed.replicas import run_on_ranks
 from tests.distributed.sharded import (
     KINDS,
-    bad_on_one,
-    closure_calls,
-    continued,
-    far,
-    interrupted,
-    largest_temporary,
-    other_shards,
-    refused,
+    collect_refusals,
+    count_closure_calls,
+    find_bad_values,
+    interrupt_closure,
+    load_other_shards,
+    measure_largest_temporary,
+    resume_and_replay,
+    step_too_far,
     train_all,
     train_on_parts,
 )
@@ -46,44 +46,44 @@ def test_a_loss_is_the_mean_of_the_ranks_own(world_size: int) -> None:
 
 def test_replicas_of_a_mesh_share_the_probes() -> None:
     """Ranks 0 and 1 hold one copy, 2 and 3 the other."""
-    assert run_on_ranks(4, closure_calls) == [4, 4, 2, 2]
+    assert run_on_ranks(4, count_closure_calls) == [4, 4, 2, 2]
 
 
 @pytest.mark.parametrize("kind", ["in place", "adam", "momentum, shadow"])
 def test_a_run_goes_on_from_its_state_and_its_rows(kind: str) -> None:
-    assert run_on_ranks(3, continued, kind) == [[True, True]] * 3
+    assert run_on_ranks(3, resume_and_replay, kind) == [[True, True]] * 3
 
 
 def test_state_of_other_shards_is_refused() -> None:
-    for reply in run_on_ranks(2, other_shards):
+    for reply in run_on_ranks(2, load_other_shards):
         assert "saved with the parameters sharded otherwise" in reply
 
 
 def test_a_value_that_is_not_finite_on_one_rank_is_named_on_all() -> None:
     values = [float("nan"), float("inf"), float("-inf")]
     said = ["parameter hidden.weight holds a NaN or infinite value"] * len(values)
-    assert run_on_ranks(3, bad_on_one, values) == [said] * 3
+    assert run_on_ranks(3, find_bad_values, values) == [said] * 3
 
 
 def test_leaving_the_grid_is_an_error_on_all_ranks_or_none() -> None:
-    replies = run_on_ranks(3, far)
+    replies = run_on_ranks(3, step_too_far)
     assert replies[0].startswith("parameter ")
     assert "may leave the range" in replies[0]
     assert replies == [replies[0]] * 3
 
 
 def test_a_closure_that_raises_leaves_theta_as_it_was() -> None:
-    assert run_on_ranks(2, interrupted, "after") == [["'broken'", ""]] * 2
+    assert run_on_ranks(2, interrupt_closure, "after") == [["'broken'", ""]] * 2
 
 
 def test_a_forward_pass_that_raised_is_not_built_upon() -> None:
-    for first, then in run_on_ranks(2, interrupted, "in"):
+    for first, then in run_on_ranks(2, interrupt_closure, "in"):
         assert first == "'broken'"
         assert then.startswith("FSDP holds unsharded parameters")
 
 
 def test_no_second_copy_in_place() -> None:
-    for temporary, shard in run_on_ranks(2, largest_temporary):
+    for temporary, shard in run_on_ranks(2, measure_largest_temporary):
         assert temporary <= 128 < shard
 
 
@@ -104,6 +104,6 @@ REFUSED = {
 
 
 def test_refusals() -> None:
-    for said in run_on_ranks(2, refused, list(REFUSED)):
+    for said in run_on_ranks(2, collect_refusals, list(REFUSED)):
         for message, error in zip(REFUSED.values(), said, strict=True):
             assert message in error

@@ -1,12 +1,13 @@
-"""Runs in processes of their own that die where they are told to.
+"""Runs in processes of their own, which die where they are told to.
 
-A server process, which has imported everything, forks them: each is there in milliseconds.
+A server process that has imported everything forks them, so each starts within milliseconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from tests.distributed.cells import spy_on_cells
 from tests.server import server
 from zo_kernels.distributed.replicas import Replicas
 from zo_kernels.optim import ZeroOrder
@@ -32,9 +34,9 @@ from zo_kernels.train.ranks import Ranks
 def start(
     arguments: list[str], moment: str | None = None, number: int = 0, most_bytes: int | None = None
 ) -> multiprocessing.Process:
-    """A process that trains, and kills itself at the `number`-th time (from 0) that it comes to a moment of MOMENTS.
+    """Starts a process that trains, and kills itself the `number`-th time (from 0) that it reaches one of MOMENTS.
 
-    most_bytes: of any file that it can write, as if the disk were full then.
+    most_bytes: The largest file that it can write, as if the disk were full then.
     """
     process = server.Process(target=_run, args=(arguments, moment, number, most_bytes))
     process.start()
@@ -42,15 +44,24 @@ def start(
 
 
 def finish(arguments: list[str], moment: str | None = None, number: int = 0, most_bytes: int | None = None) -> int:
-    """Its exit code."""
+    """Starts such a process and returns its exit code."""
     process = start(arguments, moment, number, most_bytes)
     process.join(120)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 
 
-def launch(arguments: list[str], world_size: int, moments: Mapping[int, tuple[str, int]] | None = None) -> Launch:
-    """Processes that train together, as torchrun starts them. moments: (moment, number) by rank."""
+def launch(
+    arguments: list[str],
+    world_size: int,
+    moments: Mapping[int, tuple[str, int]] | None = None,
+    cells: Path | None = None,
+) -> Launch:
+    """Starts processes that train together, as torchrun does.
+
+    moments: (moment, number) by rank.
+    cells: A folder for the cells that each rank evaluates, which `read_cells` reads.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,28 +74,29 @@ def launch(arguments: list[str], world_size: int, moments: Mapping[int, tuple[st
         moment, number = (moments or {}).get(rank, (None, 0))
         ours, theirs = multiprocessing.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs))
+        file = None if cells is None else cells / f"{rank}.json"
+        process = server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs, file))
         process.start()
         theirs.close()
-        launched.members.append((process, ours))
+        launched.processes.append((process, ours))
     return launched
 
 
 class Launch:
     """Processes that train together."""
 
-    def __init__(self, members: list[tuple[multiprocessing.Process, Any]]) -> None:
-        self.members = members
+    def __init__(self, processes: list[tuple[multiprocessing.Process, Any]]) -> None:
+        self.processes = processes
 
-    def signal(self, rank: int, number: int) -> None:
-        pid = self.members[rank][0].pid
+    def send_signal(self, rank: int, number: int) -> None:
+        pid = self.processes[rank][0].pid
         assert pid is not None
         os.kill(pid, number)
 
     def finish(self) -> list[tuple[int, str]]:
-        """Exit code and stderr of each."""
+        """Waits for the processes and returns the exit code and stderr of each."""
         ends = []
-        for process, output in self.members:
+        for process, output in self.processes:
             process.join(60)
             assert process.exitcode is not None, "a process hangs"
             try:
@@ -101,6 +113,7 @@ def _run(
     most_bytes: int | None,
     variables: Mapping[str, str] | None = None,
     output: Any = None,
+    cells_file: Path | None = None,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(variables or {})
@@ -111,17 +124,25 @@ def _run(
         _die_at(owner, name, when, number)
     said = io.StringIO()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        with contextlib.redirect_stderr(sys.stderr if output is None else said):
+        with contextlib.redirect_stderr(sys.stderr if output is None else said), spy_on_cells() as cells:
             code = main([*arguments, "--threads", "1"])
+        if cells_file is not None:
+            cells_file.write_text(json.dumps(cells))
         if output is not None:
             output.send(said.getvalue())
         os._exit(code)
 
 
+def read_cells(folder: Path, world_size: int) -> list[list[tuple[int, int]]]:
+    """Returns the cells (seed of the probe, micro-batch) that each rank has evaluated, in order."""
+    files = [folder / f"{rank}.json" for rank in range(world_size)]
+    return [[(seed, part) for seed, part in json.loads(file.read_text())] for file in files]
+
+
 def _die_at(owner: Any, name: str, when: str, number: int) -> None:
     """Replaces a function by one that kills the process at its `number`-th call, before or after doing its work.
 
-    when "flip": instead of dying, one bit of the parameters flips before the work.
+    when: "before" or "after"; "flip" flips one bit of the parameters before the work, instead of dying.
     """
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
@@ -159,7 +180,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "group joined": (Ranks, "__init__", "after"),
     "bit flipped": (ZeroOrder, "estimate", "flip"),
 }
-"""Where a run may die: a function, and whether its work is done then."""
+"""Where a run may die: a function, and whether it has done its work then."""
 
 
 def runs_alike(a: Path, b: Path) -> bool:

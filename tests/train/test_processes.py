@@ -1,12 +1,17 @@
 """A run of several processes is the run of one: the same weights, journal and metrics, whoever dies on the way."""
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.train.crashes import Launch, finish, launch, runs_alike
+from tests.distributed.cells import cells_of_step, expected_cells
+from tests.train.crashes import Launch, finish, launch, read_cells, runs_alike
 from tests.train.runs import FILES, SMALL, files_of, metrics_of
 from zo_kernels.run.folder import checkpoint_steps
 from zo_kernels.train.__main__ import main
@@ -15,12 +20,12 @@ RUN = [*SMALL, "--steps", "24", "--checkpoint-every", "7", "--validate-every", "
 """Three probes a step."""
 
 
-def without_seconds(folder: Path) -> list[dict[str, float]]:
+def drop_seconds(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(folder)]
 
 
-def alike(a: Path, b: Path) -> bool:
-    return runs_alike(a, b) and without_seconds(a) == without_seconds(b) and files_of(a) == FILES
+def is_same_run(a: Path, b: Path) -> bool:
+    return runs_alike(a, b) and drop_seconds(a) == drop_seconds(b) and files_of(a) == FILES
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def test_any_number_of_processes_is_the_run_of_one(
         assert launch(arguments, world_size, {1: killed}).finish()[1][0] == -signal.SIGKILL
         assert 7 < len(metrics_of(shared)) < 24
     assert launch(arguments, world_size).finish() == [(0, "")] * world_size
-    assert alike(shared, alone)
+    assert is_same_run(shared, alone)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,21 @@ def test_sharing_micro_batches_changes_nothing(split: str, world_size: int, esti
     assert finish([*flags, "--out", str(alone)]) == 0
     both = [*flags, "--split", split, "--balance", "--check-every", "2", "--out", str(shared)]
     assert launch(both, world_size).finish() == [(0, "")] * world_size
-    assert alike(shared, alone)
+    assert is_same_run(shared, alone)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("split", ["probes"])
+def test_each_process_evaluates_its_share(split: str, world_size: int, tmp_path: Path) -> None:
+    """Three probes on four micro-batches."""
+    arguments = [*RUN, "--steps", "3", "--micro-batch-size", "1", "--split", split, "--out", str(tmp_path / "run")]
+    assert launch(arguments, world_size, cells=tmp_path).finish() == [(0, "")] * world_size
+    found = read_cells(tmp_path, world_size)
+    for step in range(3):
+        cells = [cells_of_step(mine, 0, step, 3) for mine in found]
+        assert [set(mine) for mine in cells] == expected_cells(split, world_size, 3, 4)
+        assert sum(map(len, cells)) == 12  # none twice
+    assert sum(map(len, found)) == 36
 
 
 @pytest.mark.parametrize(
@@ -96,14 +115,18 @@ def test_a_process_is_killed(
             assert code == 2
             assert said.startswith(f"rank {other}: error: ")
     assert launch(arguments, world_size_then).finish() == [(0, "")] * world_size_then
-    assert alike(out, whole)
+    assert is_same_run(out, whole)
 
 
-def started(out: Path, launched: Launch) -> None:
-    """Waits until the run has come to its steps."""
-    path = out / "metrics.jsonl"
-    while launched.members[0][0].is_alive() and not (path.exists() and path.read_bytes().count(b"\n") > 2):
+def wait_for_steps(out: Path, launched: Launch) -> None:
+    """Waits until the run has taken a few steps."""
+    while launched.processes[0][0].is_alive() and not has_steps(out):
         time.sleep(0.002)
+
+
+def has_steps(out: Path) -> bool:
+    path = out / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") > 2
 
 
 @pytest.mark.parametrize(("rank", "number", "code"), [(0, signal.SIGTERM, 143), (1, signal.SIGTERM, 143), (0, 2, 130)])
@@ -113,63 +136,100 @@ def test_a_signal_to_one_process_ends_the_run_cleanly(
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out)]
     launched = launch(arguments, 3)
-    started(out, launched)
-    launched.signal(rank, number)
+    wait_for_steps(out, launched)
+    launched.send_signal(rank, number)
     ends = launched.finish()
     assert ends[rank][0] == code
     assert {end for end, _ in ends} <= {code, 130}
     assert files_of(out) == FILES
     assert launch(arguments, 2).finish() == [(0, "")] * 2
-    assert alike(out, whole)
+    assert is_same_run(out, whole)
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_others_end_when_a_process_hangs(rank: int, whole: Path, tmp_path: Path) -> None:
+    """It is named and left alone: ending it is up to the launcher, as is starting all of them again."""
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out), "--timeout", "3"]
     launched = launch(arguments, 3)
-    started(out, launched)
-    launched.signal(2, signal.SIGSTOP)
+    wait_for_steps(out, launched)
+    launched.send_signal(rank, signal.SIGSTOP)
+    for other in {0, 1, 2} - {rank}:
+        launched.processes[other][0].join(60)
+        assert launched.processes[other][0].exitcode == 2
+    assert launched.processes[rank][0].is_alive()
+    launched.send_signal(rank, signal.SIGKILL)
     ends = launched.finish()
-    assert [code for code, _ in ends] == [2, 2, -signal.SIGKILL]
-    assert any("no answer of rank 2 for" in said for _, said in ends)
+    assert any(f"no answer from rank {rank} for" in said for _, said in ends)
     assert launch(arguments, 3).finish() == [(0, "")] * 3
-    assert alike(out, whole)
+    assert is_same_run(out, whole)
+
+
+def test_a_process_exits_although_another_hangs(tmp_path: Path) -> None:
+    """In the interpreter's own way, which destroys the process group: torchrun waits for the exit code."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "zo_kernels.train", *RUN, "--steps", "100000", "--threads", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in (0, 1):
+        own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo", **address}
+        processes.append(
+            subprocess.Popen(
+                [*command, "--timeout", "20", "--out", str(out)],
+                env={**os.environ, **own},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        )
+    try:
+        while all(p.poll() is None for p in processes) and not has_steps(out):
+            time.sleep(0.01)
+        processes[0].send_signal(signal.SIGSTOP)
+        _, said = processes[1].communicate(timeout=90)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[1].returncode == 2
+    assert b"no answer from rank 0 for" in said
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_flipped_bit_is_named(rank: int, tmp_path: Path) -> None:
-    """In two processes, too, whose votes are one to one: the journal knows."""
+    """Also in two processes, where there is no majority, because the journal is right."""
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out), "--check-every", "5"]
     world_size = max(2, rank + 1)
     for code, said in launch(arguments, world_size, {rank: ("bit flipped", 11)}).finish():
         assert code == 2
-        assert f"before step 14, rank {rank} did not hold the parameters that the journal says" in said
+        assert f"before step 14, rank {rank} did not hold the parameters of the journal" in said
     assert checkpoint_steps(out)[-1] == 7
     assert launch(arguments, world_size).finish() == [(0, "")] * world_size
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_flipped_bit_is_healed(rank: int, whole: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_repaired(rank: int, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = [*RUN, "--out", str(out), "--check-every", "1", "--repair"]
     assert launch(arguments, 2, {rank: ("bit flipped", 11)}).finish() == [(0, "")] * 2
-    assert alike(out, whole)
+    assert is_same_run(out, whole)
 
 
 def test_one_process_of_a_launcher_goes_on(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert launch([*RUN, "--out", str(out)], 1, {0: ("row written", 4)}).finish()[0][0] == -signal.SIGKILL
     assert launch([*RUN, "--out", str(out)], 1).finish() == [(0, "")]
-    assert alike(out, whole)
+    assert is_same_run(out, whole)
 
 
 def test_the_folder_of_a_job(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert launch([*RUN], 2, {0: ("row written", 4)}).finish()[0][0] == -signal.SIGKILL
     assert launch([*RUN], 2).finish() == [(0, "")] * 2
-    assert alike(tmp_path / "runs" / "copy-job", whole)
+    assert is_same_run(tmp_path / "runs" / "copy-job", whole)
 
 
 def test_lr_search_is_done_once(tmp_path: Path) -> None:
@@ -182,22 +242,22 @@ def test_lr_search_is_done_once(tmp_path: Path) -> None:
     assert (out / "lr_search.json").read_bytes() == (alone / "lr_search.json").read_bytes()
 
 
-def refused(arguments: list[str], world_size: int = 2) -> str:
-    """What rank 0 says."""
+def read_refusal(arguments: list[str], world_size: int = 2) -> str:
+    """Returns what rank 0 says when all processes end with an error."""
     ends = launch(arguments, world_size).finish()
     assert {code for code, _ in ends} == {2}
     return ends[0][1]
 
 
 def test_refusals(whole: Path, tmp_path: Path) -> None:
-    assert "holds a run whose --lr is 0.3, not 0.2" in refused([*RUN, "--lr", "0.2", "--out", str(whole)])
+    assert "holds a run whose --lr is 0.3, not 0.2" in read_refusal([*RUN, "--lr", "0.2", "--out", str(whole)])
     others = (("notes.txt", "mine", "is not the folder of a run"), ("config.json", "{}", "is not the config of a run"))
     for name, content, said in others:
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / name).write_text(content)
-        assert said in refused([*RUN, "--out", str(tmp_path / name)])
+        assert said in read_refusal([*RUN, "--out", str(tmp_path / name)])
         assert (tmp_path / name / name).read_text() == content
-    sharing = refused([*RUN, "--split", "batch", "--out", str(tmp_path / "run")])
+    sharing = read_refusal([*RUN, "--split", "batch", "--out", str(tmp_path / "run")])
     assert "--split batch splits the micro-batches: give --micro-batch-size too" in sharing
-    bptt = refused([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
-    assert "back-propagation is not shared among processes" in bptt
+    bptt = read_refusal([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
+    assert "back-propagation runs in one process only" in bptt

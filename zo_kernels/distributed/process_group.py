@@ -66,6 +66,11 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     try:
         yield
         _attendance.leave()
+    except BaseException:
+        if dist.group.WORLD is not None and backend == "nccl":  # it would wait for its operations
+            with suppress(TimeoutError):
+                call_with_timeout(dist.group.WORLD.abort, _LEAVE_TIMEOUT)
+        raise
     finally:
         _attendance = None
         with suppress(TimeoutError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ _HEADER = np.dtype([("status", "<i4"), ("seconds", "<f4"), ("step", "<i8"), ("di
 _DECAY = 0.99
 """Of the longest share time, per exchange: the first share may include compilation."""
 
+_LAST_WORDS = 3.0
+"""Seconds from the end of a rank's patience until the operation ends: time to find out who is absent."""
+
 _BLOCK = 1 << 20
 """Elements that `digest` converts to int64 at a time."""
 
@@ -40,9 +44,10 @@ class Replicas:
 
     group: A process group of `torch.distributed`. None is the default group.
     split: What a rank's share of a step consists of. "probes": some of the probes, each on the whole batch. "batch":
-        some of the micro-batches, each at all probes. "both": consecutive cells of the table of probes and
-        micro-batches, so that all ranks are busy even if there are few probes. The last two apply to populations of
-        several micro-batches (`zo_kernels.estimators.BatchPopulation`). Other losses are always divided by probes.
+        some of the micro-batches, each at all probes. "both": some of the probes, each on all micro-batches. With the
+        last two, neighboring ranks may divide a micro-batch or a probe between them, so that all ranks are busy even
+        if there are few. They apply to populations of several micro-batches
+        (`zo_kernels.estimators.BatchPopulation`). Other losses are always divided by probes.
     balance: Divides the work by the ranks' speeds in the steps before. False divides it evenly.
     check_every: Compares the parameters of all ranks every so many steps, and before the first.
     timeout: Seconds to wait for another rank, in addition to ten times the longest recent share. None waits until the
@@ -69,7 +74,7 @@ class Replicas:
             raise ValueError(f"check_every must be a positive integer, not {check_every!r}")
         if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be positive and finite, not {timeout}")
-        self._group = group
+        self._group = dist.group.WORLD if group is None else group
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.split, self.balance, self.check_every, self.timeout = split, balance, check_every, timeout
         self._is_nccl = dist.get_backend(group) == dist.Backend.NCCL
@@ -172,17 +177,29 @@ class Replicas:
     def _all_gather(self, message: bytes) -> list[bytes]:
         mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
         received = torch.empty(self.world_size, len(message), dtype=torch.uint8, device=self.device)
+        patience = math.inf if self.timeout is None else self.timeout + 10 * self._longest
         try:
             if self._is_nccl:
                 work = dist.all_gather(list(received.unbind()), mine, group=self._group, async_op=True)
-            else:  # gloo's all_gather goes round a ring; this sends as many bytes in one hop
-                copies = mine.repeat(self.world_size, 1)
-                work = dist.all_to_all_single(received, copies, group=self._group, async_op=True)
-            patience = math.inf if self.timeout is None else self.timeout + 10 * self._longest
+            else:
+                work = self._send_to_all(mine, received, patience)
             wait_for(work, patience, self._group)
         except RuntimeError as error:
             raise ReplicaError(f"step {self._step} can't be taken: {str(error).splitlines()[0]}") from error
         return [bytes(reply.numpy()) for reply in received.cpu()]
+
+    def _send_to_all(self, mine: Tensor, received: Tensor, patience: float) -> dist.Work:
+        """Starts an all_gather on gloo, whose own goes round a ring: this sends as many bytes in one hop.
+
+        The operation ends itself soon after the patience has run out. Otherwise it would run until the timeout of the
+        group, and the process could not exit before: gloo waits for its operations.
+        """
+        options = dist.AllToAllOptions()
+        if math.isfinite(patience):
+            options.timeout = timedelta(seconds=patience + _LAST_WORDS)
+        copies = mine.repeat(self.world_size, 1)
+        assert self._group is not None
+        return self._group.alltoall_base(received, copies, [], [], options)
 
 
 def digest(*tensors: Tensor) -> int:
