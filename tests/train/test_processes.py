@@ -75,7 +75,7 @@ def test_sharing_micro_batches_changes_nothing(split: str, world_size: int, esti
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("split", ["probes"])
+@pytest.mark.parametrize("split", ["probes", "batch", "both"])
 def test_each_process_evaluates_its_share(split: str, world_size: int, tmp_path: Path) -> None:
     """Three probes on four micro-batches."""
     arguments = [*RUN, "--steps", "3", "--micro-batch-size", "1", "--split", split, "--out", str(tmp_path / "run")]
