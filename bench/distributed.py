@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import zo_kernels as zo
-from bench.report import RESULTS, machine
 from bench.ranks import Ranks
+from bench.report import RESULTS, machine
 from bench.wire import sent
 
 SIZES = (1, 2, 3, 4)

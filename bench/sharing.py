@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
-from bench.report import RESULTS, machine
 from bench.ranks import Ranks
+from bench.report import RESULTS, machine
 from zo_kernels.estimators import BatchPopulation
 
 ROUNDS, STEPS, SETTLE = 7, 2, 8
