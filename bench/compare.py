@@ -57,5 +57,5 @@ def record(
     at_least: float | None = None,
     **more: Any,
 ) -> None:
-    """Notes a figure and its bar for the table of `python -m bench`."""
+    """Notes a figure and its bar for the table of `python -m bench.cpu`."""
     benchmark.extra_info.update(figure=figure, at_most=at_most, at_least=at_least, **more)

@@ -1,222 +1,148 @@
-"""`python -m bench.scaling`: the plan to 1,000 GPUs: seconds, speed-up and bytes of a step, by formula and simulated.
+"""`python -m bench.scaling`: a plan to 1,000 GPUs by a closed formula of a step; measures nothing; 10 seconds.
 
-Constants of the CPU come from bench/results/distributed.json, those of GPUs and networks from documents or estimates
-that CONSTANTS names; none of the latter is verified on a GPU yet. Writes bench/results/scaling.json, and the picture of
-docs/scaling.md.
+A step on W ranks: a rank's share of the probes, an exchange of losses, and an update that every rank takes whole. The
+constants are from bench/results/distributed.json, from documents, or assumed: docs/scaling.md says which.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from bench.__main__ import RESULTS, machine
-from bench.scaling_model import Failures, Link, Work, at_share, exchange, goodput, message, sent, simulate, step
-
-IMAGE = RESULTS.parent.parent / "docs" / "images" / "scaling.png"
-RANKS = (1, 2, 4, 8, 64, 256, 1000)
-PROBES = (96, 512, 4096)
-SHARES = (0.03, 0.1, 0.5)
-STEPS = 20
-PAPER_PROBE = 4.4 * 8 / 512
-"""Seconds of a probe of the paper's 1.1B model: 512 on 8 GPUs take 4.4 s, with its broadcast and reduction."""
-
-NCCL = Link("NCCL ring", 53.6e-6, 0.85e-6, 2.7e-6, 12.5e9, per_node=8)
-PARAMETERS = 1_162_045_100
-LARGE = Work("1.1B, GPUs", 512, PAPER_PROBE, PARAMETERS / 1e13, digest=PARAMETERS * 50 / 4.3e12, jitter=0.02)
-GPU_FAILURES = Failures(between=54 * 86400 * 16384 / 419, restart=60.0)
-CONSTANTS = {
-    "1.1B, seconds of a probe": "the paper's 4.4 s a step, 512 probes, 8 GPUs; upper bound",
-    "1.1B, update": "1e13 element-seeds/s: predicted for an H200 (bench/NOTES.md), not yet verified on a GPU",
-    "1.1B, digest": "50 bytes an element at 4.3 TB/s: estimate",
-    "GPUs, jitter 0.02": "assumption",
-    "NCCL, near and far": "ring, protocol LL, in NCCL's cost model (its src/graph/tuning.cc): 0.47 us x 1.8; 2.7 us",
-    "NCCL, setup": "3.6 us there, and 50 us for a launch and the copies to the GPU and back: assumption",
-    "NCCL, bandwidth": "a quarter, for LL, of 400 Gbit/s",
-    "GPUs, failures": "419 unexpected interruptions in 54 days of 16,384 GPUs (Llama 3, arXiv 2407.21783, table 5)",
-    "GPUs, restart 60 s": "assumption",
-    "gloo": "loopback as measured; between nodes 25 us more and 25 Gbit/s: assumption",
-    "CPU, update": "110e9 element-seeds/s and core (bench/NOTES.md)",
-}
+from bench.report import IMAGES, RESULTS, machine, shown, write
 
 
-def main() -> None:
-    results = json.loads((RESULTS / "distributed.json").read_text())
-    plans = [(LARGE, NCCL, GPU_FAILURES), *((small(results), link, GPU_FAILURES) for link in between_nodes(results))]
-    rows = [row(replace(work, probes=n), link, w, fails) for work, link, fails in plans for n in PROBES for w in RANKS]
-    stops = [limits(replace(work, probes=n), link) for work, link, _ in plans for n in PROBES]
-    checked = check(results)
-    content = {
-        "machine": machine(),
-        "command": "python -m bench.scaling",
-        "constants": CONSTANTS,
-        "plans": [{"work": asdict(w), "link": asdict(li), "failures": asdict(f)} for w, li, f in plans],
-        "check": checked,
-        "rows": rows,
-        "limits": stops,
-    }
-    (RESULTS / "scaling.json").write_text(json.dumps(content, indent=1) + "\n")
-    draw(plans, IMAGE)
-    print("\n\n".join([table(rows), limit_table(stops), check_table(checked)]))
+@dataclass(frozen=True)
+class Plan:
+    """Seconds: of a probe's two losses on the whole batch, of the update for each probe, of the rest of a step, of an
+    exchange whatever its size, of a hop in a node, and of one between two; bandwidth in bytes/s. post: of sending a
+    message, where all are sent at once; None where they go around a ring. jitter: of a rank's seconds, as a share."""
+
+    name: str
+    probe: float
+    update: float
+    fixed: float
+    setup: float
+    near: float
+    far: float
+    bandwidth: float
+    per_node: int
+    post: float | None = None
+    jitter: float = 0.0
+
+    def exchange(self, n: int, ranks: int, batch: bool = False) -> float:
+        between = nodes if (nodes := math.ceil(ranks / self.per_node)) > 1 else 0
+        hops = (between * self.far + (ranks - between) * self.near) * (ranks - 1) / ranks  # all links but one
+        if self.post is not None:
+            hops = (self.far if between else self.near) + (ranks - 1) * self.post
+        return self.setup + hops + sent(n, ranks, batch) / self.bandwidth if ranks > 1 else 0.0
+
+    def step(self, n: int, ranks: int, batch: bool = False) -> float:
+        """All wait for the slowest: at about the quantile (W - 3/8) / (W + 1/4) of the ranks' seconds."""
+        slowest = math.exp(self.jitter * NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25)))
+        share, parts = shares(n, ranks, batch)
+        return share / parts * self.probe * slowest + self.exchange(n, ranks, batch) + n * self.update + self.fixed
+
+    def row(self, n: int, ranks: int) -> dict[str, Any]:
+        seconds, both, alone = self.step(n, ranks), self.step(n, ranks, batch=True), self.step(n, 1)
+        some = {"step, s": seconds, "speed-up": alone / seconds, "batch shared too": alone / both}
+        some |= {"exchange": self.exchange(n, ranks) / seconds, "update": n * self.update / seconds}
+        return {"plan": self.name, "n": n, "W": ranks, **some, "KB sent": sent(n, ranks) / 1e3}
+
+    def limits(self, n: int) -> dict[str, Any]:
+        """Ranks from which on the exchange takes a share of a step, None beyond 100,000; all ranks being alike."""
+        alike = replace(self, jitter=0.0)
+        parts = {w: alike.exchange(n, w) / alike.step(n, w) for w in range(100_000, 0, -1)}
+        last = {share: next(w for w in parts if parts[w] < share) for share in (0.03, 0.1, 0.5)}
+        found = {f"exchange {s:.0%} from W": w + 1 if w < 100_000 else None for s, w in last.items()}
+        return {"plan": self.name, "n": n} | found
 
 
-def of_cpu(results: dict[str, Any], model: str) -> Work:
-    """From the least seconds of steps with few and many probes on one process."""
-    alone = [s for s in results["steps"] if (s["model"], s["processes"]) == (model, 1)]
+def shares(n: int, ranks: int, batch: bool = False) -> tuple[int, int]:
+    """Probes of a rank, and ranks that share the batch of each: more than one only beyond n ranks, where they may."""
+    parts = max(1, ranks // n) if batch else 1
+    return math.ceil(n / (ranks // parts)), parts
+
+
+def sent(n: int, ranks: int, batch: bool = False) -> int:
+    """Bytes that a rank sends in a step: to each other one 24, and 16 for each probe of its share."""
+    return (ranks - 1) * (24 + 16 * shares(n, ranks, batch)[0])
+
+
+def of_cpu(measured: dict[str, Any], model: str) -> Plan:
+    """From the least times of steps of few and many probes on one process, of messages, and of exchanges."""
+    alone = (s for s in measured["steps"] if (s["model"], s["processes"]) == (model, 1))
     few, many = sorted(alone, key=lambda s: s["probes"])
-    update = many["parameters"] / 110e9
-    slope = (many["least"] - few["least"]) / (many["probes"] - few["probes"])
-    logs = [math.log(s) for s in many["seconds"]]
-    jitter = 1.4826 * statistics.median(abs(x - statistics.median(logs)) for x in logs)  # of what is usual: robust
-    fixed = max(0.0, few["least"] - few["probes"] * slope)
-    return Work(f"{model}, CPU", many["probes"], slope - update, update, fixed, jitter=jitter)
-
-
-def small(results: dict[str, Any]) -> Work:
-    return replace(of_cpu(results, "20k"), name="20k, one core a rank")
-
-
-def loopback(results: dict[str, Any]) -> Link:
-    """From the least times. What a hop takes alone is near, what an exchange of two ranks takes beyond it is setup.
-
-    post is an upper bound: four ranks had two cores.
-    """
-    took = {(e["way"], e["processes"]): e["least_ms"] / 1e3 for e in results["exchange"] if e["probes"] == 96}
-    found = results["loopback"]
-    near = found["small_seconds"] / 2
-    bandwidth = found["hop_bytes"] / (found["large_seconds"] - found["small_seconds"])
-    post = (took["all_to_all_single", 4] - took["all_to_all_single", 2]) / 2
+    both = (many["least"] - few["least"]) / (many["probes"] - few["probes"])
+    fixed, update = max(0.0, few["least"] - few["probes"] * both), many["parameters"] / 110e9  # bench/NOTES.md
+    took = {(e["way"], e["processes"]): e["least_ms"] / 1e3 for e in measured["exchange"] if e["probes"] == 96}
+    small, large = (measured["loopback"][f"{size}_seconds"] for size in ("small", "large"))
+    near, bandwidth = small / 2, measured["loopback"]["hop_bytes"] / (large - small)
+    post = (took["all_to_all_single", 4] - took["all_to_all_single", 2]) / 2  # at most: four ranks had two cores
     setup = max(0.0, took["Replicas.exchange", 2] - near - post)
-    return Link("gloo, all at once", setup, near, near, bandwidth, 64, "direct", post)
+    return Plan(f"{model}, gloo", both - update, update, fixed, setup, near, near, bandwidth, 64, post)
 
 
-def between_nodes(results: dict[str, Any]) -> list[Link]:
-    """As it is, and with log2 W rounds, which is not built."""
-    direct = loopback(results)
-    direct = replace(direct, far=direct.near + 25e-6, bandwidth=25e9 / 8)
-    return [direct, replace(direct, name="gloo, log2 W rounds", algorithm="bruck", post=0.0)]
+def plans(measured: dict[str, Any]) -> list[Plan]:
+    nccl = Plan("1.1B, NCCL", 4.4 * 8 / 512, 1.162e9 / 1e13, 0.0, 53.6e-6, 0.85e-6, 2.7e-6, 12.5e9, 8, jitter=0.02)
+    gloo = of_cpu(measured, "20k")
+    return [nccl, replace(gloo, far=gloo.near + 25e-6, bandwidth=25e9 / 8)]
 
 
-def row(work: Work, link: Link, ranks: int, failures: Failures) -> dict[str, Any]:
-    alone, seconds = step(work, link, 1), step(work, link, ranks)
-    return {
-        "work": work.name,
-        "link": link.name,
-        "probes": work.probes,
-        "ranks": ranks,
-        "seconds": seconds,
-        "simulated": simulate(work, link, ranks, STEPS) / STEPS,
-        "speed_up": alone / seconds,
-        "with_batch_axis": alone / step(work, link, ranks, batch=True),
-        "exchange": exchange(link, ranks, message(work.probes, ranks)) / seconds,
-        "update": work.same / seconds,
-        "bytes": sent(work.probes, ranks),
-        "goodput": goodput(work, link, ranks, failures),
-    }
-
-
-def limits(work: Work, link: Link) -> dict[str, Any]:
-    """Ranks from which on the exchange takes each share, of probes alone and with the batch axis."""
-    return {
-        "work": work.name,
-        "link": link.name,
-        "probes": work.probes,
-        "probes_alone": {f"{s:.0%}": at_share(work, link, s) for s in SHARES},
-        "with_batch_axis": {f"{s:.0%}": at_share(work, link, s, batch=True) for s in SHARES},
-    }
-
-
-def check(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tiny LSTM's steps as measured and as the model has them; ranks share the cores that others left."""
-    work, link, found = of_cpu(results, "tiny"), loopback(results), []
-    for measured in results["steps"]:
-        if (measured["model"], measured["probes"]) != ("tiny", work.probes):
-            continue
-        ranks = measured["processes"]
-        slow = max(1.0, ranks / max(1.0, results["machine"]["cores"] - measured["cores_of_others"]))
-        here = replace(work, probe=slow * work.probe, update=slow * work.update, fixed=slow * work.fixed)
-        found.append(
-            {
-                "processes": ranks,
-                "median": measured["median"],
-                "least": measured["least"],
-                "formula": step(here, link, ranks),
-                "simulated": simulate(here, link, ranks, 200) / 200,
-            }
-        )
+def check(measured: dict[str, Any]) -> list[dict[str, float]]:
+    """Steps of the tiny LSTM as measured and by the formula; ranks share the cores that others left."""
+    plan, found = of_cpu(measured, "tiny"), []
+    for s in (s for s in measured["steps"] if (s["model"], s["probes"]) == ("tiny", 96)):
+        slow = max(1.0, s["processes"] / max(1.0, measured["machine"]["cores"] - s["cores_of_others"]))
+        here = replace(plan, probe=slow * plan.probe, update=slow * plan.update, fixed=slow * plan.fixed)
+        found.append({"W": s["processes"], "measured": s["median"], "formula": here.step(96, s["processes"])})
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| | n | W | step, s | simulated | speed-up | with the batch axis | exchange | update | KB a rank | goodput |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        seconds = f"{r['seconds']:.3g} | {r['simulated']:.3g} | {r['speed_up']:.3g} | {r['with_batch_axis']:.3g}"
-        shares = f"{r['exchange']:.2%} | {r['update']:.1%} | {r['bytes'] / 1e3:.3g} | {r['goodput']:.4f}"
-        lines.append(f"| {r['work']}, {r['link']} | {r['probes']} | {r['ranks']} | {seconds} | {shares} |")
-    return "\n".join(lines)
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    cells = [list(rows[0]), *([f"{x:.3g}" if isinstance(x, float) else str(x) for x in r.values()] for r in rows)]
+    return [f"| {' | '.join(some)} |" for some in cells]
 
 
-def limit_table(stops: list[dict[str, Any]]) -> str:
-    lines = [
-        "| exchange's share from W on | n | " + " | ".join(f"{s:.0%}" for s in SHARES) + " | with the batch axis: "
-        "" + " | ".join(f"{s:.0%}" for s in SHARES) + " |",
-        "|---|---|" + "---|" * 2 * len(SHARES),
-    ]
-    for s in stops:
-        found = [*s["probes_alone"].values(), *s["with_batch_axis"].values()]
-        shown = " | ".join("> 100,000" if w is None else f"{w}" for w in found)
-        lines.append(f"| {s['work']}, {s['link']} | {s['probes']} | {shown} |")
-    return "\n".join(lines)
+def main() -> None:
+    measured = json.loads((RESULTS / "distributed.json").read_text())
+    made = plans(measured)
+    tables = {
+        "plans": table([asdict(plan) for plan in made]),
+        "steps": table([p.row(n, w) for p in made for n in (96, 512, 4096) for w in (1, 8, 64, 256, 1000)]),
+        "limits": table([p.limits(n) for p in made for n in (96, 512, 4096)]),
+        "check": table(check(measured)),
+    }
+    print("\n\n".join("\n".join(lines) for lines in tables.values()))
+    write(RESULTS / "scaling.json", {"machine": machine(), "command": "python -m bench.scaling", **tables})
+    draw(made)
+    print(f"\nwritten to {shown(RESULTS / 'scaling.json')} and {shown(IMAGES / 'scaling.png')}")
 
 
-def check_table(checked: list[dict[str, Any]]) -> str:
-    lines = ["| W, loopback | measured, ms | least | formula | simulated | off |", "|---|---|---|---|---|---|"]
-    for c in checked:
-        times = " | ".join(f"{1e3 * c[key]:.1f}" for key in ("median", "least", "formula", "simulated"))
-        lines.append(f"| {c['processes']} | {times} | {c['simulated'] / c['median'] - 1:+.1%} |")
-    return "\n".join(lines)
-
-
-def draw(plans: list[tuple[Work, Link, Failures]], path: Path) -> None:
-    """Speed-up over one rank, and the exchange's share of a step, by the number of ranks."""
+def draw(plans: list[Plan]) -> None:
     ranks = sorted({round(2 ** (i / 4)) for i in range(41)})
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
     axes[0].plot(ranks, ranks, color="#9aa0a6", linewidth=1, label="ideal")
-    for (work, link, _), color in zip(plans, ("#1f77b4", "#d62728", "#2ca02c"), strict=True):
+    for plan, color in zip(plans, ("#1f77b4", "#d62728"), strict=True):
         for n, style in ((512, "-"), (4096, "--")):
-            some = replace(work, probes=n, jitter=0.0)
-            label = f"{work.name.split(',')[0]}, {link.name}, n={n}"
-            sped = [step(some, link, 1) / step(some, link, w, batch=True) for w in ranks]
-            part = [exchange(link, w, message(n, w, True)) / step(some, link, w, batch=True) for w in ranks]
-            axes[0].plot(ranks, sped, style, color=color, label=label)
-            axes[1].plot(ranks[1:], [100 * p for p in part[1:]], style, color=color)
-    for axis, label in zip(axes, ("speed-up, probes and then the batch shared", "exchange, % of a step"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xlabel("ranks")
-        axis.set_title(label, fontsize=10)
+            seconds = [replace(plan, jitter=0.0).step(n, w, batch=True) for w in ranks]
+            axes[0].plot(ranks, [seconds[0] / s for s in seconds], style, color=color, label=f"{plan.name}, n={n}")
+            parts = [100 * plan.exchange(n, w, True) / s for w, s in zip(ranks, seconds, strict=True)]
+            axes[1].plot(ranks[1:], parts[1:], style, color=color)
+    for axis, title in zip(axes, ("speed-up, probes and then the batch shared", "exchange, % of a step"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="ranks", title=title)
         axis.set_xticks([1, 4, 16, 64, 256, 1024], ["1", "4", "16", "64", "256", "1024"])
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
-    axes[1].set_ylim(1e-3, 150)
-    axes[1].axhline(3, color="#9aa0a6", linewidth=1)
-    axes[1].set_yticks([0.001, 0.01, 0.1, 1, 3, 10, 100], ["0.001", "0.01", "0.1", "1", "3", "10", "100"])
     axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    axes[1].set_ylim(1e-3, 150)
+    figure.savefig(IMAGES / "scaling.png", dpi=130)
 
 
 if __name__ == "__main__":

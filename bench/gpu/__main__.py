@@ -130,9 +130,9 @@ def begin(device: str, folder: Path) -> tuple[Path, dict[str, Any]]:
 def test(group: str, device: str, seconds: float) -> str:
     """ "passed: " and pytest's last line, or what it says otherwise."""
     place, names = TESTS[group]
-    command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", place, "-k", names.format(device=device)]
-    print(f"$ python {' '.join(command)}", flush=True)
-    command.insert(0, sys.executable)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", place]
+    command += ["-k", names.format(device=device)]
+    print("$ python", *command[1:], flush=True)
     try:
         run = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
@@ -157,8 +157,8 @@ def do(m: Measure, device: str, seconds: float) -> dict[str, Any]:
     faulthandler.cancel_dump_traceback_later()
     took = round(time.monotonic() - started, 1)
     print(f"{m.name}: {status}, {took} s", flush=True)
-    if device == "cpu":  # a rehearsal misses no bar
-        figures = [{key: x for key, x in f.items() if key not in ("at_least", "at_most")} for f in figures]
+    bars = {"at_least", "at_most"} if device == "cpu" else set()  # which a rehearsal can't miss
+    figures = [{key: x for key, x in f.items() if key not in bars} | {"group": m.group} for f in figures]
     return {"status": status, "seconds": took, "figures": figures}
 
 
