@@ -209,7 +209,7 @@ def test_reference_losses_are_those_of_all_questions(name: str) -> None:
     assert list(algorithmic(name, alphabet_size=65).reference_losses) == ["chance"]  # a sample would say too little
 
 
-@pytest.mark.parametrize("alphabet_size", [2, 10, 26, 62, 70])
+@pytest.mark.parametrize("alphabet_size", [2, 10, 26, 52, 53, 62, 70])
 @each_task
 def test_every_token_has_a_symbol_of_its_own(name: str, alphabet_size: int) -> None:
     task = algorithmic(name, alphabet_size=alphabet_size)
