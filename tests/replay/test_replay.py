@@ -155,7 +155,7 @@ def test_a_fork_to_other_transforms_takes_the_parameters(
     fork = tmp_path / "fork"
     flags = ["--fork", str(out), "--fork-step", "20", "--dense", "adam", "--lr", "0.01"]
     assert main([*flags, "--out", str(fork)]) == 0
-    assert "warning: only the parameters are taken from" in capsys.readouterr().out
+    assert "warning: the fork takes only the parameters of" in capsys.readouterr().out
     assert all(torch.equal(replay(fork, 20).weights[name], x) for name, x in saved[20].items())
     with Journal.open(fork / "journal.sqlite") as journal:
         assert (journal.first_step, journal.next_step) == (20, 30)
@@ -164,7 +164,7 @@ def test_a_fork_to_other_transforms_takes_the_parameters(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--fork", "{run}"], "--steps 30 is not beyond step 30 of {run}: raise --steps"),
+        (["--fork", "{run}"], "the fork begins at step 30 of {run}, but --steps is 30: raise it"),
         (["--fork", "{run}", "--fork-step", "99", "--steps", "100"], "{run} has steps 0 to 30, but not 99"),
         (["--fork", "{run}", "--fork-step", "3", "--hidden-size", "16"], "the model of {run} has other sizes"),
         (["--fork", "{tmp}/nowhere"], "there is no run folder {tmp}/nowhere"),

@@ -75,6 +75,6 @@ def test_a_changed_config_is_noticed(run: Path, capsys: pytest.CaptureFixture[st
     with sqlite3.connect(run / "journal.sqlite") as journal:
         rows = journal.execute("SELECT count(*) FROM steps").fetchone()
     assert train(["--resume", str(run)]) == 2
-    assert "is not the config that journal.sqlite was begun with" in capsys.readouterr().err
+    assert "is not the config that journal.sqlite belongs to" in capsys.readouterr().err
     with sqlite3.connect(run / "journal.sqlite") as journal:
         assert journal.execute("SELECT count(*) FROM steps").fetchone() == rows

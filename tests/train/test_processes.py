@@ -250,7 +250,7 @@ def read_refusal(arguments: list[str], world_size: int = 2) -> str:
 
 
 def test_refusals(whole: Path, tmp_path: Path) -> None:
-    assert "holds a run whose --lr is 0.3, not 0.2" in read_refusal([*RUN, "--lr", "0.2", "--out", str(whole)])
+    assert "holds a run with --lr 0.3, not 0.2" in read_refusal([*RUN, "--lr", "0.2", "--out", str(whole)])
     others = (("notes.txt", "mine", "is not the folder of a run"), ("config.json", "{}", "is not the config of a run"))
     for name, content, said in others:
         (tmp_path / name / "checkpoints").mkdir(parents=True)

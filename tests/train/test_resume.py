@@ -191,7 +191,7 @@ def test_another_config_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
     out = killed(tmp_path)
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "lr": 0.5}))
-    assert "is not the config that journal.sqlite was begun with" in refused(out, capsys)
+    assert "is not the config that journal.sqlite belongs to" in refused(out, capsys)
     (out / "config.json").write_text(json.dumps({"lr": 0.5}))
     assert "is not the config of a run, or of another version" in refused(out, capsys)
     (out / "config.json").write_text("{")

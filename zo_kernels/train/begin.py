@@ -1,4 +1,4 @@
-"""How a run begins: anew, where it was stopped, or from a step of another."""
+"""Starts a run: a new one, one that was stopped, or one that branches off another."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from .restore import open_for_reading, restore
 
 Warn = Callable[[str], None]
 
-_UNTOLD = ("out", "lr_search")
-"""Fields that a run's config and the arguments it was started with may differ in."""
+_NOT_COMPARED = ("out", "lr_search")
+"""Fields that may differ between the config of a run and the arguments that started it."""
 
-_PATIENCE = 60.0
-"""Seconds that a process which was started anew waits for the one before it to let go of the folder."""
+_LOCK_TIMEOUT = 60.0
+"""Seconds that a restarted process waits until its predecessor has released the folder."""
 
 
 class Beginning(NamedTuple):
-    """A run, its folder (open, on rank 0 alone), and how many steps it has behind it.
+    """A run that is ready for its next step.
 
-    first_step: of its journal. is_scored: whether the parameters it begins with were validated before.
+    folder: The open run folder on rank 0, None on other ranks. step: The number of steps taken so far. first_step: The
+    first step of the journal, which is above 0 for a fork. is_scored: Whether the present parameters were validated.
     """
 
     run: Run
@@ -42,24 +43,25 @@ class Beginning(NamedTuple):
 
 
 def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) -> Beginning:
-    """Brings a run to its next step, on all ranks.
+    """Starts, resumes or forks the run that the config describes, on all ranks.
 
-    Raises UsageError, JournalError or CheckpointError if that can't be; a folder that was there is then what it was.
-    Where it is another rank that can't, ReplicaError.
+    Raises UsageError, JournalError or CheckpointError if that is impossible, and leaves existing folders unchanged.
+    Raises ReplicaError if it is impossible on another rank.
     """
     opened: list[tuple[Run, RunFolder, int]] = []
 
-    def on_first() -> tuple[int, int, bool]:
+    def open_on_rank_0() -> tuple[int, int, bool]:
         opened.append(
             _start_new(config, gate, warn)
             if config.resume is None
-            else _reopen(config, gate, warn, _PATIENCE if ranks.is_launched else 0.0)
+            else _reopen(config, gate, warn, _LOCK_TIMEOUT if ranks.is_launched else 0.0)
         )
         _, folder, step = opened[0]
         return step, folder.journal.first_step, bool(folder.journal.scores(step))
 
     try:
-        step, first_step, is_scored = ranks.broadcast(on_first)  # first, for it may make files of data that others read
+        # Rank 0 goes first: it may write data files that the other ranks read.
+        step, first_step, is_scored = ranks.broadcast(open_on_rank_0)
         run = opened[0][0] if opened else build(replace(config, resume=None), gate)
         ranks.join(run.solver)
         if step > 0:
@@ -72,7 +74,7 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
 
 
 def share_state(run: Run, ranks: Ranks) -> None:
-    """Gives all ranks the parameters and the solver's state of rank 0."""
+    """Sends the parameters and the solver's state of rank 0 to all ranks."""
     state = ranks.broadcast_state([run.model.state_dict(), run.solver.state()] if ranks.rank == 0 else None)
     if ranks.rank != 0:
         run.model.load_state_dict(state[0])
@@ -92,7 +94,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
         run = build(replace(config, resume=None), gate)
         symbols = json.loads((folder.path / "vocabulary.json").read_text(encoding="utf-8"))
         if symbols != list(run.task.symbols):
-            raise UsageError(f"the data of {folder.path} have changed since: they have another vocabulary now")
+            raise UsageError(f"the data of {folder.path} have changed: their vocabulary is another one now")
         step = restore(folder.path, read_config(folder.path), folder.journal, run.solver, None, warn)
         if step is None:  # stopped before its first checkpoint
             step = folder.journal.first_step
@@ -101,7 +103,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
             folder.journal.truncate(step)
     except (OSError, ValueError) as error:
         folder.close()
-        raise UsageError(f"{folder.path} can't be continued: {error}") from error
+        raise UsageError(f"can't resume {folder.path}: {error}") from error
     except BaseException:
         folder.close()
         raise
@@ -109,36 +111,37 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
 
 
 def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) -> int:
-    """Gives the run the parameters, and as far as it fits the state, of a step of another run. Returns the step."""
+    """Copies the parameters of a step of another run, and its solver's state if it fits. Returns the step."""
     assert config.fork is not None
     source = read_config(config.fork)
     with open_for_reading(config.fork) as journal:
         step = journal.next_step if config.fork_step is None else config.fork_step
         if step >= config.steps:
-            raise UsageError(f"--steps {config.steps} is not beyond step {step} of {config.fork}: raise --steps")
+            reached = f"the fork begins at step {step} of {config.fork}, but --steps is {config.steps}"
+            raise UsageError(f"{reached}: raise it")
         solver = build_solver(replace(source, device=config.device), run.task.vocab_size, gate)
         if restore(config.fork, source, journal, solver, step, warn) is None:
-            raise UsageError(f"{config.fork} was stopped before it began: there is nothing to start from")
+            raise UsageError(f"{config.fork} was stopped before its first checkpoint: there is nothing to fork")
     try:
         run.model.load_state_dict(solver.model.state_dict())
     except RuntimeError as error:
-        raise UsageError(f"the model of {config.fork} has other sizes: leave the flags that name sizes out") from error
+        raise UsageError(f"the model of {config.fork} has other sizes: omit the flags that set sizes") from error
     try:
         run.solver.load_state(solver.state())
     except ValueError as error:
-        warn(f"only the parameters are taken from {config.fork}: {error}")
+        warn(f"the fork takes only the parameters of {config.fork}: {error}")
         run.solver.start_at(step)
     return step
 
 
 def resume_existing(config: TrainConfig) -> TrainConfig:
-    """The config to begin with: that of the run in the folder `out`, if there is one, to be resumed.
+    """Returns a config that resumes the run in the folder `out`, or the config itself if there is no such run.
 
-    torchrun starts a run again, with the arguments it had at first, when a process died or processes came or left.
-    Without `out`, the folder is runs/TASK-ID with torchrun's id of the job. What a run left that died before it began
-    is removed.
+    After a failure torchrun restarts the program with its first arguments, and the run must then continue. Without
+    `out`, the folder is runs/TASK-ID, with the id that torchrun gives the job. A folder whose run died before its first
+    step is removed.
 
-    Raises UsageError if the folder holds a run with other flags, or nothing says which folder it is.
+    Raises UsageError if the folder holds a run with other flags, or if the job has no id.
     """
     if config.resume is not None:
         return config
@@ -147,13 +150,13 @@ def resume_existing(config: TrainConfig) -> TrainConfig:
     if not out.is_dir() or not any(out.iterdir()) or _clear_unbegun(out):
         return config
     stored = read_config(out)
-    untold = (*FREE_ON_RESUME, *_UNTOLD, *(["lr"] if config.lr_search else []))
+    ignored = (*FREE_ON_RESUME, *_NOT_COMPARED, *(["lr"] if config.lr_search else []))
     for field in fields(TrainConfig):
         given, was = getattr(config, field.name), getattr(stored, field.name)
-        if field.name not in untold and given != was:
+        if field.name not in ignored and given != was:
             raise UsageError(
-                f"{out} holds a run whose {flag(field.name)} is {was}, not {given}: give --out a new folder, or this "
-                "run's own flags to go on with it"
+                f"{out} holds a run with {flag(field.name)} {was}, not {given}: give --out a new folder, or continue "
+                "the run with its own flags"
             )
     free = {name: getattr(config, name) for name in FREE_ON_RESUME}
     return replace(stored, **{**free, "resume": out})
@@ -162,22 +165,22 @@ def resume_existing(config: TrainConfig) -> TrainConfig:
 def _folder_of_job(task: str) -> Path:
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job == "none":
-        raise UsageError("a run of several processes needs --out, the folder it goes on from when it is started again")
+        raise UsageError("give --out: a run of several processes needs it to continue after a restart")
     return Path("runs") / f"{task}-{job}"
 
 
 def _clear_unbegun(path: Path) -> bool:
-    """Removes what is left of a run that was killed while its folder was being made. False if it is anything else.
+    """Removes the folder of a run that was killed while it was created. Returns False for any other folder.
 
-    Raises UsageError if config.json is not that of a run.
+    Raises UsageError if config.json is not the config of a run.
     """
     checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json"}
     names = {item.name.removeprefix(".") for item in path.iterdir()}
     if not checkpoints.is_dir() or any(checkpoints.iterdir()):
         return False
-    if not all(name in made or name.startswith(JOURNAL) for name in names):  # with metrics.jsonl, it can be resumed
+    if not all(name in made or name.startswith(JOURNAL) for name in names):  # a run with metrics.jsonl can be resumed
         return False
     if (path / "config.json").exists():
-        read_config(path)  # raises if it is somebody else's
+        read_config(path)  # raises if another program wrote it
     shutil.rmtree(path)
     return True

@@ -1,4 +1,4 @@
-"""Back-propagation through time: the baseline that zero-order training is compared with."""
+"""Back-propagation through time, the baseline for zero-order training."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ OPTIMIZERS = ("sgd", "adamw")
 class BPTT:
     """Trains a language model along its gradient, with SGD or AdamW of torch.
 
-    model: its trainable parameters are trained.
+    model: the model whose trainable parameters are trained.
     optimizer: "sgd" or "adamw".
-    lr, weight_decay: as torch's; AdamW's decay is decoupled, SGD's is added to the gradient.
-    momentum: of SGD, in [0, 1).
-    micro_batch_size: sequences evaluated at once; None: the whole batch. Losses and gradients are those of the batch.
-    checkpoint_length: tokens of a segment: the forward keeps the states between segments only, and the backward
-        computes each segment again, so that memory grows with T / checkpoint_length + checkpoint_length and not with
-        T, for one more forward. Gradients are the same. None: nothing is computed twice.
-    max_cosine_distance: filters the micro-batches' gradients by agreement: they are taken in order, and one further
-        from the sum of those kept than this cosine distance, in [0, 2], is left out. If no other agrees with the
-        first, the step leaves the parameters alone. 2 keeps all. Takes memory for one gradient per micro-batch.
-        None: no filter.
+    lr, weight_decay: as in torch. AdamW's decay is decoupled, SGD's is added to the gradient.
+    momentum: momentum of SGD, in [0, 1).
+    micro_batch_size: sequences evaluated at once. None evaluates the whole batch at once. Losses and gradients are
+        those of the whole batch.
+    checkpoint_length: tokens per segment of gradient checkpointing. The forward pass keeps only the states between
+        segments, and the backward pass computes each segment again. Memory then grows with T / checkpoint_length +
+        checkpoint_length instead of T, at the cost of one more forward pass. None turns checkpointing off.
+    max_cosine_distance: filters the gradients of micro-batches by agreement. In order, each gradient is added to the
+        sum of those kept, unless its cosine distance to the sum, in [0, 2], is larger than this. If no gradient agrees
+        with the first, the step does not change the parameters. 2 keeps all. The filter holds one gradient per
+        micro-batch in memory. None turns it off.
 
-    `optimizer` is torch's own, for schedulers. Raises ValueError for values out of range.
+    The attribute `optimizer` is torch's optimizer, for schedulers. Raises ValueError for values out of range.
 
     Sources: gradient checkpointing, Chen et al., arXiv 1604.06174; gradient agreement filtering, Chaubard, Eyre and
     Kochenderfer, arXiv 2412.18052.

@@ -1,4 +1,4 @@
-"""Signs in the losses of a run that lr or eps does not suit it.
+"""Warns when the losses of a run show that lr or eps is too large or too small.
 
 The thresholds come from runs of all tasks: their defaults, and lr and eps 3 to 300 times as large and as small.
 """
@@ -11,42 +11,41 @@ from collections import deque
 from torch import Tensor
 
 _WINDOW = 5
-"""Steps whose mean is the smoothed loss, and for which a spread must last; lr 10 times too large ends a run in 11."""
+"""Steps over which losses are averaged, and for which a spread must last. A run with far too large an lr ends in 11."""
 
 _LARGE_NATS, _LARGE_SHARE = 0.25, 0.5
-"""Mean |L+ - L-| that tells of too large an eps. Defaults stay below 0.12 nats and a fifth of the loss; an eps 30 times
-theirs makes 0.5 nats or more, and a loss to match, so that the share alone would not show it."""
+"""Mean |L+ - L-| above which eps is too large, in nats and as a share of the loss. Defaults stay below 0.12 nats and a
+fifth of the loss. 30 times their eps gives 0.5 nats or more, and a loss so high that the share does not show it."""
 
 _SMALL_SHARE = 1e-7
-"""Mean |L+ - L-| over the loss that rounding to float32 can make."""
+"""Mean |L+ - L-| over the loss that float32 rounding alone can produce."""
 
 _RISE = 1.3
-"""Smoothed loss over that of the start; runs that learn stay below 1.02, with lr 10 times too large it passes 1.35."""
+"""Smoothed loss over the initial loss. Runs that learn stay below 1.02; with 10 times too large an lr it is 1.35."""
 
 _BASE, _MOVED, _EARLY = 20, 0.05, 100
-"""The mean loss of _BASE steps moves by 10% to 50% in _EARLY steps, but by 0.5% to 5% if lr is 30 times too small."""
+"""The mean loss of _BASE steps changes by 10% to 50% in _EARLY steps, but by 0.5% to 5% if lr is 30 times too small."""
 
 _FLOOR = 0.1
-"""Share of the first loss below which a loss is as good as any: noise of a loss near 0 is not divergence."""
+"""Losses below this share of the initial loss count as equal, since noise of a loss near 0 is not divergence."""
 
 _PATIENCE = 20
-"""Steps that the loss must stay high for to have diverged."""
+"""A run has diverged when its loss stays high for this many steps."""
 
 
 class DivergenceMonitor:
-    """Looks at every step of a run; says at most once each that eps or lr is too large or too small.
+    """Observes every step of a run, and warns at most once of each problem: eps or lr too large or too small.
 
-    steps: of the whole run; a long one may take longer to get going.
-    settled: steps after which the training data are always alike: the length of a curriculum, during which a loss may
-        rise or stand still because the task becomes harder.
-    factor: how many times its best the loss must be to have diverged.
+    steps: number of steps of the whole run. A long run may take longer before its loss moves.
+    settled: length of the curriculum in steps, during which a loss may rise or stand still as the task becomes harder.
+    factor: a run has diverged when its loss is this many times its best one.
 
     Raises ValueError if factor is not above 1.
     """
 
     def __init__(self, steps: int, *, settled: int = 0, factor: float = 3.0) -> None:
         if not factor > 1:
-            raise ValueError(f"the factor by which a loss has diverged must be above 1, not {factor}")
+            raise ValueError(f"factor must be above 1, not {factor}")
         self._settled = settled
         self._factor = factor
         self._early = max(_EARLY, steps // 8)
@@ -67,7 +66,7 @@ class DivergenceMonitor:
         return self._not_finite or self._high >= _PATIENCE
 
     def observe(self, step: int, train_loss: float, losses: Tensor, lr: float, eps: float) -> list[str]:
-        """Takes in a step and returns the warnings it gives rise to, a sentence each.
+        """Observes a step and returns the warnings that result, one sentence each.
 
         step: counts from 1. train_loss: in nats per token. losses: of the estimate, float64; those of the probes' two
         sides, L+ and L-, if they are [n, 2]. lr, eps: of the step.
@@ -115,7 +114,7 @@ class DivergenceMonitor:
         return []
 
     def _movement(self, step: int, loss: float, lr: float) -> list[str]:
-        """Judged once, early in the run: a loss that stands still later may have got to where it can."""
+        """Judges the loss once, early in the run. Later it may stand still because it can go no lower."""
         if self._first_settled != self._settled + 1:  # not yet, or a resumed run, whose beginning was not seen
             return []
         if len(self._base) < _BASE:
@@ -130,7 +129,7 @@ class DivergenceMonitor:
         return [f"{change}: unless it can go no lower, lr {lr:g} is too small, raise it"]
 
     def _first(self, kind: str) -> bool:
-        """Whether this was not said before; it counts as said now."""
+        """Whether this problem is new. From now on it is not."""
         new = kind not in self._said
         self._said.add(kind)
         return new

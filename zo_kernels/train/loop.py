@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with all its steps done, unless one of these says otherwise.
+    """How a run ended. By default all steps were taken.
 
-    interrupted: by Ctrl-C or SIGTERM, on this rank or another.
-    failure: why there is no next step.
+    interrupted: Ctrl-C or SIGTERM stopped it, on this rank or another.
+    failure: Why no further step can be taken.
     """
 
     interrupted: bool = False
@@ -49,12 +49,12 @@ class Outcome:
 
 
 def train(beginning: Beginning, record: Record, gate: InterruptGate, ranks: Ranks) -> Outcome:
-    """Takes the steps of a run; validates before the first, after the last, and every so often between.
+    """Takes the remaining steps of a run, and validates before the first step, after the last one and at intervals.
 
-    Each step has a row in the journal, which is written before the parameters change, and a line in the metrics. Its
-    train_loss is the mean over the probes' losses, taken around the parameters as they were before its update; losses
-    and accuracies of other sets are taken after it. However the run ends, the parameters are those after its last
-    whole step, and the journal's last row is that step's.
+    Each step writes a row to the journal before it changes the parameters, and a line to the metrics. train_loss is the
+    mean of the probes' losses, measured around the parameters before the update. Losses and accuracies of other sets
+    are measured after it. However the run ends, the parameters are those after its last complete step, and the last row
+    of the journal is the row of that step.
 
     Raises ReplicaError if another rank failed or is gone.
     """
@@ -83,7 +83,7 @@ class _Loop:
         self._clock.seconds = record.begin(start)
         if not self._beginning.is_scored:
             self._scores_after(start)
-        record.go_on(start)
+        record.begin_metrics(start)
         for step in range(start, config.steps):
             row, estimate = self._step(step)
             done = step + 1
@@ -93,7 +93,7 @@ class _Loop:
             scores: Scores = {}
             try:
                 scores = self._scores_after(done)
-            finally:  # the step was taken, even if its validation is interrupted
+            finally:  # the step is complete even if its validation is interrupted
                 record.metrics(row, scores)
             if saves:
                 record.checkpoint(done)
@@ -101,18 +101,18 @@ class _Loop:
                 record.warn(warning)
             if config.stop_on_divergence and self._monitor.diverged:
                 raise DivergenceError(
-                    f"stopped after step {done}, for the loss is {row.loss:.3g} and has long been far above its best: "
+                    f"stopped after step {done}: the loss is {row.loss:.3g} and has long been far above its best; "
                     "lower lr, or give --no-stop-on-divergence"
                 )
 
     def _compare(self, done: int) -> None:
-        """Lets no parameters be saved that are not those of all ranks."""
+        """Compares the parameters of all ranks, so that none are saved that differ."""
         replicas, solver = self._ranks.replicas, self._run.solver
         if replicas is not None and isinstance(solver, ZeroOrderSolver):
             self._with_repair(lambda: replicas.check_same(done, solver.optimizer.digest))
 
     def _with_repair(self, act: Callable[[], T]) -> T:
-        """Does it again if the ranks are found to differ and could be healed."""
+        """Calls `act`, and once more if the ranks were found to differ and could be repaired."""
         try:
             return act()
         except ReplicasDifferError as error:
@@ -127,7 +127,7 @@ class _Loop:
             eps = estimate.eps[0] if estimate.eps else 0.0
             seconds = self._clock.elapsed()
             row = Row(step, lr, eps, run.config.seed, estimate.coeffs.numpy(), estimate.loss, seconds)
-            self._record.append(row)  # before the parameters change: the step can be taken again from it
+            self._record.append(row)  # before the parameters change, so that the step can be replayed
             try:
                 run.solver.apply(estimate)
             except Exception:
@@ -137,7 +137,7 @@ class _Loop:
         return row, estimate
 
     def _scores_after(self, done: int) -> Scores:
-        """Validates if it is time to, and at the end tests."""
+        """Validates if it is time to, and tests after the last step."""
         config = self._run.config
         scores: Scores = {}
         if done % config.validate_every == 0 or done in (self._beginning.first_step, config.steps):
@@ -153,7 +153,7 @@ class _Loop:
 
 
 class Clock:
-    """Seconds of training, validations and files not counted."""
+    """Measures the seconds of training, without validations and files."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -161,7 +161,7 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While entered, the clock runs."""
+        """Runs the clock inside the context."""
         self._started = time.perf_counter()
         try:
             yield
@@ -170,7 +170,7 @@ class Clock:
             self._started = None
 
     def elapsed(self) -> float:
-        """Seconds up to now."""
+        """Returns the seconds so far."""
         return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
 
@@ -178,10 +178,10 @@ class Clock:
 def evaluate(
     model: LanguageModel, batch_sets: BatchSets, device: torch.device, gate: InterruptGate, replicas: Replicas | None
 ) -> dict[str, Score]:
-    """The model's score on each set of batches, which replicas share out. May be interrupted between batches."""
+    """Scores the model on each set of batches, which replicas divide. Can be interrupted between batches."""
 
     def score_of(batch: Batch) -> list[float]:
-        with gate.open():  # not around the exchange: one that leaves it would leave the others there
+        with gate.open():  # not around the exchange, where the other ranks would be left waiting
             tokens, targets = batch.to(device)
             logits, _ = model(tokens)
             return list(astuple(score(logits, targets)))

@@ -1,4 +1,4 @@
-"""What a run leaves behind as it goes: rows, scores, metrics, checkpoints, and lines on the screen."""
+"""Records a run while it trains: journal rows, scores, metrics, checkpoints, and lines on the screen."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from .reporter import Reporter
 
 
 class Record:
-    """Of a rank that keeps none: every method does nothing."""
+    """The record of a rank that writes nothing: every method does nothing."""
 
     def begin(self, start: int) -> float:
-        """Forgets steps from `start` on, which are to be taken anew. Returns the seconds of training before."""
+        """Removes the rows from step `start` on. Returns the seconds of training before it."""
         return 0.0
 
-    def go_on(self, start: int) -> None:
-        """Takes up metrics and logs where they were; the parameters before the first step are scored by now."""
+    def begin_metrics(self, start: int) -> None:
+        """Rewrites the metrics up to step `start` from the journal, once the initial parameters are scored."""
 
     def append(self, row: Row) -> None:
-        """Writes a step that is about to be taken to the journal. Raises JournalError."""
+        """Writes the row of a step to the journal, before the step is taken. Raises JournalError."""
 
     def take_back(self, step: int) -> None:
-        """Forgets the row of a step that was not taken after all."""
+        """Removes the row of a step that could not be taken."""
 
     def show_step(self, row: Row) -> None:
-        """Shows a step that was taken."""
+        """Shows the progress after a step."""
 
     def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
-        """Writes what the parameters score after `done` steps."""
+        """Writes the scores of the parameters after `done` steps."""
 
     def metrics(self, row: Row, scores: Scores) -> None:
-        """Writes the metrics of a step that was taken, and scores after it."""
+        """Writes the metrics of a step, and the scores after it."""
 
     def checkpoint(self, done: int) -> None:
         """Saves the parameters and the solver's state after `done` steps. Raises CheckpointError."""
@@ -47,7 +47,7 @@ class Record:
 
 
 class FolderRecord(Record):
-    """In the folder of the run, for its loggers and for the console."""
+    """Records to the run folder, the loggers and the console."""
 
     def __init__(self, run: Run, folder: RunFolder, reporter: Reporter, loggers: Sequence[Logger]) -> None:
         self._run = run
@@ -63,7 +63,7 @@ class FolderRecord(Record):
         (last,) = journal.rows(start - 1, start)
         return last.seconds
 
-    def go_on(self, start: int) -> None:
+    def begin_metrics(self, start: int) -> None:
         lines = list(metrics_from_journal(self._folder.journal, self._run.solver.forwards))
         with self._file_errors():
             self._folder.begin_metrics(lines)

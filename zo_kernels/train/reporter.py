@@ -1,4 +1,4 @@
-"""What a run prints while it goes: a live bar in a terminal, and a line for each validation."""
+"""Prints the progress of a run: a live bar in a terminal, and a line for each validation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..tasks import Score
 
 
 class Reporter:
-    """Progress of one run; a context manager around its steps.
+    """Shows the progress of a run. A context manager around its steps.
 
-    console: where to print; the bar appears if it is a terminal.
-    steps: of the whole run. start: done before, when a run goes on.
-    probes: of a step; 0 for a solver without, whose rate is in steps.
+    console: where to print. The bar appears if this is a terminal.
+    steps: number of steps of the whole run. start: number of steps taken before a resume.
+    probes: number of probes per step. 0 for a solver without probes, whose rate is shown in steps.
     """
 
     def __init__(self, console: Console, steps: int, *, start: int = 0, probes: int = 0) -> None:
@@ -49,7 +49,7 @@ class Reporter:
         self._progress.stop()
 
     def step(self, step: int, loss: float) -> None:
-        """Shows that `step` steps are done, and the last one's mean loss in nats."""
+        """Updates the bar after `step` steps. loss: mean training loss of the last one, in nats."""
         self._done, self._loss = step, loss
         self._progress.update(self._bar, completed=step, status=f"loss {loss:.3f}  {self._rate():,.0f} {self._unit}")
 

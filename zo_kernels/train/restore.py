@@ -1,4 +1,4 @@
-"""Where a run stands: rebuilt from a checkpoint and the journal's rows since, bit for bit."""
+"""Rebuilds the state of a run, bit for bit, from a checkpoint and the journal rows after it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Warn = Callable[[str], None]
 def restore(
     run: Path, config: TrainConfig, journal: Journal, solver: Solver, step: int | None, warn: Warn
 ) -> int | None:
-    """Makes solver and model what they were when the run had taken `step` steps; None: all that the journal has.
+    """Restores the solver and its model to the state after `step` steps of a run. None means all steps of the journal.
 
-    A solver that can't take steps again from rows comes back to the last checkpoint instead, if step is None. Returns
-    where it is now; None, having changed nothing, for a run that was stopped before its first checkpoint.
+    A solver that can't replay rows goes back to the last checkpoint if step is None. Returns the step that was
+    restored, or None, without changing anything, if the run was stopped before its first checkpoint.
 
-    Raises UsageError for a step that can't be rebuilt, and JournalError or CheckpointError for damage, or a journal
-    that is not of this config.
+    Raises UsageError for a step that can't be rebuilt, and JournalError or CheckpointError if a file is damaged or the
+    journal belongs to another config.
     """
     if journal.digest_before(journal.first_step) != config_digest((run / "config.json").read_text(encoding="utf-8")):
-        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} was begun with")
+        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} belongs to")
     target = journal.next_step if step is None else step
     if not journal.first_step <= target <= journal.next_step:
-        raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, but not {target}")
+        raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, not {target}")
     checkpoint = find_checkpoint(run, journal, target, warn)
     if checkpoint is None:
         return None
@@ -44,14 +44,14 @@ def restore(
         return checkpoint.step
     for row in journal.rows(checkpoint.step, target):
         if (row.seed, row.lr) != (config.seed, lr_at(config, row.step)):
-            raise JournalError(f"the row of step {row.step} in {journal.path} is of another run")
+            raise JournalError(f"the row of step {row.step} in {journal.path} belongs to another run")
         try:
             solver.replay(row)
         except (ValueError, GridRangeError) as error:
-            raise JournalError(f"step {row.step} of {run} can't be taken again: {error}") from error
+            raise JournalError(f"step {row.step} of {run} can't be replayed: {error}") from error
     return target
 
 
 def open_for_reading(run: Path) -> Journal:
-    """The journal of a run that may be going on. Raises JournalError."""
+    """Opens the journal of a run, which may still be training. Raises JournalError."""
     return Journal.open(run / JOURNAL, writable=False)

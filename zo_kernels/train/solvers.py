@@ -1,4 +1,4 @@
-"""What takes the steps of a run: forward passes alone, or back-propagation to compare with."""
+"""Solvers take the steps of a run: with forward passes alone, or with back-propagation for comparison."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .config import TrainConfig
 class Solver(ABC):
     """Trains a model step by step.
 
-    forwards: passes of the batch through the model that a step takes; back-propagation's backward counts as two.
-    replays: whether a step can be taken again from its row in the journal.
+    forwards: forward passes of a step. The backward pass of back-propagation counts as two.
+    replays: whether a step can be repeated from its row in the journal.
     """
 
     model: LanguageModel
@@ -33,11 +33,11 @@ class Solver(ABC):
 
     @abstractmethod
     def estimate(self, batch: Batch, lr: float) -> Estimate:
-        """Measures the gradient of the next step, which is to be taken with this lr. The parameters stay the same."""
+        """Estimates the gradient of the next step and sets its lr. The parameters stay the same."""
 
     @abstractmethod
     def apply(self, estimate: Estimate) -> None:
-        """Takes the step along its estimate. If it raises, the parameters are what they were."""
+        """Takes the step along its estimate. If it raises, the parameters have not changed."""
 
     def step(self, batch: Batch, lr: float) -> Estimate:
         """`estimate`, then `apply`."""
@@ -47,26 +47,26 @@ class Solver(ABC):
 
     @abstractmethod
     def replay(self, row: Row) -> None:
-        """Takes the step of a row again, bit for bit, if the solver `replays`."""
+        """Repeats the step of a journal row, bit for bit, if the solver `replays`."""
 
     @abstractmethod
     def state(self) -> Any:
-        """All that the next step depends on beside the model's own state_dict, as `save_checkpoint` takes it."""
+        """Returns all that the next step depends on besides the model's state_dict, as `save_checkpoint` takes it."""
 
     @abstractmethod
     def load_state(self, state: Any) -> None:
-        """Goes on from a `state`; the model's state_dict is loaded first. Hyper-parameters stay those of the config.
+        """Restores a `state`, after the model's state_dict. Hyper-parameters remain those of the config.
 
         Raises ValueError, changing nothing, if it is another solver's.
         """
 
     @abstractmethod
     def start_at(self, step: int) -> None:
-        """Without a state, counts the next step as this one."""
+        """Numbers the next step, where there is no state to restore."""
 
 
 class ZeroOrderSolver(Solver):
-    """`ZeroOrder`, on populations where there is a kernel for them, else loss by loss."""
+    """Trains with `ZeroOrder`: on populations where a kernel evaluates them, else one loss at a time."""
 
     replays = True
 
@@ -122,7 +122,7 @@ class ZeroOrderSolver(Solver):
             group["lr"] = lr
 
     def _loss(self, batch: Batch, micro_batch_size: int | None) -> Population | Callable[[], Tensor]:
-        """The batch's loss as the optimizer takes it."""
+        """Returns the loss on the batch, as a population or a closure."""
         config = self._config
         # RecurrentLM's population is a kernel of the backend, that of the others a batch of members in torch.
         at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
@@ -133,7 +133,7 @@ class ZeroOrderSolver(Solver):
 
 
 class BPTTSolver(Solver):
-    """`BPTT`: gradients by back-propagation."""
+    """Trains with `BPTT`, gradients by back-propagation."""
 
     forwards = 3
     replays = False
@@ -183,7 +183,7 @@ SOLVERS: dict[str, type[ZeroOrderSolver] | type[BPTTSolver]] = {"zo": ZeroOrderS
 
 
 def mean_loss(model: LanguageModel, batches: Sequence[Batch]) -> Tensor:
-    """Mean over the scored positions of all batches, float64: each batch's mean weighs what it scores."""
+    """Returns the mean loss over the scored positions of all batches: float64."""
     scored = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
     return torch.stack(
         [model.loss(*batch) * count for batch, count in zip(batches, scored, strict=True) if count > 0]
