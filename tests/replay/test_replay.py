@@ -80,7 +80,7 @@ def test_a_run_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["{run}", "--step", "31", "--out", "{tmp}/w"], "{run} has steps 0 to 30, but not 31"),
+        (["{run}", "--step", "31", "--out", "{tmp}/w"], "{run} has steps 0 to 30, not 31"),
         (["{run}", "--step", "-1", "--out", "{tmp}/w"], "{run} has steps 0 to 30, but not -1"),
         (["{tmp}/nowhere", "--out", "{tmp}/w"], "there is no run folder {tmp}/nowhere"),
         (["{run}", "--out", "{run}/config.json"], "{run}/config.json exists and is not overwritten"),
