@@ -1,4 +1,4 @@
-"""`python -m bench.gpu`: ops, populations and the steps of the paper's Table 1 on a GPU; 8 minutes, and goes on.
+"""`python -m bench.gpu`: the ops, populations and the steps of Table 1 on a GPU; 8 minutes, or as many as you give it.
 
 Each figure stands on tests of tests/gpu, which run first: where they do not pass, nothing of its group is measured. The
 most valuable comes first, and each measure is kept: the same command goes on with what is left. See docs/gpu.md.
