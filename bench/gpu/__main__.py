@@ -34,11 +34,10 @@ from .timing import Figure
 TESTS = {
     "ops": ("tests/gpu/test_ops.py", "{device}"),
     "triton": ("tests/gpu/test_ops.py", "triton"),
-    "models": ("tests/gpu", "{device} and not flashrnn and not test_ops"),
-    "flash": ("tests/gpu/test_models.py", "{device} and flashrnn and lstm and not slstm"),
+    "models": ("tests/gpu", "{device} and (population or updates or a_run)"),
+    "flash": ("tests/gpu", "{device} and (population or updates or flashrnn and lstm and not slstm)"),
 }
 """Of each group of measures: a file or folder, and the names of tests as pytest's -k has them."""
-
 
 _BEGUN = {"status": "begun"}
 
