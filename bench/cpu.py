@@ -1,4 +1,4 @@
-"""`python -m bench.cpu [pytest options]`: the kernels, the fused forward and a step on the CPU, against their bars.
+"""`python -m bench.cpu`: the kernels, the fused forward and a step on the CPU, against their bars; about 5 minutes.
 
 Options go to pytest: `python -m bench.cpu -k apply`. bench/results/cpu.json is written only by a full run (no options).
 A figure is the median of ratios taken in turns within one run; the bar of each stands beside it.

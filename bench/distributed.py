@@ -1,4 +1,4 @@
-"""`python -m bench.distributed`: what several processes cost and gain, on this machine's loopback with gloo.
+"""`python -m bench.distributed`: what several processes cost and gain, on loopback with gloo; about 80 seconds.
 
 Bytes that the sockets of a rank sent in a step, as the kernel counted them; steps of 1, 2, 3 and 4 processes with one
 thread each, in turns; the exchange of losses when all ranks come to it together, beside the collectives it could be

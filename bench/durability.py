@@ -1,4 +1,4 @@
-"""`python -m bench.durability`: a run killed twenty times and a run left alone, bit against bit; replays of ten steps.
+"""`python -m bench.durability`: a run killed twenty times against one left alone, and replays; about 2 minutes.
 
 The default run of `python -m zo_kernels.train` once undisturbed, with a checkpoint every ten steps, and once killed by
 SIGKILL at random moments and resumed each time. Then ten random steps of the killed run are replayed from its journal

@@ -1,9 +1,10 @@
-"""`python -m bench.faults [PART ...]`: runs under torchrun that are struck, and a run left alone, bit against bit.
+"""`python -m bench.faults`: runs under torchrun that are struck against a run left alone; about 3 minutes.
 
 kills: three processes, of which one is killed by SIGKILL ten times, at random. stops: three processes, each of which is
 stopped by SIGSTOP in turn. node: two local nodes, of which that of rank 0 dies and another comes. signal: SIGTERM, and
 the same command again. Each goes on by itself, except after the signal. flips: one bit of one process's parameters, at
-random, under plain `CDRGE`. Writes the parts that were run to bench/results/faults.json.
+random, under plain `CDRGE`. Writes the parts that were run to bench/results/faults.json. `python -m bench.faults
+kills` runs a part alone.
 """
 
 from __future__ import annotations

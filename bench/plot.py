@@ -1,4 +1,4 @@
-"""`python -m bench.plot`: draws docs/images/forward.png from bench/results/cpu.json."""
+"""`python -m bench.plot`: draws docs/images/forward.png from bench/results/cpu.json; 5 seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m bench.sharing`: what is shared among two processes, and by which measure, with one thread each.
+"""`python -m bench.sharing`: what to share among two processes, and a rank of half the speed; about 2 minutes.
 
 Few probes and many micro-batches, shared by probes, by micro-batches and by both; and a rank that takes twice as long
 for everything, with even shares and with balanced ones. Each against one process alone, in turns. Writes
