@@ -58,7 +58,7 @@ def test_a_state_may_be_replaced_and_nothing_else(run: LoadedRun, state: Decodin
     (tmp_path / "notes").write_text("precious")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for taken in (weights, tmp_path / "notes", tmp_path, tmp_path / "dangling"):
-        with pytest.raises(UsageError, match=f"{taken} exists and is not a state"):
+        with pytest.raises(UsageError, match=f"{taken} exists and is not a saved state"):
             save_state(taken, state, run)
     assert load_run(run.path).weights_sha256 == run.weights_sha256
     assert (tmp_path / "notes").read_text() == "precious"

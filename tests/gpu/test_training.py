@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 import zo_kernels as zo
 from tests.cases import assert_same_bits, each_device, right_beside
+from tests.distributed.group_of_one import train_in_a_group_of_one
 from tests.optim.test_exactness import MODES, Interrupted
 from tests.recurrent import Shape, make_batch
-from zo_kernels.distributed.replicas import Replicas, digest
+from tests.server import server
 from zo_kernels.models import LSTM
 from zo_kernels.optim.dense import Adam
 from zo_kernels.transforms import clip_norm, momentum
@@ -105,25 +103,8 @@ def test_adam_differs_by_rounding_only(device: str) -> None:
 @each_device
 @pytest.mark.parametrize("by", ["replicas", "fsdp"])
 def test_a_group_of_one(by: str, device: str, tmp_path: Path) -> None:
-    """Its steps are those of no group, and its digest of parameters that of the CPU."""
-
-    def trained() -> Tensor:
-        torch.manual_seed(0)
-        net, replicas = nn.Linear(37, 11).to(device), None
-        if dist.is_initialized() and by == "fsdp":
-            fully_shard(net, mesh=init_device_mesh(device, (1,)))
-        elif dist.is_initialized():
-            replicas = Replicas(check_every=1, timeout=30.0)
-        x = torch.linspace(-1, 1, 37).to(device)
-        optimizer = zo.optim.CDRGE(net.parameters(), lr=2**-6, probes=16, replicas=replicas)
-        for _ in range(3):
-            optimizer.step(lambda: net(x).square().mean())
-        return optimizer.arena.flat.cpu()  # with the padding between parameters
-
-    alone, store = trained(), dist.FileStore(str(tmp_path / "store"), 1)
-    assert digest(alone.to(device)) == digest(alone)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=0, world_size=1)
-    try:
-        assert_same_bits(trained(), alone)
-    finally:
-        dist.destroy_process_group()
+    """In a process of its own, for after fully_shard every optimizer of a process has to look for FSDP's modules."""
+    process = server.Process(target=train_in_a_group_of_one, args=(by, device, str(tmp_path / "store")))
+    process.start()
+    process.join()
+    assert process.exitcode == 0

@@ -81,7 +81,7 @@ def test_a_run_that_was_killed(tmp_path: Path) -> None:
     ("flags", "sentence"),
     [
         (["{run}", "--step", "31", "--out", "{tmp}/w"], "{run} has steps 0 to 30, not 31"),
-        (["{run}", "--step", "-1", "--out", "{tmp}/w"], "{run} has steps 0 to 30, but not -1"),
+        (["{run}", "--step", "-1", "--out", "{tmp}/w"], "{run} has steps 0 to 30, not -1"),
         (["{tmp}/nowhere", "--out", "{tmp}/w"], "there is no run folder {tmp}/nowhere"),
         (["{run}", "--out", "{run}/config.json"], "{run}/config.json exists and is not overwritten"),
         (["{run}", "--out", "{tmp}/no/w"], "can't write {tmp}/no/w: there is no folder {tmp}/no"),
@@ -165,7 +165,7 @@ def test_a_fork_to_other_transforms_takes_the_parameters(
     ("flags", "sentence"),
     [
         (["--fork", "{run}"], "the fork begins at step 30 of {run}, but --steps is 30: raise it"),
-        (["--fork", "{run}", "--fork-step", "99", "--steps", "100"], "{run} has steps 0 to 30, but not 99"),
+        (["--fork", "{run}", "--fork-step", "99", "--steps", "100"], "{run} has steps 0 to 30, not 99"),
         (["--fork", "{run}", "--fork-step", "3", "--hidden-size", "16"], "the model of {run} has other sizes"),
         (["--fork", "{tmp}/nowhere"], "there is no run folder {tmp}/nowhere"),
         (["--fork-step", "3"], "--fork-step needs --fork"),
