@@ -136,6 +136,7 @@ def test_rank_0_is_missing_at_its_own_address(rank_0s_address: None) -> None:
     assert "(nothing listens there): see the output of rank 0; check that rank 0 runs, and MASTER_ADDR" in said
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is stopped: the kernel still accepts connections."""
     monkeypatch.setattr("zo_kernels.distributed.rendezvous._GRACE", 0.5)
