@@ -166,6 +166,7 @@ def test_the_others_end_when_a_process_hangs(rank: int, whole: Path, tmp_path: P
     assert is_same_run(out, whole)
 
 
+@pytest.mark.slow
 def test_a_process_exits_although_another_hangs(tmp_path: Path) -> None:
     """In the interpreter's own way, which destroys the process group: torchrun waits for the exit code."""
     out = tmp_path / "run"
