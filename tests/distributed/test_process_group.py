@@ -87,6 +87,7 @@ def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store
         assert not earlier.check(["join/2"])
 
 
+@pytest.mark.slow
 def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: TCPStore) -> None:
     """Neither round gets processes of the other, and the earlier rank 0 says for whom it waited."""
     outcomes = {}
@@ -136,6 +137,7 @@ def test_rank_0_is_missing_at_its_own_address(rank_0s_address: None) -> None:
     assert "(nothing listens there): see the output of rank 0; check that rank 0 runs, and MASTER_ADDR" in said
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is stopped: the kernel still accepts connections."""
     monkeypatch.setattr("zo_kernels.distributed.rendezvous._GRACE", 0.5)
