@@ -1,12 +1,14 @@
 """What each process of a gloo group does with its part of a sharded model."""
 
+import gc
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -224,6 +226,21 @@ def measure_largest_temporary(rank: int) -> tuple[int, int]:
         for _ in range(2):
             opt.step(lambda: 0.5)
     return largest.elements, max(x.numel() for x in opt.arena.tensors)
+
+
+def count_searches(rank: int) -> list[int]:
+    """How often an optimizer searches all objects for FSDP modules, before there is one and then.
+
+    A class of FSDP that no module has is there from the start: parts of torch define such classes.
+    """
+    mixin, counts = type("Mixin", (FSDPModule,), {}), []
+    with mock.patch.object(gc, "get_objects", wraps=gc.get_objects) as search:
+        for layout in ("plain", "fsdp"):
+            shard_model(layout, Net())
+            zo.optim.CDRGE([nn.Parameter(torch.zeros(3))], lr=2**-6)
+            counts.append(search.call_count)
+    assert mixin in FSDPModule.__subclasses__()
+    return counts
 
 
 def collect_refusals(rank: int, cases: list[str]) -> list[str]:

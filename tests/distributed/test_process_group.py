@@ -87,6 +87,7 @@ def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store
         assert not earlier.check(["join/2"])
 
 
+@pytest.mark.slow
 def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: TCPStore) -> None:
     """Neither round gets processes of the other, and the earlier rank 0 says for whom it waited."""
     outcomes = {}

@@ -7,6 +7,7 @@ from tests.distributed.sharded import (
     KINDS,
     collect_refusals,
     count_closure_calls,
+    count_searches,
     find_bad_values,
     interrupt_closure,
     load_other_shards,
@@ -85,6 +86,10 @@ def test_a_forward_pass_that_raised_is_not_built_upon() -> None:
 def test_no_second_copy_in_place() -> None:
     for temporary, shard in run_on_ranks(2, measure_largest_temporary):
         assert temporary <= 128 < shard
+
+
+def test_objects_are_searched_only_where_there_may_be_fsdp_modules() -> None:
+    assert run_on_ranks(1, count_searches) == [[0, 1]]
 
 
 REFUSED = {

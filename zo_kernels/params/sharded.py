@@ -262,8 +262,11 @@ def resharded_modules(named: Sequence[tuple[str, Tensor]]) -> list[_FSDPModule]:
     Raises ValueError if a parameter then no longer belongs to its module.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    # Looking at every object takes a tenth of a second or more. Parts of torch define a subclass that no module has.
-    if fsdp is None or not any(issubclass(kind, nn.Module) for kind in _subclasses(fsdp.FSDPModule)):
+    # Looking at every object takes a tenth of a second or more. FSDP needs a process group, and classes that are
+    # modules: parts of torch define others.
+    if fsdp is None or not dist.is_initialized():
+        return []
+    if not any(issubclass(kind, nn.Module) for kind in _subclasses(fsdp.FSDPModule)):
         return []
     wanted = {p for _, p in named}
     # torch keeps no list of FSDP modules, so ask the garbage collector.
