@@ -29,6 +29,7 @@ def test_a_causal_lm_learns_and_repeats_itself() -> None:
     assert losses_of("--steps", "10", "--probes", "8") == losses[:1]
 
 
+@pytest.mark.slow
 def test_a_causal_lm_is_fine_tuned_from_a_folder(tmp_path: Path) -> None:
     text = "the tide came in and went out moon looked down turned about boat fisher sang . [UNK]"
     vocabulary = {word: token for token, word in enumerate(dict.fromkeys(text.split()))}

@@ -47,6 +47,7 @@ def interpreted() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.slow
 def test_in_the_interpreter(name, interpreted):
     assert not interpreted[name], interpreted[name]
 

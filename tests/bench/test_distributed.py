@@ -31,6 +31,7 @@ def test_the_kernel_counts_what_a_connection_sends():
 
 
 @linux
+@pytest.mark.slow
 def test_what_a_step_sends_is_what_the_formula_says():
     """As the kernel counts it; gloo's own words are the rest."""
     start()

@@ -10,6 +10,7 @@ from bench.gpu import __main__ as gpu
 from bench.report import ROOT
 
 
+@pytest.mark.slow
 def test_a_rehearsal_and_the_rest_of_it(tmp_path):
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--only", "ops", "--out", str(tmp_path)]
     for minutes in ("5", "0"):  # all is done by then

@@ -26,6 +26,7 @@ needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump: 
 
 @needs_cuobjdump
 @pytest.mark.skipif(not _C.cuda_build(), reason="zo_kernels was built without CUDA: it has no device code")
+@pytest.mark.slow
 def test_kernels():
     kernels = read(Path(_C.__file__))
     found, met = [], set()

@@ -119,6 +119,7 @@ def test_missing_ranks_are_named_to_all(fixture: str, request: pytest.FixtureReq
     assert outcomes == dict.fromkeys([0, 2], "ranks 1, 3 of 4 did not join within 1.5 s: see the output of each")
 
 
+@pytest.mark.slow
 def test_rank_0_is_missing(torchruns_store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     said = str(meet_all(2, 0.5, [1])[1])
     assert said.startswith("rank 1 did not meet the others at 127.0.0.1:")
@@ -168,6 +169,7 @@ def test_rank_0_opens_a_store_where_the_launcher_shares_none(rank_0s_address: No
     assert are_one_store(meet_all(3, 45.0, [1, 0, 2]))
 
 
+@pytest.mark.slow
 def test_signal_handlers_run_while_a_rank_waits() -> None:
     seconds, _ = run_on_ranks(2, interrupt_wait)
     assert 0 < seconds < 2.0

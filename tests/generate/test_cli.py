@@ -127,6 +127,7 @@ def test_ctrl_c_ends_the_line(
     assert capsys.readouterr() == ("\n" if call == 1 else whole[: 3 + call - 1] + "\n", "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_quietly(folders: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "zo_kernels.generate", "--run", str(folders["lstm"]), "--prompt", "ab|"]
     process = subprocess.Popen(

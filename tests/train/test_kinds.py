@@ -113,6 +113,7 @@ def test_presets_are_defaults(name: str) -> None:
     assert parse(["--preset", name, "--task", "overfit"]).task == "overfit"
 
 
+@pytest.mark.slow
 def test_a_learning_rate_is_searched_and_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main([*SMALL, "--lr", "search", "--steps", "6", "--out", str(out)]) == 0
