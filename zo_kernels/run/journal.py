@@ -55,8 +55,9 @@ class Row(NamedTuple):
 
     def digest(self, previous: bytes) -> bytes:
         """Digest of this row and all rows before it, given theirs."""
-        lr, eps, loss, seconds = (x + 0.0 for x in (self.lr, self.eps, self.loss, self.seconds))  # SQLite has no -0.0
-        numbers = struct.pack("<qddQdd", self.step, lr, eps, self.seed, loss, seconds)
+        numbers = struct.pack(  # + 0.0, because SQLite has no -0.0
+            "<qddQdd", self.step, self.lr + 0.0, self.eps + 0.0, self.seed, self.loss + 0.0, self.seconds + 0.0
+        )
         return hashlib.blake2b(previous + numbers + _as_bytes(self.coeffs), digest_size=_DIGEST_BYTES).digest()
 
 
