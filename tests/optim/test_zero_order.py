@@ -1,50 +1,19 @@
 """The optimizer with every estimator, distribution, transform and dense rule: exact, restorable, replayable."""
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.estimators import ESTIMATORS, Evaluator
+from tests.optim.small import KINDS, built, closure_of
+from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import LSTM
 from zo_kernels.optim import ZeroOrder
 from zo_kernels.optim.dense import DENSE_RULES
-from zo_kernels.transforms import clip_norm, momentum, parse_transforms
-
-DISTRIBUTIONS = ["rademacher", "normal", "uniform", "sparse-4"]
-
-
-def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 3)).to(dtype)
-
-
-def closure_of(model: nn.Module) -> Callable[[], torch.Tensor]:
-    x = torch.linspace(-1, 1, 35).view(5, 7)
-    return lambda: (model(x.to(next(model.parameters()).dtype)).double() - 1.0).square().mean()
-
-
-def built(**options: object) -> tuple[nn.Module, ZeroOrder]:
-    model = small_model()
-    return model, ZeroOrder(model.parameters(), **{"lr": 2**-6, "eps": 2**-7, "probes": 6, "seed": 3, **options})  # type: ignore[arg-type]
-
-
-KINDS = [
-    *(
-        {"estimator": estimator(), "distribution": d}
-        for estimator, d in itertools.product(ESTIMATORS.values(), DISTRIBUTIONS)
-    ),
-    *({"dense": rule()} for rule in DENSE_RULES.values()),
-    {"transforms": [clip_norm(0.5), momentum(0.9, 3)], "weight_decay": 0.25},
-    {"dense": DENSE_RULES["adam"](), "distribution": "normal", "weight_decay": 0.25},
-    {"mode": "shadow", "dense": DENSE_RULES["adam"]()},
-    {"mode": "shadow", "estimator": ESTIMATORS["2-spsa"]()},
-]
+from zo_kernels.transforms import momentum, parse_transforms
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
@@ -83,118 +52,6 @@ def test_whatever_is_raised_theta_is_what_it_was(options: dict[str, object]) -> 
         opt.step(failing)
     assert torch.equal(opt.arena.flat, theta)
     assert opt.steps_taken == 1
-
-
-@pytest.mark.parametrize("options", KINDS, ids=str)
-def test_a_step_is_an_estimate_that_is_applied(options: dict[str, object]) -> None:
-    (model, opt), (other, apart) = built(**options), built(**options)
-    for _ in range(3):
-        loss = opt.step(closure_of(model))
-        theta = apart.arena.flat.clone()
-        estimate = apart.estimate(closure_of(other))
-        if apart.steps_taken:  # the first step rounds them to the grid
-            assert torch.equal(apart.arena.flat, theta)
-        assert apart.steps_taken == opt.steps_taken - 1
-        apart.apply(estimate)
-        assert apart.last is estimate
-        assert estimate.loss == loss
-        assert torch.equal(estimate.losses, opt.last.losses)
-        assert torch.equal(estimate.coeffs, opt.last.coeffs)
-        assert torch.equal(opt.arena.flat, apart.arena.flat)
-
-
-def test_an_estimate_is_of_one_step() -> None:
-    model, opt = built()
-    estimate = opt.estimate(closure_of(model))
-    opt.apply(estimate)
-    theta = opt.arena.flat.clone()
-    with pytest.raises(ValueError, match="an estimate of step 0 from 6 probes, but step 1 from 6 is next"):
-        opt.apply(estimate)
-    assert torch.equal(opt.arena.flat, theta)
-    assert opt.steps_taken == 1
-
-
-def test_parameters_written_between_estimate_and_apply_are_taken_in() -> None:
-    model, opt = built(lr=0.25, grid=2**-10)
-    p = next(model.parameters())
-    estimate = opt.estimate(closure_of(model))
-    with torch.no_grad():
-        p.fill_(0.3)
-    opt.apply(estimate)
-    size = p.numel()
-    moved = opt.arena.flat[:size] - 307 / 1024  # 0.3 on the grid
-    torch.testing.assert_close(moved, -0.25 * estimate.gradient.dense(size), rtol=0, atol=2**-10)
-
-
-def test_the_guard_is_entered_for_each_loss_and_only_there() -> None:
-    model, opt = built()
-    loss, log = closure_of(model), []
-
-    @contextlib.contextmanager
-    def guard():
-        log.append("in")
-        yield
-        log.append("out")
-
-    def closure():
-        log.append("loss")
-        return loss()
-
-    estimate = opt.estimate(closure, guard=guard)
-    assert log == ["in", "loss", "out"] * 12
-    opt.apply(estimate)
-    assert len(log) == 36
-
-
-@pytest.mark.parametrize("options", KINDS, ids=str)
-@pytest.mark.parametrize("eps", [2**-6, None], ids=["eps", "eps tied to lr"])
-def test_a_step_with_lr_0_counts_and_changes_nothing(options: dict[str, object], eps: float | None) -> None:
-    """As the first step of every schedule with a warm-up."""
-    model, opt = built(**{**options, "eps": eps})
-    opt.step(closure_of(model))  # rounds the parameters to the grid
-    theta = opt.arena.flat.clone()
-    expected = float(closure_of(model)().detach())
-    for group in opt.param_groups:
-        group["lr"] = 0.0
-    loss = opt.step(closure_of(model))
-    assert torch.equal(opt.arena.flat, theta)
-    assert opt.steps_taken == 2
-    assert loss == pytest.approx(expected, rel=0.1) if eps else loss == expected
-    other, replayed = built(**{**options, "eps": eps})
-    other.load_state_dict({name: x.clone() for name, x in model.state_dict().items()})
-    replayed.steps_taken = 1
-    for group in replayed.param_groups:
-        group["lr"] = 0.0
-    replayed.replay(opt.last.coeffs)
-    assert torch.equal(replayed.arena.flat, theta)
-
-
-def test_a_warm_up_from_0_learns() -> None:
-    model, opt = built(lr=0.05, eps=None)
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: min(step / 5, 1.0))
-    losses = []
-    for _ in range(40):
-        losses.append(opt.step(closure_of(model)))
-        schedule.step()
-    assert opt.steps_taken == 40
-    assert losses[-1] < losses[0]
-
-
-def test_a_group_with_lr_0_stays_where_it_is() -> None:
-    frozen, trained = (torch.nn.Parameter(torch.full((5,), value)) for value in (0.5, 1.0))
-    opt = ZeroOrder([{"params": [frozen], "lr": 0.0}, {"params": [trained]}], lr=2**-4, probes=4, grid=2**-12)
-    for _ in range(3):
-        opt.step(lambda: ((frozen - 1) ** 2 + trained**2).sum())
-    assert frozen.tolist() == [0.5] * 5
-    assert bool((trained < 1.0).any())
-
-
-def test_lr_is_not_negative() -> None:
-    p = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match="lr must be finite and not negative"):
-        ZeroOrder([p], lr=-0.1)
-    with pytest.raises(ValueError, match="eps must be positive and finite"):
-        ZeroOrder([p], lr=0.1, eps=0.0)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -353,73 +210,3 @@ def test_groups_with_their_own_eps_have_their_own_slopes() -> None:
     slope = 0.25 * float(p[:128].sum())
     torch.testing.assert_close(a.detach(), -slope / 0.25 * p[:128])
     torch.testing.assert_close(b.detach(), -slope / 1.0 * p[128:])
-
-
-@pytest.mark.parametrize(
-    ("by_name", "as_objects"),
-    [
-        ({"estimator": "fd"}, {"estimator": ESTIMATORS["fd"]()}),
-        ({"transforms": "clip-norm:0.5"}, {"transforms": clip_norm(0.5)}),
-        ({"transforms": ["clip-norm:0.5", momentum(0.9, 3)]}, {"transforms": [clip_norm(0.5), momentum(0.9, 3)]}),
-        ({"dense": "adam"}, {"dense": DENSE_RULES["adam"]()}),
-    ],
-    ids=["estimator", "one transform", "several transforms", "dense rule"],
-)
-def test_parts_are_given_by_name_or_as_objects(by_name: dict[str, object], as_objects: dict[str, object]) -> None:
-    (model, opt), (other, same) = built(**by_name), built(**as_objects)
-    for _ in range(3):
-        assert opt.step(closure_of(model)) == same.step(closure_of(other))
-    assert torch.equal(opt.arena.flat, same.arena.flat)
-    assert opt.state_dict()["zo_kernels"]["transforms"].keys() == same.state_dict()["zo_kernels"]["transforms"].keys()
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"estimator": "central"}, ValueError, "cd, fd, antithetic, 1.5-spsa, 2-spsa"),
-        ({"estimator": 3}, TypeError, "cd, fd, antithetic, 1.5-spsa, 2-spsa"),
-        ({"estimator": ESTIMATORS["cd"]}, TypeError, "CentralDifference"),
-        ({"transforms": "clip"}, ValueError, "clip-norm"),
-        ({"transforms": 1.0}, TypeError, "clip-norm"),
-        ({"transforms": clip_norm}, TypeError, "call the function that builds one"),
-        ({"dense": "sgd"}, ValueError, "adam, momentum"),
-        ({"dense": DENSE_RULES["adam"]}, TypeError, "Adam"),
-        ({"distribution": "cauchy"}, ValueError, "rademacher"),
-        ({"distribution": 2}, ValueError, "rademacher"),
-        ({"distribution": ["normal"]}, ValueError, "rademacher"),
-    ],
-    ids=str,
-)
-def test_unknown_parts_are_refused_at_construction(
-    options: dict[str, object], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        built(**options)
-
-
-class OnlyPairs(Evaluator):
-    """A quadratic around a theta of its own, with nothing but what is asked of every evaluator."""
-
-    def __init__(self, theta: torch.Tensor) -> None:
-        self.theta = theta
-
-    def pairs(self, seeds: torch.Tensor, eps: float) -> torch.Tensor:
-        probes = torch.stack([zo.ops.probe(len(self.theta), seed, dtype=torch.float64) for seed in seeds.tolist()])
-        points = torch.stack([self.theta + eps * probes, self.theta - eps * probes], dim=1)
-        return (points**2).sum(dim=2)
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_custom_evaluator_needs_pairs_only(name: str) -> None:
-    theta = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    seeds, estimator = torch.arange(7), ESTIMATORS[name]()
-    if name == "2-spsa":
-        with pytest.raises(NotImplementedError, match="OnlyPairs does not implement corners"):
-            estimator(OnlyPairs(theta), seeds, 2**-6)
-        return
-    estimate = estimator(OnlyPairs(theta), seeds, 2**-6)
-    probes = torch.stack([zo.ops.probe(5, seed, dtype=torch.float64) for seed in seeds.tolist()])
-    slopes = probes @ (2 * theta) + (5 * 2**-6 if name == "fd" else 0.0)
-    if name != "1.5-spsa":  # divided by its curvature
-        torch.testing.assert_close(estimate.coeffs, slopes / 7, rtol=1e-9, atol=1e-12)
-    assert int(estimate.losses.isfinite().sum()) == estimate.losses.numel()

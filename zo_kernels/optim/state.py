@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from ..params.grid import Grid
+from ..params.layout import Arena
 from ..params.sharded import ShardedArena
-from ..perturb import InPlace, Shadow
-
-if TYPE_CHECKING:
-    from .zero_order import ZeroOrder
+from ..perturb import InPlace, Perturbation, Shadow
 
 
-def save_state(optimizer: ZeroOrder) -> dict[str, Any]:
+class Stateful(Protocol):
+    """What is saved of an optimizer, and what that must fit. `ZeroOrder` describes the attributes."""
+
+    seed: int
+    probes: int
+    steps_taken: int
+    mode: str
+    arena: Arena
+    perturbation: Perturbation
+    transform_state: dict[str, Tensor]
+    dense_state: dict[str, Tensor]
+
+
+def save_state(optimizer: Stateful) -> dict[str, Any]:
     """All that the next step depends on, beside the parameters and the groups' hyper-parameters."""
     theta = optimizer.perturbation
     state: dict[str, Any] = {
@@ -33,7 +46,7 @@ def save_state(optimizer: ZeroOrder) -> dict[str, Any]:
     return state
 
 
-def check_state(optimizer: ZeroOrder, state: dict[str, Any] | None) -> dict[str, Any]:
+def check_state(optimizer: Stateful, state: dict[str, Any] | None) -> dict[str, Any]:
     """The state, if it fits the optimizer. Raises ValueError if it does not."""
     if state is None:
         raise ValueError("this is not the state of a zo_kernels optimizer")
@@ -54,7 +67,7 @@ def check_state(optimizer: ZeroOrder, state: dict[str, Any] | None) -> dict[str,
     return state
 
 
-def load_state(optimizer: ZeroOrder, state: dict[str, Any]) -> None:
+def load_state(optimizer: Stateful, state: dict[str, Any]) -> None:
     """Continues from a state that `check_state` has let pass."""
     theta = optimizer.perturbation
     optimizer.seed, optimizer.probes, optimizer.steps_taken = state["seed"], state["probes"], state["steps_taken"]
