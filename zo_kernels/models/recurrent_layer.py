@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class RecurrentLayerLM(LanguageModel):
         """Names of the states: h; or h, c; or h, c, n, m."""
         return STATE_NAMES[: self._cell_shape().states]
 
-    @property
+    @cached_property
     def num_products(self) -> int:
         """Number of multiply-adds per token of a forward pass without a token table."""
         return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))

@@ -61,11 +61,6 @@ Losses on another device agree to rounding. On the same device, a resumed run ha
 """
 
 
-def lr_at(config: TrainConfig, step: int) -> float:
-    """Returns the learning rate of a step, counted from 0: it falls linearly from lr to lr * lr_decay over the run."""
-    return config.lr * (1 + (config.lr_decay - 1) * min(step, config.steps) / config.steps)
-
-
 def task_options(config: TrainConfig) -> dict[str, Any]:
     """Returns the arguments of the constructor of the config's task. Each is named like its field."""
     return {name: getattr(config, name) for name in inspect.signature(TASKS[config.task]).parameters}

@@ -13,8 +13,9 @@ from rich.console import Console
 from ..errors import DivergenceError, GridRangeError, UsageError
 from ..interrupts import InterruptGate
 from .build import build
-from .config import TrainConfig, lr_at
+from .config import TrainConfig
 from .ranks import Ranks
+from .solvers import lr_at
 
 _REACH = 30.0
 """The first grid reaches from the config's learning rate divided by this to the same multiplied by it."""

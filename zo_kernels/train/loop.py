@@ -26,12 +26,11 @@ from ..models import LanguageModel
 from ..run.journal import Row, Scores
 from ..tasks import Batch, BatchSets, Score, score
 from .begin import Beginning
-from .config import lr_at
 from .divergence import DivergenceMonitor
 from .ranks import Ranks
 from .record import Record
 from .repair import repair
-from .solvers import ZeroOrderSolver
+from .solvers import ZeroOrderSolver, lr_at
 
 T = TypeVar("T")
 

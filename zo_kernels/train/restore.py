@@ -8,8 +8,8 @@ from pathlib import Path
 from ..errors import GridRangeError, JournalError, UsageError
 from ..run.folder import JOURNAL, config_digest, find_checkpoint
 from ..run.journal import Journal
-from .config import TrainConfig, lr_at
-from .solvers import Solver
+from .config import TrainConfig
+from .solvers import Solver, lr_at
 
 Warn = Callable[[str], None]
 

@@ -182,6 +182,11 @@ SOLVERS: dict[str, type[ZeroOrderSolver] | type[BPTTSolver]] = {"zo": ZeroOrderS
 """Every solver by the name of its flag."""
 
 
+def lr_at(config: TrainConfig, step: int) -> float:
+    """Returns the learning rate of a step, counted from 0: it falls linearly from lr to lr * lr_decay over the run."""
+    return config.lr * (1 + (config.lr_decay - 1) * min(step, config.steps) / config.steps)
+
+
 def mean_loss(model: LanguageModel, batches: Sequence[Batch]) -> Tensor:
     """Returns the mean loss over the scored positions of all batches: float64."""
     scored = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
