@@ -97,6 +97,7 @@ def test_the_arithmetic_is_the_documented_one(cell: str, batch: int, dtype: torc
 @needs_bfloat16
 @each_cell
 @pytest.mark.parametrize("shape", [Shape(30, 16, 1, 48, 32, 8), Shape(30, 16, 3, 15, 5, 12)], ids=str)
+@pytest.mark.slow
 def test_differences_still_correlate_with_float64(cell: str, shape: Shape) -> None:
     model = make_model(cell, shape)
     model.reset_parameters(torch.Generator().manual_seed(0))

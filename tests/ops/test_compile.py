@@ -57,6 +57,7 @@ def test_seeds_and_offsets_are_not_compiled_in(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.slow
 def test_scales(name):
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

@@ -211,6 +211,7 @@ def digest():
 
 
 @pytest.mark.parametrize("isa", _C.supported_isas())
+@pytest.mark.slow
 def test_processes_on_other_instruction_sets_draw_the_same(isa):
     code = "from tests.ops.test_distributions import digest, zo, _C; print(_C.active_isa(), digest())"
     run = subprocess.run(

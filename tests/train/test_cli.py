@@ -112,6 +112,7 @@ def test_every_cell_runs_with_the_kernel_as_without(
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("size", [1, 3, 4, 100])
+@pytest.mark.slow
 def test_micro_batches_change_rounding_only(backend: str, size: int, tmp_path: Path) -> None:
     """Of four rows, of which the copy task scores different numbers of letters."""
     command = [*SMALL, "--backend", backend]

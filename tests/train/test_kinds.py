@@ -53,6 +53,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_every_way_is_another(flags: list[str], plain: bytes, tmp_path: Path) -> None:
     """Each runs, with finite losses, and differs from the run without the flags; the same flags repeat it."""
     for name in ("first", "second"):

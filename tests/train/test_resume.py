@@ -45,11 +45,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "run", random.Random(0)
     arguments = [*RUN, "--out", str(out)]
-    kills = 0
+    started, kills = time.perf_counter(), 0
+    assert finish([*RUN, "--out", str(tmp_path / "undisturbed")]) == 0
+    seconds = time.perf_counter() - started
     for _ in range(60):
         process = start(arguments)
         if kills < 20:
-            process.join(moments.uniform(0.0, 0.25))
+            process.join(moments.uniform(0.0, 0.7 * seconds))
         process.kill() if kills < 20 else process.join(120)
         process.join()
         kills += process.exitcode == -9

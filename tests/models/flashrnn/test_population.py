@@ -211,6 +211,7 @@ def test_population_cuts_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each_flash_cell
+@pytest.mark.slow
 def test_steps_learn(cell: str) -> None:
     model = FlashLM(6, 6, 16, 2, cell=cell, seed=0)
     tokens = tokens_for(model, 16, 5)
