@@ -15,8 +15,8 @@ class CDRGE(ZeroOrder):
 
         theta' = (1 - lr*weight_decay) theta - (lr/eps) * 1/(2n) * sum_i (L+_i - L-_i) p_i
 
-    with n probes p_i in {-1, +1}^d; with eps = lr and no decay their eq. 7. A step takes 2n losses. `ZeroOrder` has the
-    arguments, the errors, and other estimators, distributions and transforms.
+    with n probes p_i in {-1, +1}^d. This is their eq. 7 if eps = lr and weight_decay = 0. A step evaluates 2n losses.
+    `ZeroOrder` describes the arguments and the errors, and has other estimators, distributions and transforms.
     """
 
     def __init__(
