@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -38,6 +39,18 @@ def test_an_estimate_is_of_one_step() -> None:
         opt.apply(estimate)
     assert torch.equal(opt.arena.flat, theta)
     assert opt.steps_taken == 1
+
+
+def test_an_estimate_of_another_optimizer_is_refused() -> None:
+    model, opt = built()
+    estimate = opt.estimate(closure_of(model))
+    theta = opt.arena.flat.clone()
+    for other in (dataclasses.replace(estimate, eps=()), dataclasses.replace(estimate, distribution="normal")):
+        with pytest.raises(ValueError, match="is not one of this optimizer: apply what its estimate"):
+            opt.apply(other)
+    assert torch.equal(opt.arena.flat, theta)
+    assert opt.steps_taken == 0
+    opt.apply(estimate)
 
 
 def test_parameters_written_between_estimate_and_apply_are_taken_in() -> None:

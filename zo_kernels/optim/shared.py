@@ -24,9 +24,9 @@ class BatchEvaluator(Protocol):
 
 
 class SharedEvaluator(Evaluator):
-    """An evaluator whose points are shared out among replicas; its losses are the same on all of them.
+    """Divides the points of an evaluator among replicas. All replicas get the same losses.
 
-    Points of one sign, and both of a central difference, are shared as `Replicas.split` says, corners by probes.
+    `pairs` and `ahead` are divided as `Replicas.split` says, `corners` by probes.
     """
 
     def __init__(self, evaluator: Evaluator, replicas: Replicas) -> None:

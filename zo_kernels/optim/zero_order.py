@@ -71,10 +71,10 @@ class ZeroOrder(Optimizer):
     """
 
     steps_taken: int
-    """Steps so far; the number of the next one, from which the seeds of its probes follow."""
+    """Number of steps taken, which is also the number of the next step. The seeds of its probes follow from it."""
 
     last: Estimate | None
-    """What the last step was taken along."""
+    """Estimate of the last step; None before the first."""
 
     def __init__(
         self,
@@ -174,9 +174,11 @@ class ZeroOrder(Optimizer):
     def apply(self, estimate: Estimate) -> None:
         """Takes the next step along its estimate, with the groups' present lr and weight_decay.
 
-        Raises ValueError if it is not the estimate of the next step, and GridRangeError if theta could leave its grid's
-        range; theta is then bit for bit what it was and the step not taken.
+        Raises ValueError if it is not this optimizer's estimate of the next step, and GridRangeError if theta could
+        leave its grid's range; theta is then bit for bit what it was and the step not taken.
         """
+        if len(estimate.eps) != len(self.param_groups) or estimate.distribution != self.distribution:
+            raise ValueError("this estimate is not one of this optimizer: apply what its estimate() returns")
         if (estimate.step, len(estimate.coeffs)) != (self.steps_taken, self.probes):
             raise ValueError(
                 f"this is an estimate of step {estimate.step} from {len(estimate.coeffs)} probes, but step "
@@ -225,7 +227,7 @@ class ZeroOrder(Optimizer):
         load_state(self, own)
 
     def _begin(self) -> list[float]:
-        """Takes in parameters that were written since the last step, and returns each group's eps."""
+        """Reads parameters that were written since the last step, and returns the eps of each group."""
         wanted = [hyper_parameters(group).eps for group in self.param_groups]
         return self.perturbation.begin(wanted, self.estimator.probes_at_once)
 
@@ -294,13 +296,13 @@ class ZeroOrder(Optimizer):
 
 
 def reference_eps(eps: Sequence[float]) -> float:
-    """The eps that slopes are measured with: that of the first group that is moved at all, 0 if none is."""
+    """Returns the eps that slopes refer to: that of the first group with an eps above 0, or 0 if there is none."""
     return next((e for e in eps if e > 0), 0.0)
 
 
 @dataclass(frozen=True)
 class HyperParameters:
-    """Of one group, at one step. eps is 0 only where it is tied to an lr of 0."""
+    """Hyper-parameters of a group at one step. eps is 0 only if it is tied to an lr of 0."""
 
     lr: float
     eps: float
@@ -308,7 +310,7 @@ class HyperParameters:
 
 
 def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
-    """A group's, checked: a scheduler or a user may have changed them since the last step."""
+    """Reads and checks the hyper-parameters of a group, which a scheduler or a user may have changed."""
     lr = float(group["lr"])
     eps = lr if group["eps"] is None else float(group["eps"])
     weight_decay = float(group["weight_decay"])
