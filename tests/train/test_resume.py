@@ -104,6 +104,22 @@ def test_killed_at_a_moment(moment: str, number: int, whole: Path, tmp_path: Pat
     assert files_of(out) == FILES
 
 
+def test_what_a_killed_process_left_unfinished_is_removed(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert finish([*RUN, "--out", str(out)], "weights not written", 0) == -9
+    for name in (
+        ".weights.safetensors.123",
+        ".loss.png",
+        ".metrics.jsonl",
+        "checkpoints/.step-000000007.safetensors.9",
+    ):
+        (out / name).write_bytes(b"half")
+    assert finish(["--resume", str(out)]) == 0
+    assert runs_alike(out, whole)
+    assert files_of(out) == FILES
+    assert not list((out / "checkpoints").glob(".*"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_goes_on(kind: str, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"

@@ -24,6 +24,9 @@ Metrics = Mapping[str, float | None]
 
 JOURNAL = "journal.sqlite"
 
+_REPLACED = ("config.json", "vocabulary.json", "metrics.jsonl", "loss.png")
+"""Files that are written under another name, with a dot before it, and then renamed."""
+
 
 class RunFolder:
     """An open run folder. It is a context manager that closes the folder, and only one process can have it open.
@@ -67,7 +70,9 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path, *, patience: float = 0.0) -> RunFolder:
         """Opens the folder of a run to continue it. patience: seconds to wait while another process has it open."""
-        return cls._with_lock(path, lambda: Journal.open(path / JOURNAL), patience)
+        folder = cls._with_lock(path, lambda: Journal.open(path / JOURNAL), patience)
+        _remove_unfinished(path)
+        return folder
 
     @classmethod
     def _with_lock(cls, path: Path, open_journal: Callable[[], Journal], patience: float = 0.0) -> RunFolder:
@@ -205,6 +210,14 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = path.with_name(f".{path.name}")
     write(unfinished)
     os.replace(unfinished, path)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what a killed process was writing when it died. The folder must be locked."""
+    for name in _REPLACED:
+        (path / f".{name}").unlink(missing_ok=True)
+    for unfinished in (*path.glob(".weights.safetensors.*"), *path.glob("checkpoints/.step-*.safetensors.*")):
+        unfinished.unlink(missing_ok=True)
 
 
 def _lock_folder(path: Path, patience: float) -> int:
