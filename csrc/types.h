@@ -19,6 +19,20 @@ struct Distribution {
   int sparsity;
 };
 
+// Elements of the flat parameter space in memory: those at `data` have the numbers offset, offset + 1, ...
+struct Piece {
+  void* data;
+  int64_t numel;
+  int64_t offset;
+};
+
+// Pieces of one data type, such as the parameters of a model. A kernel works on all of them in one call.
+struct Pieces {
+  const Piece* at;
+  int64_t count;
+  DType type;
+};
+
 // One row of a perturbation: alpha * p(seed).
 struct Term {
   double alpha;

@@ -31,6 +31,26 @@ inline void check_range(uintptr_t address, int64_t numel, int64_t offset) {
     throw std::invalid_argument("offset + numel passes 2^63");
 }
 
+// A table of pieces is a bytes object: address, numel and offset of each, as 64-bit integers. It must outlive the result.
+inline zo::Pieces to_pieces(const pybind11::bytes& table, int dtype) {
+  static_assert(sizeof(zo::Piece) == 24, "a row is three 64-bit words");
+  const char* data = PyBytes_AS_STRING(table.ptr());
+  const int64_t size = PyBytes_GET_SIZE(table.ptr());
+  if (size % 24 != 0 || reinterpret_cast<uintptr_t>(data) % alignof(zo::Piece) != 0)
+    throw std::invalid_argument("this is not a table of pieces");
+  const zo::Pieces pieces = {reinterpret_cast<const zo::Piece*>(data), size / 24, to_dtype(dtype)};
+  for (int64_t i = 0; i < pieces.count; ++i)
+    check_range(reinterpret_cast<uintptr_t>(pieces.at[i].data), pieces.at[i].numel, pieces.at[i].offset);
+  return pieces;
+}
+
+inline void check_alike(const zo::Pieces& x, const zo::Pieces& out) {
+  bool alike = x.count == out.count;
+  for (int64_t i = 0; alike && i < x.count; ++i)
+    alike = x.at[i].numel == out.at[i].numel && x.at[i].offset == out.at[i].offset;
+  if (!alike) throw std::invalid_argument("the pieces of x and out differ in size or offset");
+}
+
 inline void check_seeds(uintptr_t seeds, int64_t count) {
   if (count < 0 || (count > 0 && seeds == 0)) throw std::invalid_argument("no seeds at this address");
 }

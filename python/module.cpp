@@ -86,6 +86,45 @@ void accumulate_probes_from(int stream, int sparsity, uintptr_t x, int dtype, in
                                   num_seeds, scale, offset, update);
 }
 
+// The functions on lists of pieces: as those above, for tables that `to_pieces` reads.
+void apply_probe_list(const py::bytes& x, int x_dtype, const py::bytes& out, int out_dtype, double alpha,
+                      uint64_t seed) {
+  const zo::Pieces from = to_pieces(x, x_dtype), to = to_pieces(out, out_dtype);
+  check_alike(from, to);
+  zo::cpu::apply_probe(from, to, {alpha, seed});
+}
+
+void swap_probe_list(const py::bytes& x, int dtype, double from_alpha, uint64_t from_seed, double to_alpha,
+                     uint64_t to_seed) {
+  zo::cpu::swap_probe(to_pieces(x, dtype), {from_alpha, from_seed}, {to_alpha, to_seed});
+}
+
+void accumulate_probes_list(const py::bytes& x, int dtype, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
+                            int shift, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+  check_seeds(quantised, num_seeds);
+  check_seeds(seeds, num_seeds);
+  zo::cpu::accumulate_probes(to_pieces(x, dtype), reinterpret_cast<const int32_t*>(quantised),
+                             reinterpret_cast<const uint64_t*>(seeds), num_seeds, shift,
+                             make_update(undo_alpha, undo_seed, decay, grid));
+}
+
+void apply_probe_list_from(int stream, int sparsity, const py::bytes& x, int x_dtype, const py::bytes& out,
+                           int out_dtype, double alpha, uint64_t seed) {
+  const zo::Pieces from = to_pieces(x, x_dtype), to = to_pieces(out, out_dtype);
+  check_alike(from, to);
+  zo::cpu::apply_probe_from(to_distribution(stream, sparsity), from, to, {alpha, seed});
+}
+
+void accumulate_probes_list_from(int stream, int sparsity, const py::bytes& x, int dtype, uintptr_t coeffs,
+                                 uintptr_t seeds, int64_t num_seeds, double scale, double undo_alpha,
+                                 uint64_t undo_seed, double decay, double grid) {
+  check_seeds(coeffs, num_seeds);
+  check_seeds(seeds, num_seeds);
+  zo::cpu::accumulate_probes_from(to_distribution(stream, sparsity), to_pieces(x, dtype),
+                                  reinterpret_cast<const double*>(coeffs), reinterpret_cast<const uint64_t*>(seeds),
+                                  num_seeds, scale, make_update(undo_alpha, undo_seed, decay, grid));
+}
+
 uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t offset) {
   check_range(1, numel, offset);
   check_seeds(seeds, num_seeds);
@@ -166,6 +205,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("probe_from", &probe_from, no_gil);
   m.def("apply_probe_from", &apply_probe_from, no_gil);
   m.def("accumulate_probes_from", &accumulate_probes_from, no_gil);
+  m.def("apply_probe_list", &apply_probe_list, no_gil);
+  m.def("swap_probe_list", &swap_probe_list, no_gil);
+  m.def("accumulate_probes_list", &accumulate_probes_list, no_gil);
+  m.def("apply_probe_list_from", &apply_probe_list_from, no_gil);
+  m.def("accumulate_probes_list_from", &accumulate_probes_list_from, no_gil);
   m.def("fold_probes", &fold_probes, no_gil);
   m.def("evaluate_population", &evaluate_population, no_gil);
   m.def("philox4x32_10", &philox4x32_10);

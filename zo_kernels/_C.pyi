@@ -54,6 +54,37 @@ def accumulate_probes_from(
     decay: float,
     grid: float,
 ) -> None: ...
+def apply_probe_list(x: bytes, x_dtype: int, out: bytes, out_dtype: int, alpha: float, seed: int) -> None: ...
+def swap_probe_list(x: bytes, dtype: int, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None: ...
+def accumulate_probes_list(
+    x: bytes,
+    dtype: int,
+    quantised: int,
+    seeds: int,
+    num_seeds: int,
+    shift: int,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+) -> None: ...
+def apply_probe_list_from(
+    stream: int, sparsity: int, x: bytes, x_dtype: int, out: bytes, out_dtype: int, alpha: float, seed: int
+) -> None: ...
+def accumulate_probes_list_from(
+    stream: int,
+    sparsity: int,
+    x: bytes,
+    dtype: int,
+    coeffs: int,
+    seeds: int,
+    num_seeds: int,
+    scale: float,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+) -> None: ...
 def fold_probes(numel: int, seeds: int, num_seeds: int, offset: int) -> int: ...
 def evaluate_population(
     cell: int,

@@ -3,6 +3,7 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <stdexcept>
@@ -64,21 +65,6 @@ const Kernels* find_isa(const std::string& name, const std::string& asked_by) {
 
 const Kernels* g_forced = nullptr;  // by set_active_isa
 
-// Calls body(first_element, numel, first_block, block_high) for each run of blocks that share the high half of their
-// index. There is one run, unless the range passes element 2^39 * k.
-template <class F>
-void for_each_stretch(int64_t numel, int64_t offset, F body) {
-  int64_t done = 0;
-  while (done < numel) {
-    const uint64_t block = static_cast<uint64_t>(offset + done) / kBlockSigns;
-    const uint64_t blocks_left = (uint64_t{1} << 32) - (block & 0xffffffffu);
-    const int64_t elements = static_cast<int64_t>(blocks_left) * kBlockSigns;
-    const int64_t here = numel - done < elements ? numel - done : elements;
-    body(done, here, block, static_cast<uint32_t>(block >> 32));
-    done += here;
-  }
-}
-
 int64_t tiles_of(const Kernels& isa, int64_t numel) {
   const int64_t tile = isa.tile_blocks * kBlockSigns;
   return (numel + tile - 1) / tile;
@@ -89,11 +75,54 @@ int64_t grain_of(const Kernels& isa, int64_t elements) {
   return elements < tile ? 1 : elements / tile;
 }
 
-const void* at(const void* p, DType type, int64_t element) {
-  return static_cast<const char*>(p) + element * size_of(type);
-}
-
 void* at(void* p, DType type, int64_t element) { return static_cast<char*>(p) + element * size_of(type); }
+
+// Elements of a piece whose blocks share the high half of their index: all of them, unless the piece passes element
+// 2^39 * k.
+struct Stretch {
+  int64_t piece;
+  int64_t first;  // element of the piece
+  int64_t numel;
+  uint64_t block;
+  int64_t first_tile;  // among the tiles of the stretches that run together
+};
+
+// Cuts pieces into stretches. Calls prepare(high) for each run of them that have the high half of their block index in
+// common, and what that returns, body(stretch, first_tile, last_tile), for tiles of these stretches on the threads.
+template <class Prepare>
+void for_each_stretch(const Kernels& isa, const Piece* pieces, int64_t count, int64_t grain_elements, Prepare prepare) {
+  std::vector<Stretch> run;
+  uint32_t high = 0;
+  int64_t tiles = 0;
+  const auto finish = [&] {
+    const auto body = prepare(high);
+    parallel_for(tiles, grain_of(isa, grain_elements), [&](int64_t begin, int64_t end) {
+      auto stretch = std::upper_bound(run.begin(), run.end(), begin,
+                                      [](int64_t tile, const Stretch& s) { return tile < s.first_tile; });
+      for (--stretch; begin < end; ++stretch) {
+        const int64_t last = std::min(end, stretch->first_tile + tiles_of(isa, stretch->numel));
+        body(*stretch, begin - stretch->first_tile, last - stretch->first_tile);
+        begin = last;
+      }
+    });
+    run.clear();
+    tiles = 0;
+  };
+  for (int64_t p = 0; p < count; ++p) {
+    int64_t done = 0;
+    while (done < pieces[p].numel) {
+      const uint64_t block = static_cast<uint64_t>(pieces[p].offset + done) / kBlockSigns;
+      const uint64_t blocks_left = (uint64_t{1} << 32) - (block & 0xffffffffu);
+      const int64_t here = std::min(pieces[p].numel - done, static_cast<int64_t>(blocks_left) * kBlockSigns);
+      if (!run.empty() && high != static_cast<uint32_t>(block >> 32)) finish();
+      high = static_cast<uint32_t>(block >> 32);
+      run.push_back({p, done, here, block, tiles});
+      tiles += tiles_of(isa, here);
+      done += here;
+    }
+  }
+  if (!run.empty()) finish();
+}
 
 // The 2^group sums of +-q of each group of seeds; q of missing seeds is 0.
 std::vector<int32_t> make_tables(const int32_t* quantised, int64_t num_seeds, int64_t num_groups, int group) {
@@ -168,96 +197,100 @@ ProbeKey make_probe_key(uint64_t seed, uint32_t block_high, uint32_t stream, uin
 
 void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset) {
   const Kernels& isa = kernels();
-  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t high) {
-    const ProbeArgs args = {at(out, out_type, first), out_type, here, block, make_probe_key(seed, high)};
-    parallel_for(tiles_of(isa, here), grain_of(isa, kApplyGrain),
-                 [&](int64_t begin, int64_t end) { isa.probe(args, begin, end); });
+  const Piece piece = {out, numel, offset};
+  for_each_stretch(isa, &piece, 1, kApplyGrain, [&](uint32_t high) {
+    return [&, key = make_probe_key(seed, high)](const Stretch& s, int64_t begin, int64_t end) {
+      isa.probe({at(out, out_type, s.first), out_type, s.numel, s.block, key}, begin, end);
+    };
   });
 }
 
-static void apply_terms(const void* x, DType x_type, void* out, DType out_type, int64_t numel, int num_terms,
-                        const Term* terms, int64_t offset) {
+static void apply_terms(const Pieces& x, const Pieces& out, int num_terms, const Term* terms) {
   const Kernels& isa = kernels();
-  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t high) {
-    ApplyArgs args = {at(x, x_type, first), x_type, at(out, out_type, first), out_type, here, block, num_terms, {}, {}};
+  for_each_stretch(isa, x.at, x.count, kApplyGrain, [&](uint32_t high) {
+    ApplyArgs args = {nullptr, x.type, nullptr, out.type, 0, 0, num_terms, {}, {}};
     for (int i = 0; i < num_terms; ++i) {
       args.alpha[i] = terms[i].alpha;
       args.key[i] = make_probe_key(terms[i].seed, high);
     }
-    parallel_for(tiles_of(isa, here), grain_of(isa, kApplyGrain),
-                 [&](int64_t begin, int64_t end) { isa.apply(args, begin, end); });
+    return [&isa, &x, &out, args](const Stretch& s, int64_t begin, int64_t end) {
+      ApplyArgs here = args;
+      here.x = at(x.at[s.piece].data, x.type, s.first);
+      here.out = at(out.at[s.piece].data, out.type, s.first);
+      here.numel = s.numel;
+      here.first_block = s.block;
+      isa.apply(here, begin, end);
+    };
   });
 }
 
-void apply_probe(const void* x, DType x_type, void* out, DType out_type, int64_t numel, Term term, int64_t offset) {
-  apply_terms(x, x_type, out, out_type, numel, 1, &term, offset);
-}
+void apply_probe(const Pieces& x, const Pieces& out, Term term) { apply_terms(x, out, 1, &term); }
 
-void swap_probe(void* x, DType type, int64_t numel, Term from, Term to, int64_t offset) {
+void swap_probe(const Pieces& x, Term from, Term to) {
   const Term terms[2] = {from, to};
-  apply_terms(x, type, x, type, numel, 2, terms, offset);
+  apply_terms(x, x, 2, terms);
 }
 
-void accumulate_probes(void* x, DType type, int64_t numel, const int32_t* quantised, const uint64_t* seeds,
-                       int64_t num_seeds, int shift, int64_t offset, const Update& update) {
+void accumulate_probes(const Pieces& x, const int32_t* quantised, const uint64_t* seeds, int64_t num_seeds, int shift,
+                       const Update& update) {
   const Kernels& isa = kernels();
   // At least one group, so that the sums are written (with zeros) when there are no seeds.
   const int64_t num_groups = num_seeds == 0 ? 1 : (num_seeds + isa.group_size - 1) / isa.group_size;
   const std::vector<int32_t> tables = make_tables(quantised, num_seeds, num_groups, isa.group_size);
-  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t high) {
-    const std::vector<ProbeKey> keys = make_keys(seeds, num_seeds, num_groups * isa.group_size, high);
-    const AccumulateArgs args = {at(x, type, first), type, here, block, keys.data(), tables.data(), num_groups,
-                                 std::ldexp(1.0, -shift), update, make_probe_key(update.undo.seed, high)};
-    parallel_for(tiles_of(isa, here), grain_of(isa, kAccumulateGrain / (num_seeds + 1)),
-                 [&](int64_t begin, int64_t end) { isa.accumulate(args, begin, end); });
-  });
-}
-
-static void probe_from(ProbeFromArgs args, int64_t numel, int64_t offset) {
-  const Kernels& isa = kernels();
-  const ProbeFromArgs whole = args;
-  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t) {
-    args.x = whole.x ? at(whole.x, whole.x_type, first) : nullptr;
-    args.out = at(whole.out, whole.out_type, first);
-    args.numel = here;
-    args.first_block = block;
-    parallel_for(tiles_of(isa, here), grain_of(isa, kDrawGrain),
-                 [&](int64_t begin, int64_t end) { isa.probe_from(args, begin, end); });
+  for_each_stretch(isa, x.at, x.count, kAccumulateGrain / (num_seeds + 1), [&](uint32_t high) {
+    return [&, keys = make_keys(seeds, num_seeds, num_groups * isa.group_size, high),
+            undo = make_probe_key(update.undo.seed, high)](const Stretch& s, int64_t begin, int64_t end) {
+      isa.accumulate({at(x.at[s.piece].data, x.type, s.first), x.type, s.numel, s.block, keys.data(), tables.data(),
+                      num_groups, std::ldexp(1.0, -shift), update, undo},
+                     begin, end);
+    };
   });
 }
 
 void probe_from(Distribution distribution, void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset) {
-  probe_from({distribution, nullptr, out_type, out, out_type, 0, 0, {1.0, seed}}, numel, offset);
-}
-
-void apply_probe_from(Distribution distribution, const void* x, DType x_type, void* out, DType out_type, int64_t numel,
-                      Term term, int64_t offset) {
-  probe_from({distribution, x, x_type, out, out_type, 0, 0, term}, numel, offset);
-}
-
-void accumulate_probes_from(Distribution distribution, void* x, DType type, int64_t numel, const double* coeffs,
-                            const uint64_t* seeds, int64_t num_seeds, double scale, int64_t offset,
-                            const Update& update) {
   const Kernels& isa = kernels();
-  for_each_stretch(numel, offset, [&](int64_t first, int64_t here, uint64_t block, uint32_t) {
-    const AccumulateFromArgs args = {distribution, at(x, type, first), type,  here,  block,
-                                     coeffs,       seeds,              num_seeds, scale, update};
-    parallel_for(tiles_of(isa, here), grain_of(isa, kDrawGrain / (num_seeds + 1)),
-                 [&](int64_t begin, int64_t end) { isa.accumulate_from(args, begin, end); });
+  const Piece piece = {out, numel, offset};
+  for_each_stretch(isa, &piece, 1, kDrawGrain, [&](uint32_t) {
+    return [&](const Stretch& s, int64_t begin, int64_t end) {
+      isa.probe_from({distribution, nullptr, out_type, at(out, out_type, s.first), out_type, s.numel, s.block,
+                      {1.0, seed}},
+                     begin, end);
+    };
+  });
+}
+
+void apply_probe_from(Distribution distribution, const Pieces& x, const Pieces& out, Term term) {
+  const Kernels& isa = kernels();
+  for_each_stretch(isa, x.at, x.count, kDrawGrain, [&](uint32_t) {
+    return [&](const Stretch& s, int64_t begin, int64_t end) {
+      isa.probe_from({distribution, at(x.at[s.piece].data, x.type, s.first), x.type,
+                      at(out.at[s.piece].data, out.type, s.first), out.type, s.numel, s.block, term},
+                     begin, end);
+    };
+  });
+}
+
+void accumulate_probes_from(Distribution distribution, const Pieces& x, const double* coeffs, const uint64_t* seeds,
+                            int64_t num_seeds, double scale, const Update& update) {
+  const Kernels& isa = kernels();
+  for_each_stretch(isa, x.at, x.count, kDrawGrain / (num_seeds + 1), [&](uint32_t) {
+    return [&](const Stretch& s, int64_t begin, int64_t end) {
+      isa.accumulate_from({distribution, at(x.at[s.piece].data, x.type, s.first), x.type, s.numel, s.block, coeffs,
+                           seeds, num_seeds, scale, update},
+                          begin, end);
+    };
   });
 }
 
 uint64_t fold_probes(int64_t numel, const uint64_t* seeds, int64_t num_seeds, int64_t offset) {
   const Kernels& isa = kernels();
+  const Piece piece = {nullptr, numel, offset};
   uint64_t folded = 0;
-  for_each_stretch(numel, offset, [&](int64_t, int64_t here, uint64_t block, uint32_t high) {
-    const std::vector<ProbeKey> keys = make_keys(seeds, num_seeds, num_seeds, high);
-    const FoldArgs args = {here, block, keys.data(), num_seeds};
-    parallel_for(tiles_of(isa, here), grain_of(isa, kAccumulateGrain / (num_seeds + 1)),
-                 [&](int64_t begin, int64_t end) {
-                   const uint64_t part = isa.fold(args, begin, end);
-                   __atomic_fetch_xor(&folded, part, __ATOMIC_RELAXED);
-                 });
+  for_each_stretch(isa, &piece, 1, kAccumulateGrain / (num_seeds + 1), [&](uint32_t high) {
+    return [&, keys = make_keys(seeds, num_seeds, num_seeds, high)](const Stretch& s, int64_t begin, int64_t end) {
+      const uint64_t part = isa.fold({s.numel, s.block, keys.data(), num_seeds}, begin, end);
+      __atomic_fetch_xor(&folded, part, __ATOMIC_RELAXED);
+    };
   });
   return folded;
 }

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .pieces import Pieces
+
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Element types of every op; a position in this tuple is the kernels' dtype code."""
 
@@ -139,6 +141,29 @@ class Backend(ABC):
         coeffs [n] are int32, their absolute values with a sum below 2^31, for Rademacher and sparse probes, whose sums
         are exact. They are float64 for other distributions, and the sum is taken in float64 in the order of i.
         """
+
+    def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
+        """As `apply_probe` for each piece, in one call. out, of any dtype, has the sizes and offsets of x, or is x."""
+        for source, target, offset in zip(x.tensors, out.tensors, x.offsets, strict=True):
+            self.apply_probe(source, target, alpha, seed, offset, distribution)
+
+    def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
+        """As `swap_probe` for each piece, in one call."""
+        for tensor, offset in zip(x.tensors, x.offsets, strict=True):
+            self.swap_probe(tensor, alpha, seed, next_alpha, next_seed, offset)
+
+    def accumulate_probes_list(
+        self,
+        x: Pieces,
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        update: Update,
+        distribution: str,
+    ) -> None:
+        """As `accumulate_probes` for each piece, in one call."""
+        for tensor, offset in zip(x.tensors, x.offsets, strict=True):
+            self.accumulate_probes(tensor, coeffs, shift, seeds, offset, update, distribution)
 
     @abstractmethod
     def recurrent_nats(

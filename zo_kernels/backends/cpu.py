@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..distributions import parse
 from .base import CELLS, DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
+from .pieces import Pieces
 from .recurrent import reference
 
 try:
@@ -89,6 +90,35 @@ class CpuBackend(Backend):
             table = factors.ctypes.data, seeds.ctypes.data, len(seeds)
             kind, scale = parse(distribution), 2.0**-shift
             _C.accumulate_probes_from(*kind, *target, *table, scale, offset, *undo, update.decay, update.grid)
+
+    def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
+        tables = x.table, _CODE[x.dtype], out.table, _CODE[out.dtype]
+        if distribution == "rademacher":
+            _C.apply_probe_list(*tables, alpha, seed & _MASK)
+        else:
+            _C.apply_probe_list_from(*parse(distribution), *tables, alpha, seed & _MASK)
+
+    def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
+        _C.swap_probe_list(x.table, _CODE[x.dtype], alpha, seed & _MASK, next_alpha, next_seed & _MASK)
+
+    def accumulate_probes_list(
+        self,
+        x: Pieces,
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        update: Update,
+        distribution: str,
+    ) -> None:
+        target, undo = (x.table, _CODE[x.dtype]), (update.undo_alpha, update.undo_seed & _MASK)
+        if distribution == "rademacher":
+            rows = coeffs.ctypes.data, seeds.ctypes.data, len(seeds)
+            _C.accumulate_probes_list(*target, *rows, shift, *undo, update.decay, update.grid)
+        else:
+            factors = coeffs.astype(np.float64, copy=False)
+            rows = factors.ctypes.data, seeds.ctypes.data, len(seeds)
+            kind, scale = parse(distribution), 2.0**-shift
+            _C.accumulate_probes_list_from(*kind, *target, *rows, scale, *undo, update.decay, update.grid)
 
     def recurrent_nats(
         self,

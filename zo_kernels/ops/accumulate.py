@@ -65,10 +65,10 @@ def _check_finite(coeffs: npt.NDArray[np.float64]) -> None:
         raise ValueError(f"coefficients must be finite, but coeffs[{at}] is {coeffs[at]}")
 
 
-def _factors(
+def factors_of(
     coeffs: npt.NDArray[np.float64], distribution: str
 ) -> tuple[npt.NDArray[np.int32] | npt.NDArray[np.float64], int]:
-    """What `Backend.accumulate_probes` takes: integers and a shift where sums can be exact, else `coeffs` and 0.
+    """What `Backend.accumulate_probes` takes for coefficients: integers and a shift where sums can be exact, else `coeffs` and 0.
 
     Raises ValueError where a sum might not be a finite float32.
     """
@@ -115,7 +115,7 @@ def _accumulate(
     check_rows(x, coeffs, seeds)
     check_probe(x.numel(), offset, distribution)
     check_update(decay, grid, undo_alpha, x.dtype)
-    factors, shift = _factors(coeffs.contiguous().numpy(force=True), distribution)
+    factors, shift = factors_of(coeffs.contiguous().numpy(force=True), distribution)
     rows, update = seeds.contiguous().numpy(force=True), Update(undo_alpha, undo_seed, decay, grid)
     backend_for(x.device.type).accumulate_probes(x, factors, shift, rows, offset, update, distribution)
     increment_version(x)
