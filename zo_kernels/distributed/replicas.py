@@ -203,7 +203,7 @@ class Replicas:
 
 
 def digest(*tensors: Tensor) -> int:
-    """Returns a 64-bit checksum of contiguous tensors of one dtype, which changes if any single bit flips.
+    """Returns a 64-bit checksum of tensors, which changes if any single bit flips.
 
     The checksum is sum_j (2j + 1) w_j modulo 2^64, where w_j is the j-th element's bits as an integer. The factors are
     odd, so a flipped bit b changes it by 2^b times an odd number, which is not 0 modulo 2^64.
@@ -212,7 +212,7 @@ def digest(*tensors: Tensor) -> int:
     total = 0
     for x in tensors:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-        words = x.detach().view(-1).view(integers)
+        words = x.detach().reshape(-1).view(integers)
         partial = torch.zeros((), dtype=torch.int64, device=x.device)
         for start in range(0, len(words), _BLOCK):
             block = words[start : start + _BLOCK].to(torch.int64)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..backends.base import CELLS, CellShape, RecurrentWeights
 from ..ops import recurrent_logits, recurrent_nats
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
-from ..params.arena import flat_offsets
+from ..params.space import flat_offsets
 from .language import States
 from .recurrent_layer import RecurrentLayerLM
 

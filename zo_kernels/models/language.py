@@ -95,9 +95,9 @@ class LanguageModel(nn.Module):
         Does not write theta. See `population_nats` of the model for how losses are computed and how precise they are.
 
         tokens_BT, targets_BT: as for `loss`.
-        seeds: int64 [n]. If the parameters live in a `ParameterArena`, as after an optimizer was built, their elements
-            have the numbers of that arena, and parameters outside it are not perturbed. Otherwise elements are numbered
-            as in an arena of this model alone, and frozen parameters are not perturbed.
+        seeds: int64 [n]. If an optimizer was built on the parameters, their elements have its numbers, and parameters
+            that it does not have are not perturbed. Otherwise elements are numbered as for an optimizer of this model
+            alone. Frozen parameters are not perturbed.
         eps: finite; rounded to float32 for float32 parameters.
         states: states from `population_states` at the start of a segment; overwritten with the states at its end.
         precision: one of `precisions`: "float32", or "bfloat16" for faster products.

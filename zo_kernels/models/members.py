@@ -21,7 +21,7 @@ from ..backends.recurrent.loss import logits, nats
 from ..backends.recurrent.memory import members_bytes
 from ..ops import apply_probes
 from ..ops.checks import IGNORE_INDEX, check_scalar, check_targets_form, check_tokens, check_tokens_form
-from ..params.arena import flat_offsets
+from ..params.space import flat_offsets
 from .language import LanguageModel, States
 
 Weights = Mapping[str, Tensor]

@@ -68,7 +68,7 @@ def _check_finite(coeffs: npt.NDArray[np.float64]) -> None:
 def factors_of(
     coeffs: npt.NDArray[np.float64], distribution: str
 ) -> tuple[npt.NDArray[np.int32] | npt.NDArray[np.float64], int]:
-    """What `Backend.accumulate_probes` takes for coefficients: integers and a shift where sums can be exact, else `coeffs` and 0.
+    """What `Backend.accumulate_probes` takes: integers and a shift where sums can be exact, else `coeffs` and 0.
 
     Raises ValueError where a sum might not be a finite float32.
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from ..distributed.replicas import Replicas
-from ..params.layout import Arena
 from .zero_order import ZeroOrder
 
 
@@ -21,13 +22,14 @@ class CDRGE(ZeroOrder):
 
     def __init__(
         self,
-        params: Iterable[Any] | Arena,
+        params: nn.Module | Iterable[Any],
         lr: float,
         *,
         eps: float | None = None,
         probes: int = 96,
         seed: int = 0,
         weight_decay: float = 0.0,
+        maximize: bool = False,
         mode: str = "auto",
         grid: float | None = None,
         replicas: Replicas | None = None,
@@ -39,6 +41,7 @@ class CDRGE(ZeroOrder):
             probes=probes,
             seed=seed,
             weight_decay=weight_decay,
+            maximize=maximize,
             mode=mode,
             grid=grid,
             replicas=replicas,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..backends.pieces import Pieces
 from ..gradient import SeedGradient
+from ..ops.lists import accumulate_probes_list
+from ..params.layout import Slot
 from ..perturb import Perturbation
 
 
@@ -24,8 +25,8 @@ class DenseRule(ABC):
         state = rule.init(theta)
         theta -= lr * rule.update(gradient, state, step)  # for each step
 
-    Gradients have the shape, dtype and device of theta. If the parameters are sharded, both are this process's part of
-    them, with padding. A rule must therefore work element by element.
+    theta is one parameter, and the gradient has its shape, dtype and device. If the parameter is sharded, both are this
+    process's part of it. A rule must therefore work element by element.
     """
 
     @abstractmethod
@@ -103,19 +104,22 @@ def get_dense_rule(rule: str | DenseRule | None) -> DenseRule | None:
     raise TypeError(f"dense must be a DenseRule, one of the names {names}, or None, not {rule!r}")
 
 
-def write_gradient(gradient: SeedGradient, theta: Perturbation, scales: Sequence[float]) -> Tensor:
-    """The gradient written out, as state of theta's arena and in its dtype: sum_i coeffs[i] * p(seeds[i]), padding 0.
+def write_gradient(gradient: SeedGradient, theta: Perturbation, scales: Sequence[float]) -> dict[Slot, Tensor]:
+    """The gradient of each trained parameter, written out in theta's dtype: sum_i coeffs[i] * p(seeds[i]).
 
-    scales: by which each segment's coefficients are multiplied.
+    scales: by which each group's coefficients are multiplied.
     """
-    written = theta.arena.zeros(theta.dtype)
-    for segment, scale in zip(theta.segments, scales, strict=True):
-        kernel = partial(
-            ops.accumulate_probes_,
-            coeffs=scale * gradient.coeffs,
-            seeds=gradient.seeds,
-            distribution=gradient.distribution,
-        )
-        theta.arena.each_of(written, segment, kernel)
-    theta.arena.clear_padding(written)
+    space = theta.space
+    written = {
+        slot: torch.zeros(x.shape, dtype=theta.theta_dtype(slot), device=x.device)
+        for slot in space.trained
+        for x in [space.memory(slot)]
+    }
+    for group, scale in zip(space.groups, scales, strict=True):
+
+        def kernel(x: Pieces, scale: float = scale) -> None:
+            accumulate_probes_list(x, scale * gradient.coeffs, gradient.seeds, gradient.distribution)
+
+        for batch in space.batches(slot for slot in group if slot in written):
+            batch.run_on(kernel, written)
     return written

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..distributed.replicas import Replicas
 from ..estimators import BatchPopulation, Evaluator, Population
 from ..params.layout import is_dtensor
-from ..params.sharded import ShardedArena
 from ..perturb import Displacement, Perturbation
 from .shared import SharedEvaluator
 
@@ -40,7 +39,7 @@ def make_evaluator(
     evaluator: Evaluator
     if not isinstance(loss, Population):
         evaluator = ClosureEvaluator(loss, theta, eps, guard)
-    elif isinstance(theta.arena, ShardedArena):
+    elif theta.space.shards is not None:
         raise ValueError("a population reads whole parameters, but these are sharded: pass a closure")
     else:
         evaluator = PopulationEvaluator(loss, theta, eps, guard)
@@ -88,8 +87,8 @@ class ClosureEvaluator(Evaluator):
             with self._guard():
                 losses.append(_as_number(self._closure()))
         found = torch.stack(losses).cpu()
-        arena = self._theta.arena
-        return arena.mean(found) if isinstance(arena, ShardedArena) else found
+        shards = self._theta.space.shards
+        return found if shards is None else shards.mean(found)
 
 
 class PopulationEvaluator(Evaluator):
@@ -113,12 +112,12 @@ class PopulationEvaluator(Evaluator):
         """Float64 [n, 2]: sums over one micro-batch of a `batched` population."""
         assert self.batched is not None
         self._theta.leave()
-        with self._guard():
+        with self._guard(), self._theta.space.numbering():
             return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()
-        with self._guard():
+        with self._guard(), self._theta.space.numbering():
             return self._population.population_loss(seeds, eps)
 
     def corners(self, seeds: Tensor, others: Tensor, eps: float) -> Tensor:
@@ -132,7 +131,7 @@ class PopulationEvaluator(Evaluator):
     def _beside(self, seed: Tensor, other: int, alphas: Sequence[float]) -> Tensor:
         """Losses [2] at theta + alphas * p(other) with + and - of the probe."""
         self._theta.move((other, alphas))
-        with self._guard():
+        with self._guard(), self._theta.space.numbering():
             return self._population.population_loss(seed[None], self._eps[0])[0]
 
 

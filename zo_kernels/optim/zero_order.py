@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed.replicas import Replicas, digest
-from ..distributions import check_distribution, is_exact_in_place
+from ..distributions import check_distribution
 from ..estimators import Estimate, Estimator, Population, get_estimator
 from ..estimators.base import check_clean
+from ..gradient import SeedGradient
 from ..interrupts import deferred_interrupts
-from ..params.layout import Arena
-from ..params.sharded import ShardedArena, arena_of
-from ..perturb import DenseUpdate, GroupUpdate, InPlace, Perturbation, Shadow
+from ..params import ParameterSpace, Slot
+from ..perturb import DenseUpdate, GroupUpdate, Perturbation
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, get_transform
 from .dense import DenseRule, get_dense_rule, write_gradient
 from .evaluators import Closure, Guard, make_evaluator
-from .groups import name_parameters, segments_of
+from .groups import hyper_parameters, name_parameters, reference_eps
 from .micro_batches import combine_estimates
 from .state import check_state, load_state, save_state
 
@@ -39,11 +38,11 @@ class ZeroOrder(Optimizer):
     A step evaluates the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd. No
     gradients are needed or computed.
 
-    params: parameters, parameter groups or an arena. They move into one flat tensor (see `ParameterArena`), or, where
-        some are DTensors, stay where they are (`ShardedArena`): build the optimizer after `model.to(...)` and
-        `fully_shard`.
+    params: a module, parameters or parameter groups, as torch.optim takes them. The parameters stay where they are, and
+        may have several dtypes and devices. Some may be DTensors: build the optimizer after `fully_shard`. A parameter
+        is trained at a step if it has requires_grad then.
     lr, eps: step size and perturbation. eps None means eps = lr, at every step (schedulers included). Both, and
-        weight_decay and grid, may be set per group. A step with lr 0 changes no parameter, but counts.
+        weight_decay, maximize and grid, may be set per group. A step with lr 0 changes no parameter, but counts.
     estimator: from losses to coefficients, by its name in `zo_kernels.estimators.ESTIMATORS` or as an object.
     probes: n, per step.
     seed: of the run. The seeds of all probes follow from it.
@@ -55,11 +54,13 @@ class ZeroOrder(Optimizer):
     max_cosine_distance: up to which the estimates of micro-batches agree (`zo_kernels.transforms.agreement`). `step`
         then takes a sequence of closures or populations, one per micro-batch. None: no filter.
     weight_decay: decoupled.
+    maximize: step towards larger losses.
     mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only). They are first
         rounded to a grid of spacing 2^-k, and so restored bit for bit, with no memory beyond them; eps is rounded to
         that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it before the
-        update. "auto": in place where dtype and distribution allow it.
-    grid: the spacing, a power of two. None chooses the finest that lets the group's largest parameter grow fourfold.
+        update. "auto" decides for each parameter: in place where dtype and distribution allow it, until its grid is
+        too coarse for eps or swallows the updates, or the parameter leaves its range.
+    grid: the spacing, a power of two. None chooses for each parameter the finest that lets it grow fourfold.
     replicas: processes that share the work of a step and exchange losses (`zo_kernels.distributed.Replicas`). None
         takes those of the default process group of torch.distributed, if one of several processes is initialised. All
         must be built alike and take the same steps on the same batches; they get the bits that one process would.
@@ -67,7 +68,7 @@ class ZeroOrder(Optimizer):
     Dropout and the like must be off or repeat themselves (`model.eval()`), because losses are compared. Between steps,
     write parameters through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`.
 
-    Raises ValueError for hyper-parameters out of range, and what `ParameterArena`, `ShardedArena` and `Grid` raise.
+    Raises ValueError for hyper-parameters out of range, and what `ParameterSpace` and `Grid` raise.
     """
 
     steps_taken: int
@@ -78,7 +79,7 @@ class ZeroOrder(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any] | Arena,
+        params: nn.Module | Iterable[Any],
         lr: float,
         *,
         eps: float | None = None,
@@ -90,6 +91,7 @@ class ZeroOrder(Optimizer):
         dense: DenseRule | str | None = None,
         max_cosine_distance: float | None = None,
         weight_decay: float = 0.0,
+        maximize: bool = False,
         mode: str = "auto",
         grid: float | None = None,
         replicas: Replicas | None = None,
@@ -111,30 +113,26 @@ class ZeroOrder(Optimizer):
         self.transform = get_transform(transforms) if transforms else None
         self.transform_state: State = self.transform.init() if self.transform else {}
         self.dense = get_dense_rule(dense)
-        self.dense_state: dict[str, Tensor] = {}
+        self._dense_state: dict[Slot, dict[str, Tensor]] = {}
         self._is_built = False
-        arena = params if isinstance(params, Arena) else None
-        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "grid": grid}
-        super().__init__(arena.parameters if arena else params, defaults)  # type: ignore[arg-type]
-        self._is_built = True
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "grid": grid}
+        super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
         for group in self.param_groups:
             hyper_parameters(group)
-        self.arena = arena or arena_of(name_parameters(self.param_groups))
-        if isinstance(self.arena, ShardedArena):
+        self.space = ParameterSpace(name_parameters(self.param_groups))
+        if self.space.shards is not None:
             if replicas is not None:
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
-            if self.arena.replica_group is not None:
-                self.replicas = Replicas(self.arena.replica_group)
-        exact_in_place = self.arena.dtype in (torch.float32, torch.float64) and is_exact_in_place(distribution)
-        self.mode = mode if mode != "auto" else "inplace" if exact_in_place else "shadow"
-        segments = segments_of(self.arena, self.param_groups)
-        self.perturbation: Perturbation
-        if self.mode == "inplace":
-            self.perturbation = InPlace(self.arena, segments, distribution, [g["grid"] for g in self.param_groups])
-        else:
-            self.perturbation = Shadow(self.arena, segments, distribution)
-        if self.dense is not None:
-            self.dense_state = self.dense.init(self.perturbation.theta)
+            if self.space.shards.replica_group is not None:
+                self.replicas = Replicas(self.space.shards.replica_group)
+        self.perturbation = Perturbation(self.space, distribution, mode, [g["grid"] for g in self.param_groups])
+        self._note_offsets()
+        self._is_built = True
+
+    @property
+    def mode(self) -> str:
+        """How parameters are perturbed now: "inplace", "shadow", or "mixed" if some are in place and some are not."""
+        return self.perturbation.mode
 
     @torch.no_grad()
     def step(self, closure: Loss | Sequence[Loss]) -> float:  # type: ignore[override]
@@ -207,14 +205,26 @@ class ZeroOrder(Optimizer):
         return digest(*self.perturbation.tensors)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Groups are given at construction: later ones would change the flat parameter space (RuntimeError)."""
-        if self._is_built:
-            raise RuntimeError("parameter groups can't be added later: pass all of them when building the optimizer")
+        """Appends a group. Its parameters get the next free numbers of the flat parameter space."""
         super().add_param_group(param_group)
+        if not self._is_built:
+            return
+        added = self.param_groups[-1:]
+        try:
+            hyper_parameters(added[0])
+            self.perturbation.add_group(name_parameters(added, len(self.param_groups) - 1)[0], added[0]["grid"])
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+        self._note_offsets()
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state_dict, with what a run continues from: saved with the model's own, it resumes bit for bit."""
-        return {**super().state_dict(), "zo_kernels": save_state(self)}
+        """torch's state_dict, with what a run continues from: saved with the model's own, it resumes bit for bit.
+
+        `state` has, for each parameter, its offset in the flat parameter space, the spacing of its grid or its shadow
+        copy, and the state of the dense rule. The first of `param_groups` has what belongs to the optimizer.
+        """
+        return save_state(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the run a `state_dict` was taken from; load the model's parameters too, before or after.
@@ -222,9 +232,22 @@ class ZeroOrder(Optimizer):
         Raises ValueError, changing nothing, if it is not of an optimizer over parameters of the same sizes, with the
         same mode, transforms and dense rule, and sharded alike where the state has their size.
         """
-        own = check_state(self, state_dict.get("zo_kernels"))
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo_kernels"})
-        load_state(self, own)
+        saved = check_state(self, state_dict)
+        super().load_state_dict(saved.torch_part)
+        for group in self.param_groups:  # of older states
+            group.setdefault("maximize", False)
+        load_state(self, saved)
+        self._note_offsets()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy.deepcopy take: everything but hooks and process groups, as torch's optimizers do."""
+        kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
+        return {**kept, "replicas": None}
+
+    def _note_offsets(self) -> None:
+        """Makes `state` what torch's tools expect: an entry for each parameter."""
+        for p in self.space.parameters:
+            self.state[p] = {"offset": self.space.slot_of(p).offset}
 
     def _begin(self) -> list[float]:
         """Reads parameters that were written since the last step, and returns the eps of each group."""
@@ -243,7 +266,7 @@ class ZeroOrder(Optimizer):
             raise ValueError("with max_cosine_distance, step takes a sequence of closures, one per micro-batch")
         eps, seeds = self._begin(), self._seeds()
         replicas = self.replicas
-        if replicas is None and not isinstance(self.arena, ShardedArena):
+        if replicas is None and self.space.shards is None:
             replicas = Replicas.find_default()
         if replicas is not None:
             replicas.begin_step(self.steps_taken, self.digest)
@@ -269,55 +292,34 @@ class ZeroOrder(Optimizer):
         hyper = [hyper_parameters(group) for group in self.param_groups]
         gradient, state = estimate.gradient, self.transform_state
         if self.transform is not None:
-            context = Context(self.steps_taken, hyper[0].lr, self.arena.num_parameters)
+            context = Context(self.steps_taken, hyper[0].lr, self.space.num_parameters)
             gradient, state = self.transform.update(gradient, state, context)
         # A group with another eps has moved by other amounts: the same differences are other slopes.
         reference = reference_eps(estimate.eps)
         scales = [reference / eps if eps > 0 else 0.0 for eps in estimate.eps]
         with deferred_interrupts():  # the update and its count: both or neither
             if self.dense is not None:
-                direction = write_gradient(gradient, self.perturbation, scales)
-                direction = self.dense.update(direction, self.dense_state, self.steps_taken)
-                self.perturbation.update_densely(
-                    direction, [DenseUpdate(h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
-                )
+                updates = [DenseUpdate(h.sign * h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
+                self.perturbation.update_densely(self._direction(self.dense, gradient, scales), updates)
             elif any(h.lr > 0 for h in hyper):
-                coeffs, seeds = gradient.coeffs, gradient.seeds
-                updates = [
-                    GroupUpdate(-h.lr * scale * coeffs, 1.0 - h.lr * h.weight_decay)
-                    for h, scale in zip(hyper, scales, strict=True)
-                ]
-                self.perturbation.update(seeds, updates)
+                self.perturbation.update(
+                    gradient.seeds,
+                    [
+                        GroupUpdate(-h.sign * h.lr * scale * gradient.coeffs, 1.0 - h.lr * h.weight_decay)
+                        for h, scale in zip(hyper, scales, strict=True)
+                    ],
+                )
             else:
                 self.perturbation.leave()
             self.transform_state = state
             self.steps_taken += 1
             self.last = estimate
 
-
-def reference_eps(eps: Sequence[float]) -> float:
-    """Returns the eps that slopes refer to: that of the first group with an eps above 0, or 0 if there is none."""
-    return next((e for e in eps if e > 0), 0.0)
-
-
-@dataclass(frozen=True)
-class HyperParameters:
-    """Hyper-parameters of a group at one step. eps is 0 only if it is tied to an lr of 0."""
-
-    lr: float
-    eps: float
-    weight_decay: float
-
-
-def hyper_parameters(group: dict[str, Any]) -> HyperParameters:
-    """Reads and checks the hyper-parameters of a group, which a scheduler or a user may have changed."""
-    lr = float(group["lr"])
-    eps = lr if group["eps"] is None else float(group["eps"])
-    weight_decay = float(group["weight_decay"])
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr must be finite and not negative, not {lr}")
-    if not (math.isfinite(eps) and eps >= 0 and (eps > 0 or group["eps"] is None)):
-        raise ValueError(f"eps must be positive and finite, not {eps}")
-    if not (weight_decay >= 0 and lr * weight_decay <= 1):
-        raise ValueError(f"weight_decay must be in [0, 1/lr], not {weight_decay}")
-    return HyperParameters(lr, eps, weight_decay)
+    def _direction(self, dense: DenseRule, gradient: SeedGradient, scales: Sequence[float]) -> dict[Slot, Tensor]:
+        """The descent direction of each trained parameter. Advances the state of the rule."""
+        direction = write_gradient(gradient, self.perturbation, scales)
+        for slot, written in direction.items():
+            if slot not in self._dense_state:
+                self._dense_state[slot] = dense.init(torch.zeros_like(written))
+            direction[slot] = dense.update(written, self._dense_state[slot], self.steps_taken)
+        return direction

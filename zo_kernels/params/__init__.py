@@ -1,8 +1,7 @@
-"""Stores the trainable parameters and numbers their elements in the flat parameter space."""
+"""Numbers the elements of the trainable parameters in the flat parameter space. The parameters stay where they are."""
 
-from .arena import ParameterArena, flat_offsets
 from .grid import Grid
-from .layout import Arena, Segment, Slot
-from .sharded import ShardedArena, arena_of
+from .layout import Slot
+from .space import ParameterSpace, flat_offsets
 
-__all__ = ["Arena", "Grid", "ParameterArena", "Segment", "ShardedArena", "Slot", "arena_of", "flat_offsets"]
+__all__ = ["Grid", "ParameterSpace", "Slot", "flat_offsets"]

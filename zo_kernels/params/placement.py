@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .layout import is_dtensor
+from .layout import is_dtensor, local_part
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -21,7 +20,9 @@ class Placement:
     """The elements that this process holds, and the process groups of the mesh.
 
     spans: start and number of this process's elements of each parameter.
-    shard_group, replica_group: the attributes of `zo_kernels.params.ShardedArena`.
+    shard_group: the processes that together hold one copy of the parameters, this one included. None: this one alone.
+    replica_group: the processes that hold the same elements as this one. They may split the probes. None if there are
+        no others.
     device_type: device type of the mesh.
     """
 
@@ -31,21 +32,11 @@ class Placement:
     device_type: str
 
 
-def local_part(parameter: Tensor) -> Tensor:
-    """This process's elements of a parameter: a tensor without gradients that shares the parameter's memory."""
-    if is_dtensor(parameter):
-        with torch.no_grad():
-            return cast("DTensor", parameter).to_local()
-    return parameter.detach()
-
-
 def placement_of(named: Sequence[tuple[str, Tensor]]) -> Placement:
-    """The placement of parameters.
+    """The placement of parameters, some of which are DTensors.
 
     Raises ValueError, naming the parameter, unless each is replicated, or sharded by rows along one mesh dimension.
     """
-    if not any(is_dtensor(p) for _, p in named):
-        raise ValueError("none of the parameters is a DTensor: use zo_kernels.params.ParameterArena")
     first_name, first = next((name, cast("DTensor", p)) for name, p in named if is_dtensor(p))
     mesh = first.device_mesh
     sharding: dict[int, str] = {}

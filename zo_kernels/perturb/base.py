@@ -1,23 +1,22 @@
-"""The interface of `Perturbation`, which moves the parameters around theta while losses are taken."""
+"""What the two ways of perturbing parameters have in common."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import ops
-from ..params.layout import Arena, Segment, Slot
+from ..backends.pieces import Pieces
+from ..params.batch import Batch
+from ..params.layout import Slot
+from ..params.space import ParameterSpace
 
 
 @dataclass
 class GroupUpdate:
-    """theta = decay * theta + sum_i coeffs[i] * p(seeds[i]) for one segment; coeffs float64 [n]."""
+    """theta = decay * theta + sum_i coeffs[i] * p(seeds[i]) for one parameter group; coeffs float64 [n]."""
 
     coeffs: Tensor
     decay: float
@@ -25,57 +24,46 @@ class GroupUpdate:
 
 @dataclass
 class DenseUpdate:
-    """theta = decay * theta - lr * direction for one segment."""
+    """theta = decay * theta - lr * direction for one parameter group."""
 
     lr: float
     decay: float
 
-    def __call__(self, theta: Tensor, direction: Tensor, *, offset: int) -> None:
-        theta.mul_(self.decay).sub_(direction, alpha=self.lr)
+    def __call__(self, theta: Pieces, direction: Pieces) -> None:
+        for x, step in zip(theta.tensors, direction.tensors, strict=True):
+            x.mul_(self.decay).sub_(step, alpha=self.lr)
 
 
 Displacement = tuple[int, Sequence[float]]
-"""(seed of a probe, alpha of each segment): a displacement by alpha * p(seed)."""
+"""(seed of a probe, alpha of each parameter group): a displacement by alpha * p(seed)."""
 
 
-class Perturbation(ABC):
-    """Keeps theta, moves the parameters around it and updates it.
+class Part(ABC):
+    """The parameters that are perturbed in one way. `Perturbation` describes the methods."""
 
-    A step is `begin`, any number of calls of `move`, then `update` or `leave`.
-    """
-
-    dtype: torch.dtype
-    """Dtype of theta."""
-
-    def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
-        self.arena = arena
-        self.dtype = arena.dtype
-        self.segments = list(segments)
+    def __init__(self, space: ParameterSpace, distribution: str) -> None:
+        self.space = space
         self.distribution = distribution
-        self._versions: list[Hashable] | None = None
+        self.groups: list[list[Slot]] = []
+        self._batches: list[list[Batch]] = []
+
+    def assign(self, groups: list[list[Slot]]) -> None:
+        """Sets the trained parameters of each group."""
+        self.groups = groups
+        self._batches = [self.space.batches(slots) for slots in groups]
 
     @property
-    @abstractmethod
-    def theta(self) -> Tensor:
-        """theta as one flat tensor in the arena's layout. Valid only while the parameters are not moved."""
+    def slots(self) -> list[Slot]:
+        """The slots of all groups."""
+        return [slot for group in self.groups for slot in group]
 
     @property
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """The contiguous tensors that hold theta while the parameters are not moved."""
+        """The memory of theta while the parameters are not moved."""
 
     @abstractmethod
-    def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
-        """Starts a step and returns the eps to use for each segment, which may be rounded.
-
-        Reads parameters that were changed from outside, and checks them. Raises ValueError if one is NaN or infinite,
-        and GridRangeError if one or its perturbation does not fit the grid.
-
-        eps: requested eps of each segment. probes_at_once: the most displacements that a `move` of this step will have.
-        """
-
-    @abstractmethod
-    def move(self, *to: Displacement) -> None:
+    def move(self, to: Sequence[Displacement]) -> None:
         """Sets the parameters to theta plus all of the displacements."""
 
     @abstractmethod
@@ -84,35 +72,17 @@ class Perturbation(ABC):
 
     @abstractmethod
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
-        """Updates theta and sets the parameters to it. The caller defers interrupts (`deferred_interrupts`).
-
-        Raises GridRangeError, without changing theta, if theta could leave the grid's range.
-        """
+        """Updates theta and sets the parameters to it."""
 
     @abstractmethod
-    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        """Like `update`, along a dense direction: state of the arena, which may be overwritten."""
+    def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
+        """Like `update`, along a dense direction."""
 
-    def _apply(self, alpha: float, seed: int) -> Callable[..., Any]:
-        """A kernel for `Arena.each` that adds alpha p(seed)."""
-        return partial(ops.apply_probe_, alpha=alpha, seed=seed, distribution=self.distribution)
-
-    def forget_versions(self) -> None:
-        """Makes the next `begin` read all parameters again."""
-        self._versions = None
-
-    def _changed_slots(self) -> set[Slot]:
-        """Slots of the parameters written from outside since the last step; all slots before the first step."""
-        self.arena.check()
-        if self._versions is None:
-            return set(self.arena.slots)
-        versions = zip(self.arena.parameters, self.arena.versions(), self._versions, strict=True)
-        return {self.arena.slot_of(p) for p, now, known in versions if now != known}
-
-    def _note_versions(self, *, written: bool) -> None:
-        if written:  # autograd does not see the kernels' writes
-            torch.autograd.graph.increment_version(self.arena.parameters)
-        self._versions = self.arena.versions()
+    def release(self) -> None:
+        """Forgets where the parameters lie in memory."""
+        for batches in self._batches:
+            for batch in batches:
+                batch.release()
 
 
 def require_finite(slots: Sequence[Slot], magnitudes: Sequence[float]) -> None:

@@ -3,85 +3,148 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..distributions import is_exact_in_place
+from ..backends.pieces import Pieces
 from ..errors import GridRangeError
 from ..interrupts import deferred_interrupts
+from ..ops.lists import accumulate_probes_list, apply_probe_list, swap_probe_list
+from ..params.batch import Batch
 from ..params.grid import Grid
-from ..params.layout import Arena, Slot
-from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
+from ..params.layout import Slot
+from ..params.space import ParameterSpace
+from .base import DenseUpdate, Displacement, GroupUpdate, Part, require_finite
 
 _logger = logging.getLogger("zo_kernels")
 
+_NO_SEEDS = torch.zeros(0, dtype=torch.int64)
 
-class InPlace(Perturbation):
+
+class InPlace(Part):
     """Perturbs the parameters themselves, without a second copy. Moving from one probe to the next is one pass.
 
-    spacings: spacing of each segment's grid, or None to choose it from the parameters at the first step. Raises
-    ValueError for a distribution that can't be undone exactly, and TypeError for 16-bit parameters.
+    spacings: spacing of each group's grid, or None to choose a grid for each parameter when it is read.
     """
 
-    def __init__(
-        self,
-        arena: Arena,
-        segments: Sequence[Segment],
-        distribution: str,
-        spacings: Sequence[float | None],
-    ) -> None:
-        super().__init__(arena, segments, distribution)
-        if not is_exact_in_place(distribution):
-            raise ValueError(f"{distribution} probes can't be undone exactly in place: use mode='shadow'")
-        Grid.of_spacing(1.0, self.dtype)  # refuses 16-bit dtypes
-        self.grids: list[Grid | None] = [None if s is None else Grid.of_spacing(s, self.dtype) for s in spacings]
-        self._bounds = [0.0] * len(self.segments)  # upper bounds of max |theta|
+    grids: dict[Slot, Grid]
+    """The grid of each parameter that was read."""
+    spacings: list[float | None]
+    is_common: bool
+    """Whether all parameters of a group share one grid, as in version 0.1."""
+
+    def __init__(self, space: ParameterSpace, distribution: str, spacings: Sequence[float | None]) -> None:
+        super().__init__(space, distribution)
+        self.spacings = list(spacings)
+        self.grids = {}
+        self.is_common = False
+        self._bounds: dict[Slot, float] = {}  # upper bounds of max |theta|
         self._at: tuple[Displacement, ...] = ()
+        self._by_grid: list[list[tuple[float, Batch]]] = []
         self._warned = False
 
     @property
-    def theta(self) -> Tensor:
-        return self.arena.flat
-
-    @property
     def tensors(self) -> list[Tensor]:
-        return self.arena.tensors
+        return [self.space.memory(slot) for slot in self.slots]
 
-    def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
-        changed = self._changed_slots()
+    def assign(self, groups: list[list[Slot]]) -> None:
+        super().assign(groups)
+        self._by_grid = []
+
+    def forget(self) -> None:
+        """Forgets all grids and magnitudes."""
+        self.grids, self._bounds, self._by_grid = {}, {}, []
+
+    def choose_grids(self, changed: set[Slot], reach: Sequence[float]) -> None:
+        """Measures parameters that were written from outside, and chooses a grid for those that have none.
+
+        reach: by how much each group may be perturbed. Raises ValueError if a parameter is NaN or infinite.
+        """
+        slots = [slot for slot in self.slots if slot in changed or slot not in self._bounds]
+        found = self.space.magnitudes(slots)
+        require_finite(slots, found)
+        self._bounds.update(zip(slots, found, strict=True))
+        for group, spacing, most in zip(self.groups, self.spacings, reach, strict=True):
+            largest = max((self._bounds[slot] for slot in group), default=0.0)
+            for slot in group:
+                if slot in self.grids:
+                    continue
+                dtype = self.space.dtype(slot)
+                if spacing is not None:
+                    self.grids[slot] = Grid.of_spacing(spacing, dtype)
+                else:
+                    self.grids[slot] = Grid.for_range((largest if self.is_common else self._bounds[slot]) + most, dtype)
+                self._by_grid = []
+
+    def round_eps(self, eps: Sequence[float]) -> list[float]:
+        """The eps of each group as a multiple of the spacings of its grids. Raises GridRangeError."""
         used = []
-        for k, segment in enumerate(self.segments):
-            if not changed.isdisjoint(segment.slots):
-                self._snap(k, probes_at_once * eps[k])
-            rounded = self._grid(k).round_eps(eps[k]) if eps[k] else 0.0
-            self._require_range(k, probes_at_once * rounded)
-            used.append(rounded)
-        if changed:
-            self._note_versions(written=True)
+        for group, e in zip(self.groups, eps, strict=True):
+            coarsest = max((self.grids[slot] for slot in group), key=lambda grid: grid.spacing, default=None)
+            used.append(coarsest.round_eps(e) if coarsest and e else e)
         return used
 
-    def move(self, *to: Displacement) -> None:
+    def out_of_range(self, reach: Sequence[float]) -> list[Slot]:
+        """The parameters that might leave the range of their grid if each group changes by this much at most.
+
+        Parameters must not be moved unless reach leaves all of them inside.
+        """
+        found = []
+        for group, most in zip(self.groups, reach, strict=True):
+            for slot in group:
+                if self._bounds[slot] + most >= self.grids[slot].limit:
+                    self._bounds[slot] = self.space.magnitudes([slot])[0]
+                    if self._bounds[slot] + most >= self.grids[slot].limit:
+                        found.append(slot)
+        return found
+
+    def is_near_limit(self, reach: Sequence[float]) -> bool:
+        """Whether `out_of_range` has to look at parameters."""
+        return any(
+            self._bounds[slot] + most >= self.grids[slot].limit
+            for group, most in zip(self.groups, reach, strict=True)
+            for slot in group
+        )
+
+    def range_error(self, slot: Slot, reach: float) -> GridRangeError:
+        """The error for a parameter that might leave the range of its grid."""
+        grid = self.grids[slot]
+        return GridRangeError(
+            f"parameter {slot.name} (largest magnitude {self._bounds[slot]:.6g}, could move by {reach:.3g}) may leave "
+            f"the range {grid.limit:g} in which its grid of {grid.spacing:g} is exact; lower lr, set a coarser grid "
+            f"(grid={4 * grid.spacing!r}), or use mode='shadow'"
+        )
+
+    def snap(self, changed: set[Slot]) -> None:
+        """Rounds parameters to their grids."""
+        for batches in self._on_grids():
+            for spacing, batch in batches:
+                if not changed.isdisjoint(batch.slots):
+                    batch.run(partial(_round, spacing))
+
+    def move(self, to: Sequence[Displacement]) -> None:
         if len(self._at) != 1 or len(to) != 1 or self.distribution != "rademacher":
             self.leave()
             with deferred_interrupts():
                 self._displace(to, 1.0)
-                self._at = to
+                self._at = tuple(to)
             return
         (seed, alphas), (next_seed, next_alphas) = self._at[0], to[0]
         with deferred_interrupts():  # undo one probe and apply the next in one pass
-            for segment, alpha, next_alpha in zip(self.segments, alphas, next_alphas, strict=True):
+            for batches, alpha, next_alpha in zip(self._batches, alphas, next_alphas, strict=True):
+                kernel: Callable[[Pieces], None]
                 if next_seed == seed:
-                    self.arena.each(segment, self._apply(next_alpha - alpha, seed))
+                    kernel = partial(_add, next_alpha - alpha, seed, self.distribution)
                 else:
-                    kernel = partial(
-                        ops.swap_probe_, alpha=-alpha, seed=seed, next_alpha=next_alpha, next_seed=next_seed
-                    )
-                    self.arena.each(segment, kernel)
-            self._at = to
+                    kernel = partial(_swap, -alpha, seed, next_alpha, next_seed)
+                for batch in batches:
+                    batch.run(kernel)
+            self._at = tuple(to)
 
     def leave(self) -> None:
         if not self._at:
@@ -92,96 +155,116 @@ class InPlace(Perturbation):
 
     def _displace(self, by: Sequence[Displacement], sign: float) -> None:
         for seed, alphas in by:
-            for alpha, segment in zip(alphas, self.segments, strict=True):
-                self.arena.each(segment, self._apply(sign * alpha, seed))
+            for alpha, batches in zip(alphas, self._batches, strict=True):
+                kernel = partial(_add, sign * alpha, seed, self.distribution)
+                for batch in batches:
+                    batch.run(kernel)
+
+    def stalled(self, updates: Sequence[GroupUpdate]) -> list[tuple[Slot, float]]:
+        """The parameters whose grid swallows an update: it moves elements by less than half the spacing, typically.
+
+        The second value is the typical move of an element: all coefficients have random signs.
+        """
+        found = []
+        for group, u in zip(self.groups, updates, strict=True):
+            typical = float(u.coeffs.square().sum().sqrt())
+            found += [(slot, typical) for slot in group if 0 < typical < self.grids[slot].spacing / 2]
+        return found
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
         steps = [float(u.coeffs.abs().sum()) for u in updates]
-        if any(self._bounds[k] + step >= self._grid(k).limit for k, step in enumerate(steps)):
-            self.leave()
-            for k, step in enumerate(steps):
-                self._require_range(k, step)
         self._warn_if_lost(steps)
         if len(self._at) > 1:  # the update's pass can undo only one displacement
             self.leave()
-        seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.segments))
-        for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-            kernel = partial(
-                ops.accumulate_probes_,
-                coeffs=u.coeffs,
-                seeds=seeds,
-                decay=u.decay,
-                grid=self._grid(k).spacing,
-                undo_alpha=-alphas[k],
-                undo_seed=seed,
-                distribution=self.distribution,
-            )
-            self.arena.each(segment, kernel)
-            self._bounds[k] += steps[k] + self._grid(k).spacing
-        self._at = ()
-        self.arena.clear_padding()
-        self._note_versions(written=True)
+        seed, alphas = self._at[0] if self._at else (0, [0.0] * len(self.groups))
+        for batches, u, alpha in zip(self._on_grids(), updates, alphas, strict=True):
+            for spacing, batch in batches:
 
-    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        self.leave()
-        sizes = [self.arena.largest(segment, direction) for segment in self.segments]
-        steps = [abs(u.lr) * size for u, size in zip(updates, sizes, strict=True)]
-        for k, step in enumerate(steps):
-            self._require_range(k, step)
+                def kernel(x: Pieces, u: GroupUpdate = u, spacing: float = spacing, alpha: float = alpha) -> None:
+                    accumulate_probes_list(
+                        x,
+                        u.coeffs,
+                        seeds,
+                        self.distribution,
+                        decay=u.decay,
+                        grid=spacing,
+                        undo_alpha=-alpha,
+                        undo_seed=seed,
+                    )
+
+                batch.run(kernel)
+        self._at = ()
+        self._widen(steps)
+
+    def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
+        steps = self.dense_steps(direction, updates)
         self._warn_if_lost(steps)
-        for k, (segment, u) in enumerate(zip(self.segments, updates, strict=True)):
-            self.arena.each(segment, u, direction)
-            self._round_to_grid(k)
-            self._bounds[k] += steps[k] + self._grid(k).spacing
-        self.arena.clear_padding()
-        self._note_versions(written=True)
+        for batches, u in zip(self._on_grids(), updates, strict=True):
+            for spacing, batch in batches:
+                batch.run(u, direction)
+                batch.run(partial(_round, spacing))
+        self._widen(steps)
+
+    def dense_steps(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> list[float]:
+        """The largest move of an element of each group."""
+        return [
+            abs(u.lr) * max(self.space.magnitudes(group, direction), default=0.0)
+            for group, u in zip(self.groups, updates, strict=True)
+        ]
+
+    def release(self) -> None:
+        super().release()
+        for batches in self._by_grid:
+            for _, batch in batches:
+                batch.release()
+
+    def _widen(self, steps: Sequence[float]) -> None:
+        for group, step in zip(self.groups, steps, strict=True):
+            for slot in group:
+                self._bounds[slot] += step + self.grids[slot].spacing
 
     def _warn_if_lost(self, steps: Sequence[float]) -> None:
-        spacings = [self._grid(k).spacing for k in range(len(steps))]
-        if not self._warned and any(0 < step < spacing / 2 for step, spacing in zip(steps, spacings, strict=True)):
+        lost = [
+            (step, self.grids[slot].spacing)
+            for group, step in zip(self.groups, steps, strict=True)
+            for slot in group
+            if 0 < step < self.grids[slot].spacing / 2
+        ]
+        if lost and not self._warned:
             self._warned = True
             _logger.warning(
                 "a step of at most %.3g rounds to 0 on a grid of spacing %.3g: "
                 "use a larger lr, a finer grid or mode='shadow'",
-                min(steps),
-                max(spacings),
+                *lost[0],
             )
 
-    def _grid(self, k: int) -> Grid:
-        grid = self.grids[k]
-        assert grid is not None, "begin() makes the grid"
-        return grid
+    def _on_grids(self) -> list[list[tuple[float, Batch]]]:
+        """The batches of each group whose parameters have one grid in common, with its spacing."""
+        if not self._by_grid:
+            for group in self.groups:
+                spacings = sorted({self.grids[slot].spacing for slot in group})
+                self._by_grid.append(
+                    [
+                        (spacing, batch)
+                        for spacing in spacings
+                        for batch in self.space.batches(s for s in group if self.grids[s].spacing == spacing)
+                    ]
+                )
+        return self._by_grid
 
-    def _snap(self, k: int, eps: float) -> None:
-        """Reads the parameters of segment k, checks them and rounds them to the grid, which it chooses if not set."""
-        self._bounds[k], _ = self._measure(k)
-        grid = self.grids[k] or Grid.for_range(self._bounds[k] + eps, self.dtype)
-        self.grids[k] = grid
-        self._require_range(k, 0.0)
-        self._round_to_grid(k)
 
-    def _round_to_grid(self, k: int) -> None:
-        none, spacing = torch.zeros(0, dtype=torch.int64), self._grid(k).spacing
-        kernel = partial(ops.accumulate_probes_, coeffs=none.double(), seeds=none, grid=spacing)
-        self.arena.each(self.segments[k], kernel)
+def is_lost_on_grid_alone(part: InPlace, slot: Slot, move: float) -> bool:
+    """Whether float32 numbers would show a move that the grid swallows, for at least half of the elements."""
+    return 2 * part.space.count_below(slot, math.ldexp(move, 24)) >= slot.numel
 
-    def _measure(self, k: int) -> tuple[float, Slot]:
-        """The largest magnitude in segment k, and the slot of the parameter that has it."""
-        slots = self.segments[k].slots
-        found = self.arena.magnitudes(slots)
-        require_finite(slots, found)
-        return max(zip(found, slots, strict=True), key=lambda pair: pair[0])
 
-    def _require_range(self, k: int, reach: float) -> None:
-        """Raises GridRangeError unless all of segment k stays in the grid's range when it changes by `reach`."""
-        grid = self._grid(k)
-        if self._bounds[k] + reach < grid.limit:
-            return
-        self._bounds[k], slot = self._measure(k)
-        if self._bounds[k] + reach < grid.limit:
-            return
-        raise GridRangeError(
-            f"parameter {slot.name} (largest magnitude {self._bounds[k]:.6g}, could move by {reach:.3g}) may leave the "
-            f"range {grid.limit:g} in which its grid of {grid.spacing:g} is exact; lower lr, set a coarser grid "
-            f"(grid={4 * grid.spacing!r}), or use mode='shadow'"
-        )
+def _add(alpha: float, seed: int, distribution: str, x: Pieces) -> None:
+    apply_probe_list(x, x, alpha, seed, distribution)
+
+
+def _swap(alpha: float, seed: int, next_alpha: float, next_seed: int, x: Pieces) -> None:
+    swap_probe_list(x, alpha, seed, next_alpha, next_seed)
+
+
+def _round(spacing: float, x: Pieces, *_: Any) -> None:
+    accumulate_probes_list(x, torch.zeros(0, dtype=torch.float64), _NO_SEEDS, "rademacher", grid=spacing)

@@ -2,82 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..params.layout import Arena
-from .base import DenseUpdate, Displacement, GroupUpdate, Perturbation, Segment, require_finite
+from ..backends.pieces import Pieces
+from ..ops.lists import accumulate_probes_list, apply_probe_list
+from ..params.layout import Slot
+from .base import DenseUpdate, Displacement, GroupUpdate, Part, require_finite
 
 
-class Shadow(Perturbation):
+class Shadow(Part):
     """Keeps theta in a second copy and writes the perturbed values into the parameters. Exact for any dtype and probe.
 
     For 16-bit parameters theta is float32, so that updates smaller than the parameters' last bit add up.
     """
 
-    def __init__(self, arena: Arena, segments: Sequence[Segment], distribution: str) -> None:
-        super().__init__(arena, segments, distribution)
-        self.dtype = arena.dtype if arena.dtype.itemsize >= 4 else torch.float32
-        self._theta = arena.flat.to(self.dtype, copy=True)
-        self._moved = False
+    theta: dict[Slot, Tensor]
+    """theta of each parameter: the elements that this process holds, contiguous."""
 
-    @property
-    def theta(self) -> Tensor:
-        return self._theta
+    _moved = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.theta = {}
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [self._theta]
+        return [self.theta[slot] for slot in self.slots]
 
-    def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
-        changed = sorted(self._changed_slots(), key=lambda slot: slot.offset)
-        for slot in changed:  # a parameter equal to theta's cast (after loading a checkpoint) leaves theta as it is
-            self.arena.take(slot, self.theta)
-        if changed:
-            require_finite(changed, self.arena.magnitudes(changed, self.theta))
-            self._note_versions(written=False)
-        return list(eps)
+    def dtype(self, slot: Slot) -> torch.dtype:
+        """The dtype of a parameter's theta."""
+        own = self.space.dtype(slot)
+        return own if own.itemsize >= 4 else torch.float32
 
-    def move(self, *to: Displacement) -> None:
+    def read(self, changed: Iterable[Slot]) -> None:
+        """Takes over parameters that were written from outside. Raises ValueError if one is NaN or infinite."""
+        slots = [slot for slot in self.slots if slot in changed]
+        for slot in slots:
+            memory, known = self.space.memory(slot), self.theta.get(slot)
+            if known is None or (known.dtype, known.device) != (self.dtype(slot), memory.device):
+                copied = torch.empty(memory.shape, dtype=self.dtype(slot), device=memory.device)
+                self.theta[slot] = copied.copy_(memory)
+            elif not torch.equal(known.to(memory.dtype), memory):
+                known.copy_(memory)  # equal to theta's cast, as after loading a checkpoint, it leaves theta as it is
+        require_finite(slots, self.space.magnitudes(slots, self.theta))
+
+    def move(self, to: Sequence[Displacement]) -> None:
         self._moved = True
         for number, (seed, alphas) in enumerate(to):
-            for alpha, segment in zip(alphas, self.segments, strict=True):
-                if number:
-                    self.arena.each(segment, self._apply(alpha, seed))
-                else:
-                    self.arena.each(segment, partial(self._cast_probe, alpha, seed), self.theta)
+            for alpha, batches in zip(alphas, self._batches, strict=True):
+                for batch in batches:
+                    if number:
+                        batch.run(partial(self._add, alpha, seed))
+                    else:
+                        batch.run(partial(self._add, alpha, seed), self.theta)
 
-    def _cast_probe(self, alpha: float, seed: int, perturbed: Tensor, theta: Tensor, *, offset: int) -> None:
-        ops.apply_probe(theta, alpha, seed, offset=offset, out=perturbed, distribution=self.distribution)
+    def _add(self, alpha: float, seed: int, perturbed: Pieces, theta: Pieces | None = None) -> None:
+        apply_probe_list(theta or perturbed, perturbed, alpha, seed, self.distribution)
 
     def leave(self) -> None:
         if self._moved:
-            self.arena.write(self.theta)
-            self._moved = False
+            self._write()
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
-        for segment, u in zip(self.segments, updates, strict=True):
-            kernel = partial(
-                ops.accumulate_probes_,
-                coeffs=u.coeffs,
-                seeds=seeds,
-                decay=u.decay,
-                distribution=self.distribution,
-            )
-            self.arena.each_of(self.theta, segment, kernel)
-        self._cast_theta()
+        for batches, u in zip(self._batches, updates, strict=True):
+            kernel = partial(self._accumulate, u, seeds)
+            for batch in batches:
+                batch.run_on(kernel, self.theta)
+        self._write()
 
-    def update_densely(self, direction: Tensor, updates: Sequence[DenseUpdate]) -> None:
-        for segment, u in zip(self.segments, updates, strict=True):
-            self.arena.each_of(self.theta, segment, u, direction)
-        self._cast_theta()
+    def _accumulate(self, u: GroupUpdate, seeds: Tensor, theta: Pieces) -> None:
+        accumulate_probes_list(theta, u.coeffs, seeds, self.distribution, decay=u.decay)
 
-    def _cast_theta(self) -> None:
-        self.arena.clear_padding(self.theta)
-        self.arena.write(self.theta)
+    def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
+        for batches, u in zip(self._batches, updates, strict=True):
+            for batch in batches:
+                batch.run_on(u, self.theta, direction)
+        self._write()
+
+    def _write(self) -> None:
+        for slot in self.slots:
+            self.space.memory(slot).copy_(self.theta[slot])
         self._moved = False
-        self._note_versions(written=True)

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from ..backends import backend, backend_for
-from ..errors import GridRangeError, UsageError
+from ..errors import UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
-from ..params.grid import Grid, largest_magnitude
 from ..tasks import TASKS, Task
 from .config import TrainConfig, task_options
 from .device import choose_device
-from .solvers import SOLVERS, Solver, ZeroOrderSolver
+from .solvers import SOLVERS, Solver
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
         if config.precision not in model.precisions:
             raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")
         solver = SOLVERS[config.solver](config, model, gate)
-        if isinstance(solver, ZeroOrderSolver) and solver.optimizer.mode == "inplace":
-            theta = solver.optimizer.arena.flat  # as the first step will
-            Grid.for_range(largest_magnitude(theta) + config.eps, theta.dtype).round_eps(config.eps)
-    except (ValueError, GridRangeError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
     return solver
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...backends.base import CellShape, RecurrentWeights
 from ...backends.recurrent.loss import logits, nats
 from ...ops.checks import IGNORE_INDEX, check_targets_form, check_tokens, check_tokens_form
-from ...params.arena import flat_offsets
+from ...params.space import flat_offsets
 from ..base import RecurrentLM
 from ..cells import MODELS
 from ..language import States

@@ -1,0 +1,249 @@
+"""Keeps theta, moves the parameters around it while losses are taken, and updates it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from math import frexp
+
+import torch
+from torch import Tensor
+
+from ..distributions import is_exact_in_place
+from ..interrupts import deferred_interrupts
+from ..params.grid import Grid
+from ..params.layout import Slot
+from ..params.space import ParameterSpace
+from .base import DenseUpdate, Displacement, GroupUpdate
+from .inplace import InPlace, is_lost_on_grid_alone
+from .shadow import Shadow
+
+_logger = logging.getLogger("zo_kernels")
+
+
+class Perturbation:
+    """Moves the parameters of a space, some in place and others next to a shadow copy.
+
+    mode: "inplace" or "shadow" for all parameters. "auto": a parameter is perturbed in place where its dtype and the
+        distribution allow it, until its grid turns out to be too coarse: for eps, for its range, or for the updates.
+    spacings: as for `InPlace`.
+
+    A step is `begin`, any number of calls of `move`, then `update` or `leave`. Raises ValueError or TypeError if
+    parameters can't be perturbed in place, but mode is "inplace".
+    """
+
+    def __init__(self, space: ParameterSpace, distribution: str, mode: str, spacings: Sequence[float | None]) -> None:
+        self.space, self.distribution, self.requested_mode = space, distribution, mode
+        if mode == "inplace":
+            if not is_exact_in_place(distribution):
+                raise ValueError(f"{distribution} probes can't be undone exactly in place: use mode='shadow'")
+            for slot in space.trained:
+                Grid.of_spacing(1.0, space.dtype(slot))  # refuses 16-bit dtypes
+        for spacing in spacings:
+            if spacing is not None:
+                Grid.of_spacing(spacing, torch.float32)
+        self.in_place = InPlace(space, distribution, spacings)
+        self.shadow = Shadow(space, distribution)
+        self._in_shadow: set[Slot] = set()  # that mode "auto" has moved there
+        self._swallowed: dict[Slot, int] = {}  # exponent of the moves that were looked at
+        self.assign()
+
+    @property
+    def mode(self) -> str:
+        """How the parameters are perturbed now: "inplace", "shadow", or "mixed" if both ways are in use."""
+        if not self.shadow.slots:
+            return "inplace"
+        return "mixed" if self.in_place.slots else "shadow"
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The memory of theta while the parameters are not moved."""
+        return [*self.in_place.tensors, *self.shadow.tensors]
+
+    def theta(self, slot: Slot) -> Tensor:
+        """theta of a trained parameter: the elements that this process holds. Valid while it is not moved."""
+        return self.shadow.theta[slot] if slot in self.shadow.theta else self.space.memory(slot)
+
+    def theta_dtype(self, slot: Slot) -> torch.dtype:
+        """The dtype of a parameter's theta."""
+        return self.shadow.dtype(slot) if self._takes_shadow(slot) else self.space.dtype(slot)
+
+    def add_group(self, named: Sequence[tuple[str, Tensor]], spacing: float | None) -> None:
+        """Adds a parameter group. Raises what `ParameterSpace` raises, and is then what it was."""
+        if spacing is not None:
+            Grid.of_spacing(spacing, torch.float32)
+        self.space.add_groups([named])
+        self.in_place.spacings.append(spacing)
+        self.space.refresh()
+        self.assign()
+
+    def begin(self, eps: Sequence[float], probes_at_once: int = 1) -> list[float]:
+        """Starts a step and returns the eps to use for each group, which may be rounded.
+
+        Reads parameters that were changed from outside, and checks them. Raises ValueError if one is NaN or infinite,
+        and GridRangeError if one or its perturbation does not fit the grid.
+
+        eps: requested eps of each group. probes_at_once: the most displacements that a `move` of this step will have.
+        """
+        changed, is_other = self.space.refresh()
+        if is_other:
+            self.assign()
+        reach = [probes_at_once * e for e in eps]
+        self.in_place.choose_grids(changed, reach)
+        unfit = set(self.in_place.out_of_range([0.0] * len(reach)))
+        if self.requested_mode == "auto":
+            for group, e in zip(self.in_place.groups, eps, strict=True):
+                unfit |= {slot for slot in group if 0 < e < self.in_place.grids[slot].spacing}
+        used = self._round_eps(unfit, eps, changed)
+        reach = [probes_at_once * e for e in used]
+        if unfit := set(self.in_place.out_of_range(reach)):
+            used = self._round_eps(unfit, used, changed, reach)
+        self.in_place.snap(changed)
+        self.shadow.read(changed)
+        if changed:
+            self.space.note_versions(written=bool(self.in_place.slots))
+        return used
+
+    def _round_eps(
+        self, unfit: set[Slot], eps: Sequence[float], changed: set[Slot], reach: Sequence[float] | None = None
+    ) -> list[float]:
+        if unfit:
+            self._cast_out(unfit, reach or [0.0] * len(eps), "its grid is too coarse or its range too small")
+            changed |= unfit
+        return self.in_place.round_eps(eps)
+
+    def move(self, *to: Displacement) -> None:
+        """Sets the parameters to theta plus all of the displacements."""
+        self._reshard()
+        if self.in_place.slots:
+            self.in_place.move(to)
+        if self.shadow.slots:
+            self.shadow.move(to)
+
+    def leave(self) -> None:
+        """Sets the parameters back to theta, bit for bit. Does nothing if they were not moved."""
+        self._reshard()
+        self.in_place.leave()
+        self.shadow.leave()
+        self.in_place.release()
+        self.shadow.release()
+
+    def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
+        """Updates theta and sets the parameters to it. The caller defers interrupts (`deferred_interrupts`).
+
+        Raises GridRangeError, without changing theta, if theta could leave the grid's range.
+        """
+        self._prepare([float(u.coeffs.abs().sum()) for u in updates])
+        if self.requested_mode == "auto":
+            swallowed = {slot for slot, move in self.in_place.stalled(updates) if self._is_swallowed(slot, move)}
+            if swallowed:
+                self._cast_out(swallowed, [0.0] * len(updates), "its grid would swallow such small steps")
+                self.shadow.read(swallowed)
+        self._reshard()
+        if self.in_place.slots:
+            self.in_place.update(seeds, updates)
+        if self.shadow.slots:
+            self.shadow.update(seeds, updates)
+        self._finish()
+
+    def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
+        """Like `update`, along a dense direction: a tensor like `theta` for each parameter. It may be overwritten."""
+        self.leave()
+        self._prepare(self.in_place.dense_steps(direction, updates))
+        self._reshard()
+        if self.in_place.slots:
+            self.in_place.update_densely(direction, updates)
+        if self.shadow.slots:
+            self.shadow.update_densely(direction, updates)
+        self._finish()
+
+    def assign(self) -> None:
+        """Divides the trained parameters among the two ways."""
+        trained = set(self.space.trained)
+        groups = [[slot for slot in group if slot in trained] for group in self.space.groups]
+        self.in_place.assign([[s for s in group if not self._takes_shadow(s)] for group in groups])
+        self.shadow.assign([[s for s in group if self._takes_shadow(s)] for group in groups])
+        for slot in set(self.shadow.theta) - set(self.shadow.slots):
+            del self.shadow.theta[slot]
+
+    def put_in_shadow(self, slots: set[Slot]) -> None:
+        """Gives parameters a shadow copy, in mode "auto"."""
+        self._in_shadow |= slots
+        self.assign()
+
+    def _takes_shadow(self, slot: Slot) -> bool:
+        if self.requested_mode != "auto":
+            return self.requested_mode == "shadow"
+        exact = self.space.dtype(slot) in (torch.float32, torch.float64) and is_exact_in_place(self.distribution)
+        return not exact or slot in self._in_shadow
+
+    def _prepare(self, steps: Sequence[float]) -> None:
+        """Makes sure that theta stays on its grids if the groups move by these steps."""
+        if not self.in_place.is_near_limit(steps):
+            return
+        self.leave()
+        if unfit := set(self.in_place.out_of_range(steps)):
+            self._cast_out(unfit, steps, "it may leave the range of its grid")
+            self.shadow.read(unfit)
+
+    def _cast_out(self, slots: set[Slot], reach: Sequence[float], why: str) -> None:
+        """Moves parameters from the grid to a shadow copy. Raises GridRangeError unless mode is "auto"."""
+        for group, most in zip(self.in_place.groups, reach, strict=True):
+            for slot in group:
+                if slot not in slots:
+                    continue
+                if self.requested_mode != "auto":
+                    raise self.in_place.range_error(slot, most)
+                grid = self.in_place.grids[slot]
+                _logger.info(
+                    "parameter %s gets a shadow copy from now on: %s (spacing %g)", slot.name, why, grid.spacing
+                )
+        with deferred_interrupts():
+            self.leave()
+            self.put_in_shadow(slots)
+
+    def _is_swallowed(self, slot: Slot, move: float) -> bool:
+        exponent = frexp(move)[1]
+        if self._swallowed.get(slot, exponent + 1) <= exponent:  # looked at before, for moves as small
+            return False
+        self._swallowed[slot] = exponent
+        self.leave()
+        return is_lost_on_grid_alone(self.in_place, slot, move)
+
+    def _finish(self) -> None:
+        self.in_place.release()
+        self.shadow.release()
+        self.space.note_versions(written=True)
+
+    def _reshard(self) -> None:
+        if self.space.shards is not None:
+            self.space.shards.reshard()
+
+    def spacing(self, slot: Slot) -> float | None:
+        """Spacing of the grid that a parameter lies on; None if it has none."""
+        grid = self.in_place.grids.get(slot)
+        return None if grid is None or slot in self.shadow.theta else grid.spacing
+
+    def renumber(self, offsets: dict[Tensor, int]) -> None:
+        """Gives parameters the offsets of a saved state. Grids and shadow copies are then to be loaded, too."""
+        self.space.renumber(offsets)
+        self.in_place.forget()
+        self.shadow.theta = {}
+        self._in_shadow, self._swallowed = set(), {}
+        self.assign()
+
+    def load(self, spacings: dict[Slot, float | None], theta: dict[Slot, Tensor]) -> None:
+        """Continues from saved spacings and shadow copies. The next `begin` reads all parameters."""
+        if self.requested_mode == "auto":
+            self.put_in_shadow(set(theta))
+        self.in_place.grids = {
+            slot: Grid.of_spacing(spacing, self.space.dtype(slot))
+            for slot, spacing in spacings.items()
+            if spacing is not None
+        }
+        self.in_place.assign(self.in_place.groups)
+        for slot, saved in theta.items():
+            memory = self.space.memory(slot)
+            copied = torch.empty(memory.shape, dtype=self.shadow.dtype(slot), device=memory.device)
+            self.shadow.theta[slot] = copied.copy_(saved.view(memory.shape))
+        self.space.forget_versions()
