@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from zo_kernels.backends.pieces import Pieces
 from zo_kernels.models import FlashLM, RecurrentLM
 from zo_kernels.models.presets import PRESETS
+from zo_kernels.ops.lists import apply_probe_list
 from zo_kernels.philox import probe_seeds
 
 from .timing import Figure, compare, in_turns
@@ -55,20 +58,25 @@ def population(device: str, way: str) -> Iterator[Figure]:
     """Against moving theta from probe to probe and calling FlashLM's loss there."""
     model, batch, seeds = _setting(device, "100k", way, rehearsed=device == "cpu")
     rival, few = _setting(device, "100k", "flash", rehearsed=device == "cpu")[0], seeds[:4].tolist()
-    ours, flat = model.population(*batch, precision=WAYS[way]), zo.params.ParameterArena(rival).flat
+    ours, space = model.population(*batch, precision=WAYS[way]), zo.params.ParameterSpace.of(rival)
+    (parameters,) = space.batches(space.trained)
 
     def one_by_one() -> Tensor:
         losses = []
         for seed in few:
             for alpha in (_EPS, -2 * _EPS):
-                zo.ops.apply_probe_(flat, alpha, seed)
+                parameters.run(partial(_add, alpha, seed))
                 losses.append(rival.loss(*batch))
-            zo.ops.apply_probe_(flat, _EPS, seed)
+            parameters.run(partial(_add, _EPS, seed))
         return torch.stack(losses).cpu()
 
     ms = in_turns(device, {"ours": lambda: ours.population_loss(seeds, _EPS), "rival": one_by_one}, rounds=5)
     name = f"{len(seeds)} probes by {way} over one call a probe and sign, scaled from {len(few)}"
     yield compare(name, ms["ours"], ms["rival"], len(seeds) / len(few), unit="x", at_least=20)
+
+
+def _add(alpha: float, seed: int, x: Pieces) -> None:
+    apply_probe_list(x, x, alpha, seed, "rademacher")
 
 
 def correlation(device: str, way: str) -> Iterator[Figure]:

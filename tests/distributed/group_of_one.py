@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 import zo_kernels as zo
 from tests.cases import assert_same_bits
+from tests.flat import flat
 from zo_kernels.distributed.replicas import Replicas, digest
 
 
@@ -27,7 +28,7 @@ def train_in_a_group_of_one(by: str, device: str, file: str) -> None:
         optimizer = zo.optim.CDRGE(net.parameters(), lr=2**-6, probes=16, replicas=replicas)
         for _ in range(3):
             optimizer.step(lambda: net(x).square().mean())
-        return optimizer.arena.flat.cpu()  # with the padding between parameters
+        return flat(optimizer.space).cpu()  # with the padding between parameters
 
     alone, store = train(), dist.FileStore(file, 1)
     assert digest(alone.to(device)) == digest(alone)

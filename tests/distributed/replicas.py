@@ -13,6 +13,7 @@ from torch import Tensor
 
 import zo_kernels as zo
 from tests.distributed.cells import cells_of_step, spy_on_cells
+from tests.flat import flat
 from tests.server import server
 from zo_kernels.distributed.replicas import SPLITS, Replicas
 from zo_kernels.estimators import ESTIMATORS
@@ -79,7 +80,7 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
             opt.step(model.population(tokens, targets))
         assert opt.last is not None
         heard.append(opt.last.losses.numpy().tobytes())
-    return opt.arena.flat.numpy().tobytes() + b"".join(heard)
+    return flat(opt.space).numpy().tobytes() + b"".join(heard)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -208,7 +209,7 @@ def flip_bit(rank: int, flipped: int, bit: int) -> str:
         except zo.errors.ReplicaError as error:
             return f"{step}: {error}"
         if step == 0 and rank == flipped:
-            opt.arena.flat.view(torch.int32)[4321] ^= 1 << bit
+            parameter.detach().view(torch.int32)[4321] ^= 1 << bit
     return "nothing was noticed"
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zo_kernels as zo
@@ -108,7 +108,7 @@ def resume_and_replay(rank: int, kind: str) -> list[bool]:
         rows.append(whole_run.last.coeffs)
         if step == 1:
             with torch.no_grad():
-                for mine, theirs in zip(resumed.arena.parameters, whole_run.arena.parameters, strict=True):
+                for mine, theirs in zip(resumed.space.parameters, whole_run.space.parameters, strict=True):
                     mine.copy_(theirs)
             resumed.load_state_dict(whole_run.state_dict())
     for _ in range(2):
@@ -118,13 +118,35 @@ def resume_and_replay(rank: int, kind: str) -> list[bool]:
     return [read_bits(nets[0]) == read_bits(other) for other in nets[1:]]
 
 
-def load_other_shards(rank: int) -> str:
+def load_other_shards(rank: int) -> bool:
+    """Whether a run goes on from state that is held whole by every process, as after loading a checkpoint."""
+    nets = [Net() for _ in range(2)]
+    losses = [make_loss(shard_model("fsdp", net)) for net in nets]
+    whole_run, resumed = (build_optimizer("momentum, shadow", net) for net in nets)
+    whole_run.step(losses[0])
+    with torch.no_grad():
+        for mine, theirs in zip(resumed.space.parameters, whole_run.space.parameters, strict=True):
+            mine.copy_(theirs)
+    state = whole_run.state_dict()
+    for of_parameter in state["state"].values():
+        for name, x in of_parameter.items():
+            if isinstance(x, DTensor):
+                of_parameter[name] = x.redistribute(placements=[Replicate()] * x.device_mesh.ndim)
+    resumed.load_state_dict(state)
+    whole_run.step(losses[0])
+    resumed.step(losses[1])
+    return read_bits(nets[0]) == read_bits(nets[1])
+
+
+def load_old_shards(rank: int) -> str:
+    """A state of version 0.1 with other shards than these."""
     net = Net()
     shard_model("fsdp", net)
     opt = build_optimizer("shadow", net)
-    state = opt.state_dict()
-    state["zo_kernels"]["spans"] = state["zo_kernels"]["spans"][::-1]
-    opt.load_state_dict(state)
+    spans = [(slot.offset + opt.space.start(slot), opt.space.memory(slot).numel()) for slot in opt.space.trained]
+    own = {"seed": 0, "probes": 1, "steps_taken": 0, "mode": "shadow", "transforms": {}, "dense": {}}
+    own |= {"slots": [(slot.offset, slot.numel) for slot in opt.space.trained], "spans": spans[::-1]}
+    opt.load_state_dict({"state": {}, "param_groups": opt.state_dict()["param_groups"], "zo_kernels": own})
     return "it was loaded"
 
 
@@ -134,7 +156,7 @@ def find_bad_values(rank: int, values: list[float]) -> list[str]:
     loss = make_loss(shard_model("fsdp", net))
     opt = build_optimizer("in place", net)
     opt.step(loss)
-    good = [x.clone() for x in opt.arena.tensors]
+    good = [x.clone() for x in opt.perturbation.tensors]
     said = []
     for value in values:
         with torch.no_grad():
@@ -146,7 +168,7 @@ def find_bad_values(rank: int, values: list[float]) -> list[str]:
             said.append("nothing was noticed")
         except ValueError as error:
             said.append(str(error))
-        for x, y in zip(opt.arena.tensors, good, strict=True):
+        for x, y in zip(opt.perturbation.tensors, good, strict=True):
             x.copy_(y)
     opt.step(loss)
     assert opt.steps_taken == 2
@@ -177,7 +199,7 @@ def interrupt_closure(rank: int, where: str) -> list[str]:
     loss = make_loss(shard_model("fsdp", net))
     opt = build_optimizer("in place", net)
     opt.step(loss)
-    before = [x.clone() for x in opt.arena.tensors]
+    before = [x.clone() for x in opt.perturbation.tensors]
 
     def fail() -> None:
         nonlocal calls
@@ -200,7 +222,7 @@ def interrupt_closure(rank: int, where: str) -> list[str]:
             said.append("")
         except (KeyError, RuntimeError) as error:
             said.append(str(error))
-            assert all(torch.equal(x, y) for x, y in zip(before, opt.arena.tensors, strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(before, opt.perturbation.tensors, strict=True))
     return said
 
 
@@ -225,7 +247,7 @@ def measure_largest_temporary(rank: int) -> tuple[int, int]:
     with Largest() as largest:
         for _ in range(2):
             opt.step(lambda: 0.5)
-    return largest.elements, max(x.numel() for x in opt.arena.tensors)
+    return largest.elements, max(x.numel() for x in opt.perturbation.tensors)
 
 
 def count_searches(rank: int) -> list[int]:
@@ -268,20 +290,15 @@ def attempt(what: str) -> None:
     elif what == "adapter":
         fully_shard(net, mesh=mesh, ignored_params={net.scale})
         zo.optim.CDRGE([("scale", net.scale)], lr=2**-6)
-    elif what == "arena":
-        shard_model("fsdp", net)
-        zo.params.ParameterArena(net)
-    elif what == "whole":
-        zo.params.ShardedArena(net)
     elif what == "shared":
         weight = distribute_tensor(torch.zeros(4, 3), mesh, [Shard(0)])
         zo.optim.CDRGE([("a", nn.Parameter(weight)), ("b", nn.Parameter(weight))], lr=2**-6)
     elif what == "direct":
         make_loss(shard_model("fsdp", net))()
-        zo.params.ShardedArena(net)
+        zo.params.ParameterSpace.of(net)
     elif what == "frozen":
         shard_model("fsdp", net)
-        zo.params.ShardedArena(net.requires_grad_(False))
+        zo.params.ParameterSpace.of(net.requires_grad_(False))
     else:
         loss = make_loss(shard_model("fsdp", net))
         if what == "gathered":

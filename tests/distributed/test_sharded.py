@@ -10,6 +10,7 @@ from tests.distributed.sharded import (
     count_searches,
     find_bad_values,
     interrupt_closure,
+    load_old_shards,
     load_other_shards,
     measure_largest_temporary,
     resume_and_replay,
@@ -55,8 +56,12 @@ def test_a_run_goes_on_from_its_state_and_its_rows(kind: str) -> None:
     assert run_on_ranks(3, resume_and_replay, kind) == [[True, True]] * 3
 
 
-def test_state_of_other_shards_is_refused() -> None:
-    for reply in run_on_ranks(2, load_other_shards):
+def test_state_is_sharded_as_the_parameters_are() -> None:
+    assert run_on_ranks(2, load_other_shards) == [True] * 2
+
+
+def test_old_state_of_other_shards_is_refused() -> None:
+    for reply in run_on_ranks(2, load_old_shards):
         assert "saved with the parameters sharded otherwise" in reply
 
 
@@ -100,8 +105,6 @@ REFUSED = {
     "population": "a population reads whole parameters, but these are sharded: pass a closure",
     "replicas": "replicas of sharded parameters follow from their mesh",
     "adapter": "FSDP shards the module of parameter scale, but no trainable parameter",
-    "arena": "is a DTensor: use zo_kernels.params.ShardedArena",
-    "whole": "none of the parameters is a DTensor",
     "shared": "parameters a and b overlap in memory",
     "direct": "is what FSDP gathered for a forward pass",
     "frozen": "there is nothing to train",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from tests.cases import assert_same_bits, each_device, right_beside
 from tests.distributed.group_of_one import train_in_a_group_of_one
+from tests.flat import flat
 from tests.optim.test_exactness import MODES, Interrupted
 from tests.recurrent import Shape, make_batch
 from tests.server import server
@@ -48,10 +49,10 @@ def test_updates_and_restored_parameters(mode: str, dtype: torch.dtype, device: 
         ours.step(Given())
         for got, wanted in zip(there.parameters(), here.parameters(), strict=True):
             assert_same_bits(got.detach().cpu(), wanted.detach(), f"after {step + 1} updates")
-    before, moved = ours.arena.flat.clone(), []
+    before, moved = flat(ours.space), []
 
     def closure() -> float:
-        moved.append(not torch.equal(ours.arena.flat, before))
+        moved.append(not torch.equal(flat(ours.space), before))
         if len(moved) == 48:
             raise Interrupted
         return 1.0
@@ -59,7 +60,7 @@ def test_updates_and_restored_parameters(mode: str, dtype: torch.dtype, device: 
     with pytest.raises(Interrupted):
         ours.step(closure)
     assert moved == [True] * 48
-    assert_same_bits(ours.arena.flat.cpu(), before.cpu(), "restored after 48 moves")
+    assert_same_bits(flat(ours.space).cpu(), before.cpu(), "restored after 48 moves")
 
 
 @each_device

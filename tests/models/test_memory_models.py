@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from tests.flat import flat, write_flat
 from tests.memory_models import BATCH, SIZES, TIME, each_memory_model, make_memory_batch, make_memory_model, make_tokens
 from tests.recurrent import make_seeds
 from zo_kernels.models import IGNORE_INDEX, LanguageModel, members
-from zo_kernels.params.arena import ParameterArena
 
 EPS = 0.05
 TOLERANCE = 2e-5
@@ -85,17 +85,17 @@ def test_micro_batches_segments_and_chunks_change_rounding_only(name: str, monke
 def test_offsets_are_those_of_the_optimizers_arena(name: str) -> None:
     model, seeds = make_memory_model(name), make_seeds(2)
     alone = model.population_loss(*make_memory_batch(), seeds, EPS)
-    arena = ParameterArena(list(model.parameters())[::-1])
-    theta, losses = arena.flat.clone(), []
+    space = zo.params.ParameterSpace.of(list(model.parameters())[::-1])
+    theta, losses = flat(space), []
     for seed in seeds.tolist():
         for alpha in (EPS, -EPS):
-            arena.flat.copy_(zo.ops.apply_probe(theta, alpha, seed))
+            write_flat(space, zo.ops.apply_probe(theta, alpha, seed))
             losses.append(model.loss(*make_memory_batch()).detach())
-    arena.flat.copy_(theta)
+    write_flat(space, theta)
     within = model.population_loss(*make_memory_batch(), seeds, EPS)
     torch.testing.assert_close(within, torch.stack(losses).view(-1, 2), rtol=0, atol=TOLERANCE)
     assert (within - alone).abs().max() > 100 * TOLERANCE  # other elements, other signs
-    del arena
+    del space
     gc.collect()
 
 

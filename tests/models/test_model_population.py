@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
+from tests.flat import flat
 from tests.recurrent import (
     SMALL,
     TOLERANCE,
@@ -109,15 +110,16 @@ def test_steps_equal_those_of_a_closure(cell: str, dtype: torch.dtype, mode: str
     options = {"lr": 0.05, "eps": 2**-4, "probes": 4, "seed": 5, "mode": mode}
     fused_optimizer = zo.optim.CDRGE(fused.parameters(), **options)
     optimizer = zo.optim.CDRGE(one_by_one.parameters(), **options)
-    start = optimizer.arena.flat.double().clone()
+    start = flat(optimizer.space).double().clone()
     for step in range(4):
         batch = make_batch(shape, seed=step)
         fused_loss = fused_optimizer.step(fused.population(*batch, micro_batch_size=4))
         loss = optimizer.step(lambda batch=batch: one_by_one.loss(*batch))
         assert fused_loss == pytest.approx(loss, rel=rounding)
-    state, fused_state = optimizer.state_dict()["zo_kernels"], fused_optimizer.state_dict()["zo_kernels"]
-    theta = state.get("theta", optimizer.arena.flat).double()
-    fused_theta = fused_state.get("theta", fused_optimizer.arena.flat).double()
+    theta, fused_theta = (
+        flat(opt.space, {slot: opt.perturbation.theta(slot) for slot in opt.space.slots}).double()
+        for opt in (optimizer, fused_optimizer)
+    )
     moved = (theta - start).norm()
     assert moved > 1
     assert (theta - fused_theta).norm() < rounding * moved
@@ -161,10 +163,10 @@ def test_parameters_that_turn_nan_are_refused_by_name(mode: str) -> None:
     optimizer.step(model.population(*batch))
     with torch.no_grad():
         model.output_bias[1] = float("nan")
-    before = optimizer.arena.flat.clone()
+    before = flat(optimizer.space)
     with pytest.raises(ValueError, match="parameter output_bias holds a NaN"):
         optimizer.step(model.population(*batch))
-    assert torch.equal(optimizer.arena.flat.view(torch.int32), before.view(torch.int32))
+    assert torch.equal(flat(optimizer.space).view(torch.int32), before.view(torch.int32))
 
 
 @pytest.mark.parametrize("mode", ["inplace", "shadow"])
@@ -176,10 +178,10 @@ def test_losses_that_are_all_nan_end_in_a_divergence_error(mode: str, value: flo
     optimizer = zo.optim.CDRGE(model.named_parameters(), lr=0.1, probes=3, mode=mode)
     optimizer.step(model.population(*batch))
     model.output_bias.data[1] = value  # not through the parameter, so it is not looked at either
-    before = optimizer.arena.flat.clone()
+    before = flat(optimizer.space)
     with pytest.raises(zo.errors.DivergenceError, match="losses of all 3 probes are NaN or infinite"):
         optimizer.step(model.population(*batch))
-    assert torch.equal(optimizer.arena.flat.view(torch.int32), before.view(torch.int32))
+    assert torch.equal(flat(optimizer.space).view(torch.int32), before.view(torch.int32))
     assert optimizer.steps_taken == 1
 
 
@@ -187,7 +189,7 @@ def test_a_ctrl_c_between_blocks_leaves_theta(monkeypatch: pytest.MonkeyPatch) -
     model, batch = make_model("lstm"), make_batch()
     optimizer = zo.optim.CDRGE(model.parameters(), lr=0.1, probes=8)
     optimizer.step(model.population(*batch))
-    before, calls = optimizer.arena.flat.clone(), []
+    before, calls = flat(optimizer.space), []
     monkeypatch.setattr(language_module, "_CALL_WORK", 0)
     population_nats = type(model).population_nats
 
@@ -201,7 +203,7 @@ def test_a_ctrl_c_between_blocks_leaves_theta(monkeypatch: pytest.MonkeyPatch) -
     torch.set_num_threads(2)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(model.population(*batch))
-    assert torch.equal(optimizer.arena.flat, before)
+    assert torch.equal(flat(optimizer.space), before)
     assert optimizer.steps_taken == 1
 
 
@@ -232,9 +234,9 @@ def test_groups_with_their_own_eps_are_refused() -> None:
         {"params": [p for p in model.parameters() if p is not model.embedding]},
     ]
     optimizer = zo.optim.CDRGE(groups, lr=0.1)
-    before = optimizer.arena.flat.clone()
+    before = flat(optimizer.space)
     with pytest.raises(ValueError, match="one eps"):
         optimizer.step(model.population(*make_batch()))
     assert nn.utils.parameters_to_vector(model.parameters()).isfinite().all()
     assert optimizer.steps_taken == 0
-    assert (optimizer.arena.flat - before).abs().max() < 1e-5  # rounded to the grid
+    assert (flat(optimizer.space) - before).abs().max() < 1e-5  # rounded to the grid

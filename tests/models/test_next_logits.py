@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import zo_kernels as zo
+from tests.flat import flat, write_flat
 from tests.recurrent import SMALL, TOLERANCE, Shape, copies, each_cell, make_model, tokens_for
 from zo_kernels import _C
 from zo_kernels.models import RecurrentLM, States
@@ -93,7 +94,7 @@ def test_the_optimizers_parameters_are_read_where_they_lie() -> None:
     before, _ = model.next_logits(tokens)
     optimizer = zo.optim.CDRGE(model.parameters(), lr=0.1, mode="shadow")
     assert torch.equal(model.next_logits(tokens)[0], before)
-    optimizer.arena.flat.mul_(0.5)
+    write_flat(optimizer.space, 0.5 * flat(optimizer.space))
     assert not torch.equal(model.next_logits(tokens)[0], before)
 
 

@@ -1,4 +1,4 @@
-"""Which sign a parameter's element gets: population_loss numbers parameters as the optimizer's arena does."""
+"""Which sign a parameter's element gets: population_loss numbers parameters as the optimizer's space does."""
 
 import copy
 import gc
@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
+from tests.flat import flat, write_flat
 from tests.recurrent import SMALL, TOLERANCE, each_cell, make_batch, make_model, make_seeds, moved
 from zo_kernels.models import RecurrentLM
-from zo_kernels.params.arena import ParameterArena, flat_offsets
+from zo_kernels.params.space import ParameterSpace, flat_offsets
 
 EPS = 0.1
 
@@ -26,14 +27,14 @@ class Larger(nn.Module):
         self.after = nn.Linear(3, 4)
 
 
-def losses_by_moving(arena: ParameterArena, model: RecurrentLM, seeds: torch.Tensor) -> torch.Tensor:
-    """Losses [n, 2] as an optimizer sees them that perturbs its whole arena and asks for one after the other."""
-    theta, losses = arena.flat.clone(), []
+def losses_by_moving(space: ParameterSpace, model: RecurrentLM, seeds: torch.Tensor) -> torch.Tensor:
+    """Losses [n, 2] as an optimizer sees them that perturbs its whole space and asks for one after the other."""
+    theta, losses = flat(space), []
     for seed in seeds.tolist():
         for alpha in (EPS, -EPS):
-            arena.flat.copy_(zo.ops.apply_probe(theta, alpha, seed))
+            write_flat(space, zo.ops.apply_probe(theta, alpha, seed))
             losses.append(model.loss(*make_batch()).detach())
-    arena.flat.copy_(theta)
+    write_flat(space, theta)
     return torch.stack(losses).view(-1, 2)
 
 
@@ -48,7 +49,7 @@ def test_a_submodule_is_numbered_as_in_the_arena_of_the_whole(cell: str) -> None
     larger = Larger(model)
     optimizer = zo.optim.CDRGE(larger.parameters(), lr=0.1)
     within = model.population_loss(*make_batch(), seeds, EPS)
-    assert_same(within, losses_by_moving(optimizer.arena, model, seeds))
+    assert_same(within, losses_by_moving(optimizer.space, model, seeds))
     assert (within - alone).abs().max() > 0.01  # other elements, other signs
     assert flat_offsets(larger)[larger.scale] == 0
     assert flat_offsets(model)[model.embedding] == 128 + 640 + 128  # after 5, 20 * 30 and 30 elements
@@ -58,7 +59,7 @@ def test_parameters_may_come_in_any_order() -> None:
     model, seeds = make_model("lstm"), make_seeds(3)
     optimizer = zo.optim.CDRGE(reversed(list(model.parameters())), lr=0.1)
     assert flat_offsets(model)[model.output_bias] == 0
-    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.arena, model, seeds))
+    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.space, model, seeds))
 
 
 @each_cell
@@ -81,7 +82,7 @@ def test_frozen_parameters_are_not_perturbed(cell: str, with_optimizer: bool, ba
     assert_same(losses, expected)
     assert (losses - everything).abs().max() > 0.01
     if optimizer is not None:
-        assert_same(losses, losses_by_moving(optimizer.arena, model, seeds))
+        assert_same(losses, losses_by_moving(optimizer.space, model, seeds))
     assert len(flat_offsets(model)) == 3
 
 
@@ -91,12 +92,15 @@ def test_a_model_frozen_throughout_has_one_loss() -> None:
     assert torch.equal(losses, losses[0, 0].expand(3, 2))
 
 
-def test_parameters_frozen_once_the_optimizer_has_them_are_perturbed() -> None:
-    """The optimizer moves its whole arena, whatever autograd would do; nothing here needs autograd."""
+def test_parameters_frozen_once_the_optimizer_has_them_are_left_out() -> None:
+    """The others keep their numbers."""
     model, seeds = make_model("gru"), make_seeds(3)
     optimizer = zo.optim.CDRGE(model.parameters(), lr=0.1)
-    model.requires_grad_(False)
-    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.arena, model, seeds))
+    before = flat_offsets(model)
+    model.embedding.requires_grad_(False)
+    optimizer.space.refresh()
+    assert flat_offsets(model) == {p: offset for p, offset in before.items() if p is not model.embedding}
+    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.space, model, seeds))
 
 
 def test_parameters_without_the_optimizer_are_not_perturbed() -> None:
@@ -104,7 +108,7 @@ def test_parameters_without_the_optimizer_are_not_perturbed() -> None:
     model, seeds = make_model("lstm"), make_seeds(3)
     optimizer = zo.optim.CDRGE([model.recurrent_weight, model.output_weight], lr=0.1)
     assert flat_offsets(model) == {model.recurrent_weight: 0, model.output_weight: 384}
-    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.arena, model, seeds))
+    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(optimizer.space, model, seeds))
 
 
 def test_a_tied_weight_moves_once() -> None:
@@ -115,22 +119,7 @@ def test_a_tied_weight_moves_once() -> None:
     optimizer = zo.optim.CDRGE(model.parameters(), lr=0.1)
     losses = model.population_loss(*make_batch(), seeds, EPS)
     assert torch.equal(losses, alone)
-    assert_same(losses, losses_by_moving(optimizer.arena, model, seeds))
-
-
-def test_padding_is_not_read() -> None:
-    """What lies between the parameters of an arena does not matter."""
-    model, seeds = make_model("lstm"), make_seeds(3)
-    arena = ParameterArena(model)
-    for batch_size in (1, 3, 20):
-        batch = make_batch(SMALL._replace(batch=batch_size))
-        expected = model.population_loss(*batch, seeds, EPS)
-        theta = arena.flat.clone()
-        arena.flat.fill_(float("nan"))
-        for slot in arena.slots:
-            arena.view(slot).copy_(theta[slot.offset : slot.offset + slot.numel].view(slot.shape))
-        assert torch.equal(model.population_loss(*batch, seeds, EPS), expected)
-        arena.flat.copy_(theta)
+    assert_same(losses, losses_by_moving(optimizer.space, model, seeds))
 
 
 def test_parameters_shared_out_among_optimizers_are_refused() -> None:
@@ -144,17 +133,19 @@ def test_parameters_shared_out_among_optimizers_are_refused() -> None:
 
 
 def test_the_last_optimizer_built_is_the_one() -> None:
-    """A second optimizer takes all parameters along into its arena; the first holds none of them any more."""
+    """Its numbers count, but during a step of the first those of the first."""
     model, seeds = make_model("lstm"), make_seeds(3)
     first = zo.optim.CDRGE(reversed(list(model.parameters())), lr=0.1)
     second = zo.optim.CDRGE(Larger(model).parameters(), lr=0.1)
-    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(second.arena, model, seeds))
-    with pytest.raises(RuntimeError, match="has moved since the optimizer was built"):
-        first.step(model.population(*make_batch()))
+    assert_same(model.population_loss(*make_batch(), seeds, EPS), losses_by_moving(second.space, model, seeds))
+    expected = losses_by_moving(first.space, model, zo.philox.probe_seeds(0, 0, 96))
+    first.step(model.population(*make_batch()))
+    assert first.last is not None
+    torch.testing.assert_close(first.last.losses, expected, rtol=0, atol=0.1)  # at eps, and on the grid
 
 
 def test_a_deleted_optimizer_no_longer_counts() -> None:
-    """The parameters still lie in its arena's memory, but are numbered anew: as those of the model alone."""
+    """The parameters are numbered anew: as those of the model alone."""
     model, seeds = make_model("lstm"), make_seeds(3)
     alone = model.population_loss(*make_batch(), seeds, EPS)
     optimizer = zo.optim.CDRGE(reversed(list(model.parameters())), lr=0.1)
@@ -175,4 +166,4 @@ def test_a_copy_of_a_trained_model_is_numbered_by_itself() -> None:
     assert torch.equal(other.population_loss(*make_batch(), seeds, EPS), alone)
     other.double()  # and a converted one
     assert_same(other.population_loss(*make_batch(), seeds, EPS), alone)
-    assert len(optimizer.arena.slots) == 6
+    assert len(optimizer.space.slots) == 6

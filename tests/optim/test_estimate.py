@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 
+from tests.flat import flat
 from tests.optim.small import KINDS, built, closure_of
 from zo_kernels.optim import ZeroOrder
 
@@ -17,38 +18,38 @@ def test_a_step_is_an_estimate_that_is_applied(options: dict[str, object]) -> No
     (model, opt), (other, apart) = built(**options), built(**options)
     for _ in range(3):
         loss = opt.step(closure_of(model))
-        theta = apart.arena.flat.clone()
+        theta = flat(apart.space)
         estimate = apart.estimate(closure_of(other))
         if apart.steps_taken:  # the first step rounds them to the grid
-            assert torch.equal(apart.arena.flat, theta)
+            assert torch.equal(flat(apart.space), theta)
         assert apart.steps_taken == opt.steps_taken - 1
         apart.apply(estimate)
         assert apart.last is estimate
         assert estimate.loss == loss
         assert torch.equal(estimate.losses, opt.last.losses)
         assert torch.equal(estimate.coeffs, opt.last.coeffs)
-        assert torch.equal(opt.arena.flat, apart.arena.flat)
+        assert torch.equal(flat(opt.space), flat(apart.space))
 
 
 def test_an_estimate_is_of_one_step() -> None:
     model, opt = built()
     estimate = opt.estimate(closure_of(model))
     opt.apply(estimate)
-    theta = opt.arena.flat.clone()
+    theta = flat(opt.space)
     with pytest.raises(ValueError, match="an estimate of step 0 from 6 probes, but step 1 from 6 is next"):
         opt.apply(estimate)
-    assert torch.equal(opt.arena.flat, theta)
+    assert torch.equal(flat(opt.space), theta)
     assert opt.steps_taken == 1
 
 
 def test_an_estimate_of_another_optimizer_is_refused() -> None:
     model, opt = built()
     estimate = opt.estimate(closure_of(model))
-    theta = opt.arena.flat.clone()
+    theta = flat(opt.space)
     for other in (dataclasses.replace(estimate, eps=()), dataclasses.replace(estimate, distribution="normal")):
         with pytest.raises(ValueError, match="is not one of this optimizer: apply what its estimate"):
             opt.apply(other)
-    assert torch.equal(opt.arena.flat, theta)
+    assert torch.equal(flat(opt.space), theta)
     assert opt.steps_taken == 0
     opt.apply(estimate)
 
@@ -61,7 +62,7 @@ def test_parameters_written_between_estimate_and_apply_are_taken_in() -> None:
         p.fill_(0.3)
     opt.apply(estimate)
     size = p.numel()
-    moved = opt.arena.flat[:size] - 307 / 1024  # 0.3 on the grid
+    moved = flat(opt.space)[:size] - 307 / 1024  # 0.3 on the grid
     torch.testing.assert_close(moved, -0.25 * estimate.gradient.dense(size), rtol=0, atol=2**-10)
 
 
@@ -91,12 +92,12 @@ def test_a_step_with_lr_0_counts_and_changes_nothing(options: dict[str, object],
     """As the first step of every schedule with a warm-up."""
     model, opt = built(**{**options, "eps": eps})
     opt.step(closure_of(model))  # rounds the parameters to the grid
-    theta = opt.arena.flat.clone()
+    theta = flat(opt.space)
     expected = float(closure_of(model)().detach())
     for group in opt.param_groups:
         group["lr"] = 0.0
     loss = opt.step(closure_of(model))
-    assert torch.equal(opt.arena.flat, theta)
+    assert torch.equal(flat(opt.space), theta)
     assert opt.steps_taken == 2
     assert loss == pytest.approx(expected, rel=0.1) if eps else loss == expected
     other, replayed = built(**{**options, "eps": eps})
@@ -105,7 +106,7 @@ def test_a_step_with_lr_0_counts_and_changes_nothing(options: dict[str, object],
     for group in replayed.param_groups:
         group["lr"] = 0.0
     replayed.replay(opt.last.coeffs)
-    assert torch.equal(replayed.arena.flat, theta)
+    assert torch.equal(flat(replayed.space), theta)
 
 
 def test_a_warm_up_from_0_learns() -> None:

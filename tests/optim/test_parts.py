@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import zo_kernels as zo
+from tests.flat import flat
 from tests.optim.small import built, closure_of
 from zo_kernels.estimators import ESTIMATORS, Evaluator
 from zo_kernels.optim.dense import DENSE_RULES
@@ -26,8 +27,9 @@ def test_parts_are_given_by_name_or_as_objects(by_name: dict[str, object], as_ob
     (model, opt), (other, same) = built(**by_name), built(**as_objects)
     for _ in range(3):
         assert opt.step(closure_of(model)) == same.step(closure_of(other))
-    assert torch.equal(opt.arena.flat, same.arena.flat)
-    assert opt.state_dict()["zo_kernels"]["transforms"].keys() == same.state_dict()["zo_kernels"]["transforms"].keys()
+    assert torch.equal(flat(opt.space), flat(same.space))
+    assert opt.transform_state.keys() == same.transform_state.keys()
+    assert opt.state_dict()["state"][0].keys() == same.state_dict()["state"][0].keys()
 
 
 @pytest.mark.parametrize(

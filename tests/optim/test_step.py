@@ -6,6 +6,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import zo_kernels as zo
+from tests.flat import clear_padding, flat, write_flat
 from zo_kernels.backends import BACKENDS
 from zo_kernels.backends.base import Backend
 from zo_kernels.philox import probe_seeds
@@ -28,8 +29,8 @@ def test_the_update_is_equation_7(mode, lr, eps):
     loss = closure_of(model)
     opt = zo.optim.CDRGE(model.parameters(), lr=lr, eps=eps, probes=6, seed=11, mode=mode)
     opt.step(loss)  # from here on theta is on its grid
-    theta = opt.arena.flat.clone()
-    grid = opt.perturbation.grids[0].spacing if mode == "inplace" else 0.0
+    theta = flat(opt.space)
+    grid = next(iter(opt.perturbation.in_place.grids.values())).spacing if mode == "inplace" else 0.0
     used = round((eps or lr) / grid) * grid if grid else (eps or lr)
     seeds = torch.from_numpy(probe_seeds(11, 1, 6))
     coeffs = torch.zeros(6, dtype=torch.float64)
@@ -37,32 +38,32 @@ def test_the_update_is_equation_7(mode, lr, eps):
         p = zo.ops.probe(len(theta), seed)
         pair = []
         for sign in (1.0, -1.0):
-            opt.arena.flat.copy_(theta + sign * used * p)
+            write_flat(opt.space, theta + sign * used * p)
             pair.append(float(loss().detach()))
         coeffs[i] = (pair[0] - pair[1]) / (2 * used) / 6
-    opt.arena.flat.copy_(theta)
+    write_flat(opt.space, theta)
     coeffs = -lr * coeffs.float().double()  # rows have float32 coefficients
     expected = zo.ops.accumulate_probes_(theta.clone(), coeffs, seeds, grid=grid)
-    opt.arena.clear_padding(expected)
+    clear_padding(opt.space, expected)
     opt.step(loss)
-    assert torch.equal(opt.arena.flat, expected)
-    assert not torch.equal(opt.arena.flat, theta)
+    assert torch.equal(flat(opt.space), expected)
+    assert not torch.equal(flat(opt.space), theta)
     # and with theta' of the formula as it stands in the paper, in float64
     dense = theta.double()
     for c, seed in zip(coeffs.tolist(), seeds.tolist(), strict=True):
         dense += c * zo.ops.probe(len(theta), seed, dtype=torch.float64)
-    opt.arena.clear_padding(dense)
-    assert float((opt.arena.flat - dense).abs().max()) <= max(grid, 2**-23)
+    clear_padding(opt.space, dense)
+    assert float((flat(opt.space) - dense).abs().max()) <= max(grid, 2**-23)
 
 
 def test_decoupled_weight_decay():
     model = small_model()
     opt = zo.optim.CDRGE(model.parameters(), lr=0.5, eps=2**-6, probes=1, weight_decay=0.25)
     opt.step(lambda: 1.0)
-    before = opt.arena.flat.clone()
+    before = flat(opt.space)
     opt.step(lambda: 1.0)  # no gradient: only the decay is left
-    spacing = opt.perturbation.grids[0].spacing
-    assert torch.equal(opt.arena.flat, torch.round(before * 0.875 / spacing) * spacing)
+    spacing = next(iter(opt.perturbation.in_place.grids.values())).spacing
+    assert torch.equal(flat(opt.space), torch.round(before * 0.875 / spacing) * spacing)
 
 
 def test_groups_have_their_own_lr_and_eps():
@@ -97,9 +98,9 @@ def test_schedulers_drive_lr_and_a_tied_eps():
     scheduler = torch.optim.lr_scheduler.StepLR(opt, step_size=1, gamma=0.5)
     reach = []
     for _ in range(3):
-        before = opt.arena.flat.clone()
+        before = flat(opt.space)
         moved = []
-        opt.step(lambda before=before, moved=moved: moved.append(float((opt.arena.flat - before).abs().max())) or 1.0)
+        opt.step(lambda before=before, moved=moved: moved.append(float((flat(opt.space) - before).abs().max())) or 1.0)
         reach.append(moved[-1])
         scheduler.step()
     assert reach == pytest.approx([0.5, 0.25, 0.125], abs=1e-5)
@@ -116,11 +117,11 @@ def test_a_population_is_asked_once_and_gives_the_same_step():
         def population_loss(self, seeds, eps):
             self.calls += 1
             scratch = small_model()
-            loss, theta = closure_of(scratch), second.arena.flat.clone()
-            arena, losses = zo.params.ParameterArena(scratch), []
+            loss, theta = closure_of(scratch), flat(second.space)
+            space, losses = zo.params.ParameterSpace.of(scratch), []
             for seed in seeds.tolist():
                 for sign in (1, -1):
-                    arena.flat.copy_(zo.ops.apply_probe(theta, sign * eps, seed))
+                    write_flat(space, zo.ops.apply_probe(theta, sign * eps, seed))
                     losses.append(float(loss()))
             return torch.tensor(losses).view(-1, 2)
 
@@ -130,7 +131,7 @@ def test_a_population_is_asked_once_and_gives_the_same_step():
             first.step(lambda: closure_of(one_by_one)().float())
             second.step(population)
     assert population.calls == 3
-    assert torch.equal(first.arena.flat, second.arena.flat)
+    assert torch.equal(flat(first.space), flat(second.space))
 
 
 class CountingBackend(Backend):
@@ -159,6 +160,18 @@ class CountingBackend(Backend):
     def accumulate_probes(self, *args):
         self.passes += 1
         BACKENDS["cpu"].accumulate_probes(*args)
+
+    def apply_probe_list(self, *args):
+        self.passes += 1
+        BACKENDS["cpu"].apply_probe_list(*args)
+
+    def swap_probe_list(self, *args):
+        self.passes += 1
+        BACKENDS["cpu"].swap_probe_list(*args)
+
+    def accumulate_probes_list(self, *args):
+        self.passes += 1
+        BACKENDS["cpu"].accumulate_probes_list(*args)
 
     def recurrent_nats(self, *args):
         raise AssertionError("a closure is evaluated by torch")

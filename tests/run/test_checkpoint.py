@@ -14,14 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zo_kernels.errors import CheckpointError
-from zo_kernels.params.arena import ParameterArena
 from zo_kernels.run import checkpoint as module
 from zo_kernels.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def example() -> Checkpoint:
     layer = nn.Linear(5, 3)
-    ParameterArena(layer)  # whose parameters are views of one tensor
     solver = {
         "groups": [{"lr": 0.1, "eps": None, "betas": (0.9, 0.999), "on": True}],
         "state": {0: {"m": torch.arange(7.0), "step": torch.tensor(3.0)}, 1: {}},

@@ -153,7 +153,7 @@ def _die_at(owner: Any, name: str, when: str, number: int) -> None:
         if calls == number + 1 and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         if calls == number + 1 and when == "flip":
-            args[0].arena.flat.view(torch.int32)[3] ^= 1 << 22
+            args[0].space.memory(args[0].space.trained[0]).view(torch.int32).view(-1)[3] ^= 1 << 22
         result = original(*args, **kwargs)
         if calls == number + 1 and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)

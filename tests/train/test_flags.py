@@ -54,7 +54,6 @@ from zo_kernels.train.defaults import DEFAULTS
         (["--lr", "inf"], "--lr must be positive and finite, or search, not inf"),
         (["--eps", "-1"], "eps must be positive and finite, not -1.0"),
         (["--eps", "nan"], "eps must be positive and finite, not nan"),
-        (["--eps", "1e-9"], "eps 1e-09 is below half the grid's spacing 9.53674e-07: use a larger eps"),
         (["--weight-decay", "-1"], "weight_decay must be in [0, 1/lr], not -1.0"),
         (["--probes", "0"], "probes must be a positive integer, not 0"),
         (["--batch-size", "0"], "batch_size must be at least 1, not 0"),

@@ -34,7 +34,10 @@ def convert_old_state(
                     sized = {**old["dense"], **({"theta": old["theta"]} if "theta" in old else {})}
                     state[index].update({name: _part(space, slot, homes[slot], x) for name, x in sized.items()})
             index += 1
-    own = {key: old[key] for key in ("seed", "probes", "steps_taken", "mode", "transforms")} | {"common_grids": True}
+    own = {key: old[key] for key in ("seed", "probes", "steps_taken", "mode", "transforms")} | {
+        "common_grids": True,
+        "dense": sorted(old["dense"]),
+    }
     first, *others = state_dict["param_groups"]
     return {"state": state, "param_groups": [{**first, "zo_kernels": own}, *others]}
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 OWN = "zo_kernels"
 """Key, in the first parameter group of a state_dict, of what belongs to the optimizer as a whole."""
 
-_OF_EVERY_PARAMETER = ("offset", "numel", "grid", "theta")
-
 
 class Stateful(Protocol):
     """What is saved of an optimizer, and what that must fit. `ZeroOrder` describes the attributes."""
@@ -72,6 +70,7 @@ def save_state(optimizer: Stateful, torch_part: dict[str, Any]) -> dict[str, Any
         "mode": theta.requested_mode,
         "common_grids": theta.in_place.is_common,
         "transforms": dict(optimizer.transform_state),
+        "dense": _dense_names(optimizer),
     }
     first, *others = torch_part["param_groups"]
     return {**torch_part, "state": state, "param_groups": [{**first, OWN: own}, *others]}
@@ -96,9 +95,7 @@ def check_state(optimizer: Stateful, state_dict: dict[str, Any]) -> SavedState:
         raise ValueError(f"this state was saved in mode {saved!r}, but the optimizer has mode {mine!r}")
     if own["transforms"].keys() != optimizer.transform_state.keys():
         raise ValueError("this state was saved with other transforms: build the optimizer with the same")
-    names = {name for state in by_parameter.values() for name in state} - set(_OF_EVERY_PARAMETER)
-    wanted = set() if optimizer.dense is None else set(optimizer.dense.init(torch.zeros(1)))
-    if names != wanted and (names or own["steps_taken"] > 0):
+    if list(own["dense"]) != _dense_names(optimizer):
         raise ValueError("this state was saved with another dense rule: build the optimizer with the same")
     return SavedState({"state": {}, "param_groups": plain, **others}, own, by_parameter)
 
@@ -124,6 +121,11 @@ def load_state(optimizer: Stateful, saved: SavedState) -> None:
         if sized:
             optimizer._dense_state[slot] = {name: x.clone() for name, x in sized.items()}
     theta.load(spacings, thetas)
+
+
+def _dense_names(optimizer: Stateful) -> list[str]:
+    """Names of the tensors that the dense rule keeps for each parameter."""
+    return [] if optimizer.dense is None else sorted(optimizer.dense.init(torch.zeros(1)))
 
 
 def _indexed(optimizer: Stateful, state_dict: dict[str, Any]) -> Iterator[tuple[Any, Tensor]]:

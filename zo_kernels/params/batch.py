@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends.pieces import Pieces
 from ..philox import BLOCK_SIGNS
-from .layout import Slot, local_part
+from .layout import Slot, is_dtensor, local_part
 
 State = Mapping[Slot, Tensor]
 """A contiguous tensor for each parameter, with the shape of the part of it that this process holds."""
@@ -36,10 +36,6 @@ class Member:
         """The elements that this process holds, in the parameter's memory. Looked up at every call: they may move."""
         return local_part(self.tensors[0]).detach()
 
-    def address(self) -> int:
-        """Of the elements that this process holds."""
-        return local_part(self.tensors[0]).data_ptr()
-
     def version(self) -> Hashable:
         """A value that changes whenever the parameter is written or gets other memory."""
         memory = local_part(self.tensors[0])
@@ -61,6 +57,8 @@ class Batch:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = tuple(members)
+        self._parameters = [member.tensors[0] for member in members]
+        self._has_dtensors = any(is_dtensor(p) for p in self._parameters)
         self._spare: dict[int, tuple[list[int], _Gathered]] = {}
 
     @property
@@ -92,7 +90,8 @@ class Batch:
 
     def _gather(self, number: int, state: State | None) -> _Gathered:
         if state is None:
-            addresses = [member.address() for member in self.members]
+            memory = map(local_part, self._parameters) if self._has_dtensors else self._parameters
+            addresses = list(map(Tensor.data_ptr, memory))
         else:
             addresses = [id(state), *(state[member.slot].data_ptr() for member in self.members)]
         known = self._spare.get(number)

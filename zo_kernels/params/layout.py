@@ -21,9 +21,12 @@ from ..philox import BLOCK_SIGNS
 NOTHING_TO_TRAIN = "there is nothing to train: no parameter has requires_grad=True"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
-    """The numbers of one parameter: element i of it, in row-major order, is element offset + i of the space."""
+    """The numbers of one parameter: element i of it, in row-major order, is element offset + i of the space.
+
+    Slots are compared by identity, since dictionaries of them are looked at many times a step.
+    """
 
     name: str
     offset: int
@@ -62,7 +65,9 @@ def group_by_memory(named: Sequence[tuple[str, Tensor]]) -> list[tuple[str, list
     for name, p in named:
         check_trainable(name, p)
         memory = local_part(p)
-        key = (memory.data_ptr(), p.shape, memory.stride()) if memory.numel() else id(p)
+        # DTensors are not tied by memory: a process without elements of them would not notice.
+        shareable = memory.numel() and not is_dtensor(p)
+        key = (memory.data_ptr(), p.shape, memory.stride()) if shareable else id(p)
         if key in found:
             if not any(p is known for known in found[key][1]):
                 found[key][1].append(p)
@@ -81,8 +86,8 @@ def check_trainable(name: str, p: Tensor) -> None:
     """Raises ValueError, or TypeError for a dtype without kernels, if a parameter can't be trained where it is."""
     if p.is_meta:
         raise ValueError(
-            f"parameter {name} is on the meta device and holds no numbers (not yet loaded, or offloaded by accelerate): "
-            "load the model onto its device before building the optimizer"
+            f"parameter {name} is on the meta device and holds no numbers (not yet loaded, or offloaded by "
+            "accelerate): load the model onto its device before building the optimizer"
         )
     if p.dtype not in DTYPES:
         quantized = " (quantized?)" if not p.dtype.is_floating_point else ""

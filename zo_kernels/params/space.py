@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class ParameterSpace:
         if not any(p.requires_grad for p in self._slot_of):
             raise ValueError(NOTHING_TO_TRAIN)
         self._make_members()
+        self._age = next(_ages)
         _spaces.add(self)
 
     @classmethod
@@ -145,11 +147,7 @@ class ParameterSpace:
 
         Raises as the constructor does, and RuntimeError if FSDP's state does not allow a step.
         """
-        kinds = {
-            slot: (tensors[0].dtype, local_part(tensors[0]).device, self._spans(slot))
-            for slot, tensors in self._tensors.items()
-            if any(p.requires_grad for p in tensors)
-        }
+        kinds = self._look()
         is_other = kinds != self._kinds
         if is_other:
             self._make_members()
@@ -214,10 +212,16 @@ class ParameterSpace:
         for (slot, tensors), start in zip(trained.items(), starts, strict=True):
             self._members[slot] = Member(slot, tensors, start, ())
             self._members[slot].spans = self._spans(slot)
-        self._kinds = {
-            slot: (tensors[0].dtype, local_part(tensors[0]).device, self._spans(slot))
-            for slot, tensors in trained.items()
-        }
+        self._kinds = self._look()
+
+    def _look(self) -> dict[Slot, Hashable]:
+        """The parameters that are trainable now, and what the batches depend on."""
+        found: dict[Slot, Hashable] = {}
+        for slot, tensors in self._tensors.items():
+            if tensors[0].requires_grad or any(p.requires_grad for p in tensors[1:]):
+                memory = local_part(tensors[0])
+                found[slot] = memory.dtype, memory.device, memory.shape
+        return found
 
     def _spans(self, slot: Slot) -> tuple[tuple[int, int], ...]:
         """The elements to train among those that this process holds, around the padding row."""
@@ -238,9 +242,11 @@ class ParameterSpace:
         self.__dict__.update(state)
         # Keyed by tensors, which a copy may not have filled yet: rebuilt when the copy is complete.
         self._kinds = {}
+        self._age = next(_ages)
         _spaces.add(self)
 
 
+_ages = itertools.count()
 _spaces: weakref.WeakSet[ParameterSpace] = weakref.WeakSet()
 _current: ContextVar[ParameterSpace | None] = ContextVar("zo_kernels_space", default=None)
 
@@ -249,19 +255,16 @@ def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
     """Offsets of a module's trainable parameters in the flat parameter space: {parameter: offset}.
 
     If an optimizer was built on some of the parameters, the result has their offsets in its space, and the parameters
-    outside it are left out, since the optimizer does not train them. Without an optimizer the offsets are those that
-    `ParameterSpace.of(module)` would give. Frozen parameters are left out. Raises ValueError if several optimizers
-    number the parameters differently.
+    outside it are left out, since the optimizer does not train them. The last optimizer built counts, and during a step
+    the one that takes it. Without an optimizer the offsets are those that `ParameterSpace.of(module)` would give.
+    Frozen parameters are left out. Raises ValueError if each of several optimizers has parameters of its own.
     """
     parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     current = _current.get()
-    spaces = [current] if current is not None else list(_spaces)
-    found = [
-        offsets
-        for space in spaces
-        if (offsets := {p: space._slot_of[p].offset for p in parameters if p in space._slot_of})
-    ]
-    if len({tuple(sorted(offsets.values())) for offsets in found}) > 1 or any(o != found[0] for o in found):
+    spaces = [current] if current is not None else sorted(_spaces, key=lambda space: -space._age)
+    found = [{p: space._slot_of[p].offset for p in parameters if p in space._slot_of} for space in spaces]
+    found = [offsets for offsets in found if offsets]
+    if any(not other.keys() <= found[0].keys() for other in found):
         raise ValueError("the model's parameters belong to several optimizers: use one optimizer for all of them")
     if found:
         return found[0]

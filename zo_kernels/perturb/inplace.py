@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -89,19 +89,32 @@ class InPlace(Part):
             used.append(coarsest.round_eps(e) if coarsest and e else e)
         return used
 
-    def out_of_range(self, reach: Sequence[float]) -> list[Slot]:
+    def out_of_range(self, reach: Sequence[float]) -> dict[Slot, float]:
         """The parameters that might leave the range of their grid if each group changes by this much at most.
 
-        Parameters must not be moved unless reach leaves all of them inside.
+        Returns how much they might. Parameters must not be moved when this is called.
         """
-        found = []
+        found = {}
         for group, most in zip(self.groups, reach, strict=True):
             for slot in group:
                 if self._bounds[slot] + most >= self.grids[slot].limit:
                     self._bounds[slot] = self.space.magnitudes([slot])[0]
                     if self._bounds[slot] + most >= self.grids[slot].limit:
-                        found.append(slot)
+                        found[slot] = most
         return found
+
+    def widen_grids(self, outgrown: Mapping[Slot, float]) -> bool:
+        """Gives parameters that outgrow their grids coarser ones, to which the next pass rounds them.
+
+        Returns False, changing nothing, if the user has set a grid or a parameter would move by its whole range.
+        """
+        spacing_of = {slot: s for s, group in zip(self.spacings, self.groups, strict=True) for slot in group}
+        if any(spacing_of[slot] is not None or most >= self.grids[slot].limit for slot, most in outgrown.items()):
+            return False
+        for slot, most in outgrown.items():
+            self.grids[slot] = Grid.for_range(self._bounds[slot] + most, self.space.dtype(slot))
+        self._by_grid = []
+        return True
 
     def is_near_limit(self, reach: Sequence[float]) -> bool:
         """Whether `out_of_range` has to look at parameters."""
@@ -111,11 +124,12 @@ class InPlace(Part):
             for slot in group
         )
 
-    def range_error(self, slot: Slot, reach: float) -> GridRangeError:
-        """The error for a parameter that might leave the range of its grid."""
-        grid = self.grids[slot]
+    def range_error(self, outgrown: Mapping[Slot, float]) -> GridRangeError:
+        """The error for parameters that might leave the range of their grids. It names the one that is largest."""
+        slot = max(outgrown, key=lambda slot: self._bounds[slot])
+        grid, largest = self.grids[slot], self._bounds[slot]
         return GridRangeError(
-            f"parameter {slot.name} (largest magnitude {self._bounds[slot]:.6g}, could move by {reach:.3g}) may leave "
+            f"parameter {slot.name} (largest magnitude {largest:.6g}, could move by {outgrown[slot]:.3g}) may leave "
             f"the range {grid.limit:g} in which its grid of {grid.spacing:g} is exact; lower lr, set a coarser grid "
             f"(grid={4 * grid.spacing!r}), or use mode='shadow'"
         )
@@ -241,15 +255,16 @@ class InPlace(Part):
     def _on_grids(self) -> list[list[tuple[float, Batch]]]:
         """The batches of each group whose parameters have one grid in common, with its spacing."""
         if not self._by_grid:
-            for group in self.groups:
+            for group, batches in zip(self.groups, self._batches, strict=True):
                 spacings = sorted({self.grids[slot].spacing for slot in group})
-                self._by_grid.append(
-                    [
-                        (spacing, batch)
+                if len(spacings) > 1:
+                    by_spacing = [
+                        (spacing, self.space.batches(s for s in group if self.grids[s].spacing == spacing))
                         for spacing in spacings
-                        for batch in self.space.batches(s for s in group if self.grids[s].spacing == spacing)
                     ]
-                )
+                else:
+                    by_spacing = [(spacing, batches) for spacing in spacings]
+                self._by_grid.append([(spacing, batch) for spacing, some in by_spacing for batch in some])
         return self._by_grid
 
 

@@ -25,7 +25,7 @@ class Perturbation:
     """Moves the parameters of a space, some in place and others next to a shadow copy.
 
     mode: "inplace" or "shadow" for all parameters. "auto": a parameter is perturbed in place where its dtype and the
-        distribution allow it, until its grid turns out to be too coarse: for eps, for its range, or for the updates.
+        distribution allow it, until its grid turns out to be too coarse for eps or for the updates.
     spacings: as for `InPlace`.
 
     A step is `begin`, any number of calls of `move`, then `update` or `leave`. Raises ValueError or TypeError if
@@ -88,29 +88,17 @@ class Perturbation:
         changed, is_other = self.space.refresh()
         if is_other:
             self.assign()
-        reach = [probes_at_once * e for e in eps]
-        self.in_place.choose_grids(changed, reach)
-        unfit = set(self.in_place.out_of_range([0.0] * len(reach)))
-        if self.requested_mode == "auto":
-            for group, e in zip(self.in_place.groups, eps, strict=True):
-                unfit |= {slot for slot in group if 0 < e < self.in_place.grids[slot].spacing}
-        used = self._round_eps(unfit, eps, changed)
-        reach = [probes_at_once * e for e in used]
-        if unfit := set(self.in_place.out_of_range(reach)):
-            used = self._round_eps(unfit, used, changed, reach)
+        self.in_place.choose_grids(changed, [probes_at_once * e for e in eps])
+        changed |= self._fit([0.0] * len(eps)) | self._cast_out_fine(eps)
+        used = self.in_place.round_eps(eps)
+        if widened := self._fit([probes_at_once * e for e in used]):
+            changed |= widened | self._cast_out_fine(used)
+            used = self.in_place.round_eps(used)
         self.in_place.snap(changed)
         self.shadow.read(changed)
         if changed:
             self.space.note_versions(written=bool(self.in_place.slots))
         return used
-
-    def _round_eps(
-        self, unfit: set[Slot], eps: Sequence[float], changed: set[Slot], reach: Sequence[float] | None = None
-    ) -> list[float]:
-        if unfit:
-            self._cast_out(unfit, reach or [0.0] * len(eps), "its grid is too coarse or its range too small")
-            changed |= unfit
-        return self.in_place.round_eps(eps)
 
     def move(self, *to: Displacement) -> None:
         """Sets the parameters to theta plus all of the displacements."""
@@ -133,12 +121,11 @@ class Perturbation:
 
         Raises GridRangeError, without changing theta, if theta could leave the grid's range.
         """
-        self._prepare([float(u.coeffs.abs().sum()) for u in updates])
+        self._fit([float(u.coeffs.abs().sum()) for u in updates])
         if self.requested_mode == "auto":
             swallowed = {slot for slot, move in self.in_place.stalled(updates) if self._is_swallowed(slot, move)}
-            if swallowed:
-                self._cast_out(swallowed, [0.0] * len(updates), "its grid would swallow such small steps")
-                self.shadow.read(swallowed)
+            self._cast_out(swallowed, "swallows such small steps")
+            self.shadow.read(swallowed)
         self._reshard()
         if self.in_place.slots:
             self.in_place.update(seeds, updates)
@@ -149,7 +136,7 @@ class Perturbation:
     def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
         """Like `update`, along a dense direction: a tensor like `theta` for each parameter. It may be overwritten."""
         self.leave()
-        self._prepare(self.in_place.dense_steps(direction, updates))
+        self._fit(self.in_place.dense_steps(direction, updates))
         self._reshard()
         if self.in_place.slots:
             self.in_place.update_densely(direction, updates)
@@ -166,41 +153,50 @@ class Perturbation:
         for slot in set(self.shadow.theta) - set(self.shadow.slots):
             del self.shadow.theta[slot]
 
-    def put_in_shadow(self, slots: set[Slot]) -> None:
-        """Gives parameters a shadow copy, in mode "auto"."""
-        self._in_shadow |= slots
-        self.assign()
-
     def _takes_shadow(self, slot: Slot) -> bool:
         if self.requested_mode != "auto":
             return self.requested_mode == "shadow"
         exact = self.space.dtype(slot) in (torch.float32, torch.float64) and is_exact_in_place(self.distribution)
         return not exact or slot in self._in_shadow
 
-    def _prepare(self, steps: Sequence[float]) -> None:
-        """Makes sure that theta stays on its grids if the groups move by these steps."""
-        if not self.in_place.is_near_limit(steps):
-            return
-        self.leave()
-        if unfit := set(self.in_place.out_of_range(steps)):
-            self._cast_out(unfit, steps, "it may leave the range of its grid")
-            self.shadow.read(unfit)
+    def _fit(self, reach: Sequence[float]) -> set[Slot]:
+        """Makes sure that parameters stay on their grids if the groups move by `reach`.
 
-    def _cast_out(self, slots: set[Slot], reach: Sequence[float], why: str) -> None:
-        """Moves parameters from the grid to a shadow copy. Raises GridRangeError unless mode is "auto"."""
-        for group, most in zip(self.in_place.groups, reach, strict=True):
-            for slot in group:
-                if slot not in slots:
-                    continue
-                if self.requested_mode != "auto":
-                    raise self.in_place.range_error(slot, most)
-                grid = self.in_place.grids[slot]
-                _logger.info(
-                    "parameter %s gets a shadow copy from now on: %s (spacing %g)", slot.name, why, grid.spacing
-                )
+        In mode "auto" a parameter that outgrows its grid gets a coarser one. Returns these parameters. Raises
+        GridRangeError in mode "inplace", where the user has set the grid, and for a move as large as the whole range.
+        """
+        if not self.in_place.is_near_limit(reach):
+            return set()
+        self.leave()
+        outgrown = self.in_place.out_of_range(reach)
+        if outgrown and (self.requested_mode != "auto" or not self.in_place.widen_grids(outgrown)):
+            raise self.in_place.range_error(outgrown)
+        return set(outgrown)
+
+    def _cast_out_fine(self, eps: Sequence[float]) -> set[Slot]:
+        """In mode "auto", moves parameters from the grid to a shadow copy whose grid is too coarse for eps."""
+        if self.requested_mode != "auto":
+            return set()
+        too_coarse = {
+            slot
+            for group, e in zip(self.in_place.groups, eps, strict=True)
+            for slot in group
+            if 0 < e < self.in_place.grids[slot].spacing
+        }
+        self._cast_out(too_coarse, "is coarser than eps")
+        return too_coarse
+
+    def _cast_out(self, slots: set[Slot], why: str) -> None:
+        """Moves parameters from the grid to a shadow copy."""
+        if not slots:
+            return
+        for slot in slots:
+            spacing = self.in_place.grids[slot].spacing
+            _logger.info("parameter %s gets a shadow copy: its grid of %g %s", slot.name, spacing, why)
         with deferred_interrupts():
             self.leave()
-            self.put_in_shadow(slots)
+            self._in_shadow |= slots
+            self.assign()
 
     def _is_swallowed(self, slot: Slot, move: float) -> bool:
         exponent = frexp(move)[1]
@@ -230,18 +226,16 @@ class Perturbation:
         self.in_place.forget()
         self.shadow.theta = {}
         self._in_shadow, self._swallowed = set(), {}
-        self.assign()
 
     def load(self, spacings: dict[Slot, float | None], theta: dict[Slot, Tensor]) -> None:
         """Continues from saved spacings and shadow copies. The next `begin` reads all parameters."""
-        if self.requested_mode == "auto":
-            self.put_in_shadow(set(theta))
+        self._in_shadow = set(theta)
+        self.assign()
         self.in_place.grids = {
             slot: Grid.of_spacing(spacing, self.space.dtype(slot))
             for slot, spacing in spacings.items()
             if spacing is not None
         }
-        self.in_place.assign(self.in_place.groups)
         for slot, saved in theta.items():
             memory = self.space.memory(slot)
             copied = torch.empty(memory.shape, dtype=self.shadow.dtype(slot), device=memory.device)

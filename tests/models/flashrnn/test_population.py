@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from tests.flat import flat
 from tests.models.flashrnn.models import each_flash_cell, make_flash
 from tests.models.flashrnn.stand_in import cuda_backend
 from tests.recurrent import SMALL, TOLERANCE, Shape, copies, make_batch, make_seeds, make_states, moved, tokens_for
@@ -164,7 +165,7 @@ def test_signs_are_those_of_the_optimizer() -> None:
             with torch.no_grad():
                 for name, x in model.named_parameters():
                     if any(x is p for p in trained):
-                        offset = optimizer.arena.slot_of(x).offset
+                        offset = optimizer.space.slot_of(x).offset
                         member.get_parameter(name).copy_(zo.ops.apply_probe(x, alpha, seed, offset=offset))
                 torch.testing.assert_close(member.loss(tokens, targets), loss, rtol=0, atol=TOLERANCE)
 
@@ -181,14 +182,14 @@ def test_steps_equal_those_of_a_closure(cell: str, dtype: torch.dtype, mode: str
     options = {"lr": 0.05, "eps": 2**-4, "probes": 3, "seed": 5, "mode": mode}
     fused_optimizer = zo.optim.CDRGE(fused.parameters(), **options)
     optimizer = zo.optim.CDRGE(single.parameters(), **options)
-    start = optimizer.arena.flat.clone()
+    start = flat(optimizer.space)
     for step in range(3):
         batch = make_batch(shape, seed=step)
         loss = fused_optimizer.step(fused.population(*batch, micro_batch_size=4))
         assert loss == pytest.approx(optimizer.step(lambda batch=batch: single.loss(*batch)), rel=rounding)
-    moved_by = (optimizer.arena.flat - start).norm()
+    moved_by = (flat(optimizer.space) - start).norm()
     assert moved_by > 0.5
-    assert (optimizer.arena.flat - fused_optimizer.arena.flat).norm() < rounding * moved_by
+    assert (flat(optimizer.space) - flat(fused_optimizer.space)).norm() < rounding * moved_by
 
 
 def test_population_cuts_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
