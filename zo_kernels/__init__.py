@@ -5,6 +5,12 @@ opt = zo.optim.CDRGE(model.parameters(), lr=2**-6, probes=96, seed=0)
 loss = opt.step(lambda: model.loss(tokens, targets))
 """
 
+# ruff: noqa: E402  (the imports follow a call)
+
+from .command_line import exit_if_interrupted
+
+exit_if_interrupted()  # before the imports that take long
+
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any

@@ -2,12 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
 
-import tyro
+EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+"""Exit codes: everything was done, a message on stderr says why not, or Ctrl-C came first."""
 
-EXIT_DONE, EXIT_ERROR = 0, 2
-"""Exit codes: everything was done, or a message on stderr says why not."""
+_is_main_running = False
+
+
+def exit_if_interrupted() -> None:
+    """From here on, Ctrl-C ends a program of this package without a traceback, except while its `main` runs.
+
+    It does nothing in any other process that imports the package. The package calls it before it imports torch, which
+    takes long.
+    """
+    if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, by nohup
+        signal.signal(signal.SIGINT, _handle_interrupt)
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Runs the `main` of a program, and ends the process with the exit code that it returns, or 130 after Ctrl-C.
+
+    Characters that stdout can't encode are printed as escapes, such as \\xe9.
+    """
+    global _is_main_running
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _is_main_running = True
+        try:
+            code = main()
+        finally:
+            _flush()
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    finally:
+        _is_main_running = False
+    sys.exit(code)
+
+
+def _is_program() -> bool:
+    """Whether `python -m` is importing this package in order to run one of its modules."""
+    # Until -m has found the module, argv[0] is "-m". The name of the module stands before the program's own arguments.
+    return sys.argv[:1] == ["-m"] and bool(
+        re.fullmatch(rf"(-\w*m)?{__package__}(\.\w+)*", sys.orig_argv[-len(sys.argv)])
+    )
+
+
+def _handle_interrupt(_number: int, _frame: FrameType | None) -> None:
+    if _is_main_running:
+        raise KeyboardInterrupt
+    os._exit(EXIT_INTERRUPTED)  # an exception might be lost in the module or the destructor where it is raised
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError):  # Python tries again as it ends, and reports the error
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def option(metavar: str, hint: str | None = None) -> Any:
@@ -15,6 +74,8 @@ def option(metavar: str, hint: str | None = None) -> Any:
 
     metavar: what stands for the value. hint: what stands, in parentheses, for the default; None shows the default.
     """
+    import tyro  # not above: the package imports this module before anything that takes long
+
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=None if hint is None else f"({hint})")
 
 

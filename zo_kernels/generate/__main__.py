@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..command_line import EXIT_DONE, EXIT_ERROR
+from ..command_line import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, run_program
 from ..errors import UsageError
 from .config import GenerateConfig, parse
 from .decoding import generate, read_prompt
 from .run import load_run
 from .state_file import check_target, load_state, save_state
-
-_EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +44,7 @@ def _main(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         _show("\n")
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     return EXIT_DONE
 
 
@@ -92,4 +90,4 @@ def _show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..command_line import EXIT_DONE, EXIT_ERROR
+from ..command_line import EXIT_DONE, EXIT_ERROR, run_program
 from ..errors import UsageError
 from .compare import plot_runs
 from .config import parse
@@ -26,4 +26,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

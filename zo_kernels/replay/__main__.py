@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from ..command_line import EXIT_DONE, EXIT_ERROR, option
+from ..command_line import EXIT_DONE, EXIT_ERROR, option, run_program
 from ..errors import CheckpointError, JournalError, UsageError
 from ..run.checkpoint import write_atomically
 from .weights import replay
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

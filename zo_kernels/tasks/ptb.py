@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .characters import CharacterWindows, read_text, require_characters
+import numpy as np
+
+from .characters import CharacterWindows, require_characters
+from .text_file import from_code_points, read_text
 
 
 class PennTreebank(CharacterWindows):
     """Character-level language modelling of the Penn Treebank with its usual split.
 
     Losses are in nats per character. The vocabulary is the characters of the training file, in code point order. The
-    files are read unchanged: a line end is one character, and `<unk>` is five.
+    files are read unchanged: a line end is one character, and `<unk>` is five. Only a byte order mark is skipped.
 
     data: folder of the UTF-8 files ptb.train.txt, ptb.valid.txt and ptb.test.txt.
     The other options are those of `Windows`.
 
-    Raises the errors of `Windows`, and ValueError if a file can't be read, is empty, is not UTF-8, is too short for the
-    context length or has a character that does not occur in the training file.
+    Raises the errors of `Windows`, and ValueError if a file can't be read, is compressed, is empty, is not UTF-8, is
+    too short for the context length or has a character that does not occur in the training file.
 
     Source: the files of Mikolov et al., Recurrent neural network based language model, Interspeech 2010.
     """
@@ -31,6 +34,6 @@ class PennTreebank(CharacterWindows):
         self.set_alphabet(texts[0])
         for path, text in zip(paths, texts, strict=True):
             require_characters(path, text, context_length + 1, context_length)
-            if unknown := sorted(set(text) - set(texts[0])):
+            if unknown := from_code_points(np.setdiff1d(text.code_points, self._code_points)):
                 raise ValueError(f"{path} has the character {unknown[0]!r}, which {paths[0].name} lacks: clean it up")
-        self.set_tokens(*(self.encode(text).numpy() for text in texts))
+        self.set_tokens(*(text.tokens_in(self._code_points) for text in texts))

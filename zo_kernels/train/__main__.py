@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ..command_line import EXIT_DONE, EXIT_ERROR
+from ..command_line import EXIT_DONE, EXIT_ERROR, run_program
 from ..distributed.process_group import is_launched
 from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError, UsageError
 from ..interrupts import InterruptGate
@@ -60,4 +60,4 @@ def _report(error: Exception | str, who: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

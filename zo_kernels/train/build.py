@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from ..backends import backend, backend_for
+from ..distributed.process_group import is_launched
 from ..errors import UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
@@ -39,8 +40,11 @@ def build(config: TrainConfig, gate: InterruptGate) -> Run:
 
     Raises UsageError for a value that a constructor or the optimizer's first step would refuse.
     """
+    # Reading a file may take long. Under torchrun, an interrupt waits for the first step, where all ranks stop.
+    reading = nullcontext() if is_launched() else gate.open()
     try:
-        task = TASKS[config.task](**task_options(config))
+        with reading:
+            task = TASKS[config.task](**task_options(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
     device = torch.device(choose_device(config).type)
