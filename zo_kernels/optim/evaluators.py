@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, cast
@@ -85,10 +86,22 @@ class ClosureEvaluator(Evaluator):
             else:
                 self._theta.leave()
             with self._guard():
-                losses.append(_as_number(self._closure()))
+                forget_casts()
+                losses.append(_as_number(self._evaluate()))
         found = torch.stack(losses).cpu()
         shards = self._theta.space.shards
         return found if shards is None else shards.mean(found)
+
+    def _evaluate(self) -> object:
+        try:
+            return self._closure()
+        except RuntimeError as error:
+            if "does not require grad" in str(error) and not torch.is_grad_enabled():
+                raise ValueError(
+                    "the closure calls backward(), but a zero-order step needs losses alone: leave backward() and "
+                    "zero_grad() out"
+                ) from error
+            raise
 
 
 class PopulationEvaluator(Evaluator):
@@ -113,11 +126,13 @@ class PopulationEvaluator(Evaluator):
         assert self.batched is not None
         self._theta.leave()
         with self._guard(), self._theta.space.numbering():
+            forget_casts()
             return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()
         with self._guard(), self._theta.space.numbering():
+            forget_casts()
             return self._population.population_loss(seeds, eps)
 
     def corners(self, seeds: Tensor, others: Tensor, eps: float) -> Tensor:
@@ -132,12 +147,33 @@ class PopulationEvaluator(Evaluator):
         """Losses [2] at theta + alphas * p(other) with + and - of the probe."""
         self._theta.move((other, alphas))
         with self._guard(), self._theta.space.numbering():
+            forget_casts()
             return self._population.population_loss(seed[None], self._eps[0])[0]
 
 
-def _as_number(loss: Tensor | float) -> Tensor:
+def forget_casts() -> None:
+    """Empties autocast's cache of parameters cast to 16 bits, which does not notice that they move."""
+    if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu"):
+        torch.clear_autocast_cache()
+
+
+def _what_else(returned: object) -> str:
+    if returned is None:
+        return "but it returned None: does it end with `return loss`?"
+    if hasattr(returned, "loss"):
+        return f"not a {type(returned).__name__}: return its .loss"
+    if isinstance(returned, (tuple, list, dict)):
+        return f"not a {type(returned).__name__}: return the loss in it"
+    return f"not a {type(returned).__name__}"
+
+
+def _as_number(loss: object) -> Tensor:
     if not isinstance(loss, Tensor):
-        return torch.tensor(loss, dtype=torch.float64)
+        if isinstance(loss, numbers.Real) and not isinstance(loss, bool):
+            return torch.tensor(float(loss), dtype=torch.float64)
+        raise TypeError(f"the closure must return the loss, a number or a tensor of one element, {_what_else(loss)}")
+    if loss.is_complex():
+        raise TypeError("the closure must return a real loss, not a complex one")
     if is_dtensor(loss):  # a loss computed from DTensors is one itself
         loss = cast("DTensor", loss).full_tensor()
     if loss.numel() != 1:

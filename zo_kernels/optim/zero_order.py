@@ -22,9 +22,11 @@ from ..perturb import DenseUpdate, GroupUpdate, Perturbation
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, get_transform
 from .dense import DenseRule, get_dense_rule, write_gradient
+from .eager import not_compiled
 from .evaluators import Closure, Guard, make_evaluator
 from .groups import hyper_parameters, name_parameters, reference_eps
 from .micro_batches import combine_estimates
+from .modules import find_modules, padding_rows
 from .state import check_state, load_state, save_state
 
 Loss = Closure | Population
@@ -40,7 +42,8 @@ class ZeroOrder(Optimizer):
 
     params: a module, parameters or parameter groups, as torch.optim takes them. The parameters stay where they are, and
         may have several dtypes and devices. Some may be DTensors: build the optimizer after `fully_shard`. A parameter
-        is trained at a step if it has requires_grad then.
+        is trained at a step if it has requires_grad then. The padding row of an embedding (`padding_idx`) is left as it
+        is, which needs a module, `module.parameters()` or `module.named_parameters()`: a list does not tell.
     lr, eps: step size and perturbation. eps None means eps = lr, at every step (schedulers included). Both, and
         weight_decay, maximize and grid, may be set per group. A step with lr 0 changes no parameter, but counts.
     estimator: from losses to coefficients, by its name in `zo_kernels.estimators.ESTIMATORS` or as an object.
@@ -116,10 +119,11 @@ class ZeroOrder(Optimizer):
         self._dense_state: dict[Slot, dict[str, Tensor]] = {}
         self._is_built = False
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "grid": grid}
+        padding = padding_rows(find_modules(params))
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
         for group in self.param_groups:
             hyper_parameters(group)
-        self.space = ParameterSpace(name_parameters(self.param_groups))
+        self.space = ParameterSpace(name_parameters(self.param_groups), padding)
         if self.space.shards is not None:
             if replicas is not None:
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
@@ -134,6 +138,7 @@ class ZeroOrder(Optimizer):
         """How parameters are perturbed now: "inplace", "shadow", or "mixed" if some are in place and some are not."""
         return self.perturbation.mode
 
+    @not_compiled
     @torch.no_grad()
     def step(self, closure: Loss | Sequence[Loss]) -> float:  # type: ignore[override]
         """One update: `estimate`, then `apply`. Returns the mean of the probes' finite losses.
@@ -149,6 +154,7 @@ class ZeroOrder(Optimizer):
             raise
         return estimate.loss
 
+    @not_compiled
     @torch.no_grad()
     def estimate(self, closure: Loss | Sequence[Loss], *, guard: Guard = nullcontext) -> Estimate:
         """Measures losses and estimates the gradient of the next step.
@@ -168,6 +174,7 @@ class ZeroOrder(Optimizer):
         finally:
             self.perturbation.leave()
 
+    @not_compiled
     @torch.no_grad()
     def apply(self, estimate: Estimate) -> None:
         """Takes the next step along its estimate, with the groups' present lr and weight_decay.
@@ -185,6 +192,7 @@ class ZeroOrder(Optimizer):
         self.perturbation.begin(estimate.eps)
         self._apply(estimate)
 
+    @not_compiled
     @torch.no_grad()
     def replay(self, coeffs: Tensor) -> None:
         """Takes the next step again, from its coefficients alone: bit for bit what it was, without a forward pass.

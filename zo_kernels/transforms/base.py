@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,7 +28,8 @@ class Context(NamedTuple):
 class Transform(NamedTuple):
     """Rewrites the rows of a gradient in O(rows), as a pair of functions in the manner of optax.
 
-    Start with state = init(), then call gradient, state = update(gradient, state, context) at each step. `update` is a
+    The functions are those of a module, with their options bound by functools.partial, so that an optimizer can be
+    pickled. Start with state = init(), then call gradient, state = update(gradient, state, context) at each step. `update` is a
     pure function: equal inputs give equal bits, and no input is modified. It keeps the distribution of the probes,
     which must be the same at every step of a run. It raises ValueError for the state of another transform.
     """
@@ -38,12 +40,14 @@ class Transform(NamedTuple):
 
 def stateless(rule: Callable[[SeedGradient, Context], SeedGradient]) -> Transform:
     """A transform without state, from a function of the gradient and the context."""
+    return Transform(dict, partial(_update_without_state, rule))
 
-    def update(gradient: SeedGradient, state: State, context: Context) -> tuple[SeedGradient, State]:
-        check_names(state, set())
-        return rule(gradient, context), {}
 
-    return Transform(dict, update)
+def _update_without_state(
+    rule: Callable[[SeedGradient, Context], SeedGradient], gradient: SeedGradient, state: State, context: Context
+) -> tuple[SeedGradient, State]:
+    check_names(state, set())
+    return rule(gradient, context), {}
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -51,24 +55,27 @@ def chain(*transforms: Transform) -> Transform:
 
     The state has the tensors of transform i under the names "i.NAME".
     """
+    return Transform(partial(_init_all, transforms), partial(_update_all, transforms))
 
-    def init() -> State:
-        return {f"{i}.{name}": value for i, each in enumerate(transforms) for name, value in each.init().items()}
 
-    def update(gradient: SeedGradient, state: State, context: Context) -> tuple[SeedGradient, State]:
-        parts: list[State] = [{} for _ in transforms]
-        for key, value in state.items():
-            number, _, name = key.partition(".")
-            if not (number.isdecimal() and int(number) < len(parts)):
-                raise ValueError(f"the state is of another chain of transforms: this one has no {key!r}")
-            parts[int(number)][name] = value
-        following: State = {}
-        for i, (transform, part) in enumerate(zip(transforms, parts, strict=True)):
-            gradient, part = transform.update(gradient, part, context)
-            following.update({f"{i}.{name}": value for name, value in part.items()})
-        return gradient, following
+def _init_all(transforms: Sequence[Transform]) -> State:
+    return {f"{i}.{name}": value for i, each in enumerate(transforms) for name, value in each.init().items()}
 
-    return Transform(init, update)
+
+def _update_all(
+    transforms: Sequence[Transform], gradient: SeedGradient, state: State, context: Context
+) -> tuple[SeedGradient, State]:
+    parts: list[State] = [{} for _ in transforms]
+    for key, value in state.items():
+        number, _, name = key.partition(".")
+        if not (number.isdecimal() and int(number) < len(parts)):
+            raise ValueError(f"the state is of another chain of transforms: this one has no {key!r}")
+        parts[int(number)][name] = value
+    following: State = {}
+    for i, (transform, part) in enumerate(zip(transforms, parts, strict=True)):
+        gradient, part = transform.update(gradient, part, context)
+        following.update({f"{i}.{name}": value for name, value in part.items()})
+    return gradient, following
 
 
 def check_names(state: State, names: set[str]) -> None:

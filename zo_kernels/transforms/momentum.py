@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ..gradient import SeedGradient
@@ -20,18 +22,21 @@ def momentum(beta: float, window: int) -> Transform:
         raise ValueError(f"momentum takes a beta in [0, 1], not {beta}")
     if not isinstance(window, int) or window < 1:
         raise ValueError(f"momentum takes a positive integer as its window, not {window!r}")
+    return Transform(_init, partial(_update, beta, window))
 
-    def init() -> State:
-        integers = torch.empty(0, dtype=torch.int64)
-        return {"seeds": integers, "coeffs": torch.empty(0, dtype=torch.float64), "rows": integers.clone()}
 
-    def update(gradient: SeedGradient, state: State, context: Context) -> tuple[SeedGradient, State]:
-        check_names(state, {"seeds", "coeffs", "rows"})
-        kept = state["rows"][-(window - 1) :] if window > 1 else state["rows"][:0]
-        start = len(state["seeds"]) - int(kept.sum())
-        rows = torch.cat([kept, torch.tensor([len(gradient)])])
-        seeds = torch.cat([state["seeds"][start:], gradient.seeds])
-        coeffs = torch.cat([state["coeffs"][start:] * beta, gradient.coeffs])
-        return SeedGradient(seeds, coeffs, gradient.distribution), {"seeds": seeds, "coeffs": coeffs, "rows": rows}
+def _init() -> State:
+    integers = torch.empty(0, dtype=torch.int64)
+    return {"seeds": integers, "coeffs": torch.empty(0, dtype=torch.float64), "rows": integers.clone()}
 
-    return Transform(init, update)
+
+def _update(
+    beta: float, window: int, gradient: SeedGradient, state: State, context: Context
+) -> tuple[SeedGradient, State]:
+    check_names(state, {"seeds", "coeffs", "rows"})
+    kept = state["rows"][-(window - 1) :] if window > 1 else state["rows"][:0]
+    start = len(state["seeds"]) - int(kept.sum())
+    rows = torch.cat([kept, torch.tensor([len(gradient)])])
+    seeds = torch.cat([state["seeds"][start:], gradient.seeds])
+    coeffs = torch.cat([state["coeffs"][start:] * beta, gradient.coeffs])
+    return SeedGradient(seeds, coeffs, gradient.distribution), {"seeds": seeds, "coeffs": coeffs, "rows": rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,18 +17,18 @@ def scale(factor: float) -> Transform:
     """Multiplies the gradient by `factor`. Raises ValueError unless it is finite."""
     if not math.isfinite(factor):
         raise ValueError(f"scale takes a finite factor, not {factor}")
-    return stateless(lambda gradient, context: gradient.scaled(factor))
+    return stateless(partial(_scale, factor))
 
 
 def scale_by_lr() -> Transform:
     """Multiplies the gradient by the step's lr. Do not use it in an optimizer, which multiplies by lr itself."""
-    return stateless(lambda gradient, context: gradient.scaled(context.lr))
+    return stateless(_scale_by_lr)
 
 
 def clip_coeffs(limit: float) -> Transform:
     """Clamps each coefficient to [-limit, limit]. Raises ValueError unless `limit` is positive and finite."""
     _check_limit("clip_coeffs", limit)
-    return stateless(lambda gradient, context: with_coeffs(gradient, gradient.coeffs.clamp(-limit, limit)))
+    return stateless(partial(_clip_coeffs, limit))
 
 
 def clip_norm(limit: float) -> Transform:
@@ -37,13 +38,25 @@ def clip_norm(limit: float) -> Transform:
     dimensions the relative error is O(n/sqrt d). Raises ValueError unless `limit` is positive and finite.
     """
     _check_limit("clip_norm", limit)
+    return stateless(partial(_clip_norm, limit))
 
-    def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
-        length, unit = norm_and_direction(gradient.coeffs)
-        allowed = limit / math.sqrt(context.numel * variance(gradient.distribution))
-        return with_coeffs(gradient, unit * allowed) if length > allowed else gradient
 
-    return stateless(rule)
+def _scale(factor: float, gradient: SeedGradient, context: Context) -> SeedGradient:
+    return gradient.scaled(factor)
+
+
+def _scale_by_lr(gradient: SeedGradient, context: Context) -> SeedGradient:
+    return gradient.scaled(context.lr)
+
+
+def _clip_coeffs(limit: float, gradient: SeedGradient, context: Context) -> SeedGradient:
+    return with_coeffs(gradient, gradient.coeffs.clamp(-limit, limit))
+
+
+def _clip_norm(limit: float, gradient: SeedGradient, context: Context) -> SeedGradient:
+    length, unit = norm_and_direction(gradient.coeffs)
+    allowed = limit / math.sqrt(context.numel * variance(gradient.distribution))
+    return with_coeffs(gradient, unit * allowed) if length > allowed else gradient
 
 
 def norm_and_direction(coeffs: Tensor) -> tuple[float, Tensor]:

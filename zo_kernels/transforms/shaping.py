@@ -19,14 +19,14 @@ def centred_rank() -> Transform:
     Ties get the mean of their ranks. If there is a single coefficient, or all are equal, the result is zero. The ranks
     are those of Salimans et al., arXiv 1703.03864.
     """
+    return stateless(_centred_rank)
 
-    def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
-        coeffs = gradient.coeffs
-        length, _ = norm_and_direction(coeffs)
-        _, unit = norm_and_direction(_centred_ranks(coeffs))
-        return with_coeffs(gradient, unit * length)
 
-    return stateless(rule)
+def _centred_rank(gradient: SeedGradient, context: Context) -> SeedGradient:
+    coeffs = gradient.coeffs
+    length, _ = norm_and_direction(coeffs)
+    _, unit = norm_and_direction(_centred_ranks(coeffs))
+    return with_coeffs(gradient, unit * length)
 
 
 def z_score() -> Transform:
@@ -35,24 +35,24 @@ def z_score() -> Transform:
     z_i = (c_i - mean) / std, with the standard deviation of the population (not n - 1). If there is a single
     coefficient, or all are equal, the result is zero. lr is then in units of the parameters, for any scale of the loss.
     """
+    return stateless(_z_score)
 
-    def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
-        _, unit = norm_and_direction(gradient.coeffs)
-        if len(unit) == 0 or bool((unit == unit[0]).all()):  # the scores would be rounding errors of the mean
-            return with_coeffs(gradient, torch.zeros_like(unit))
-        centred = unit - unit.mean()
-        return with_coeffs(gradient, centred / centred.square().mean().sqrt() / len(unit))
 
-    return stateless(rule)
+def _z_score(gradient: SeedGradient, context: Context) -> SeedGradient:
+    _, unit = norm_and_direction(gradient.coeffs)
+    if len(unit) == 0 or bool((unit == unit[0]).all()):  # the scores would be rounding errors of the mean
+        return with_coeffs(gradient, torch.zeros_like(unit))
+    centred = unit - unit.mean()
+    return with_coeffs(gradient, centred / centred.square().mean().sqrt() / len(unit))
 
 
 def sign() -> Transform:
     """Replaces the n coefficients by their signs divided by n, so that the gradient is the mean of sign(c_i) p_i."""
+    return stateless(_sign)
 
-    def rule(gradient: SeedGradient, context: Context) -> SeedGradient:
-        return with_coeffs(gradient, gradient.coeffs.sign() / max(len(gradient), 1))
 
-    return stateless(rule)
+def _sign(gradient: SeedGradient, context: Context) -> SeedGradient:
+    return with_coeffs(gradient, gradient.coeffs.sign() / max(len(gradient), 1))
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
