@@ -66,6 +66,11 @@ class Part(ABC):
     def move(self, to: Sequence[Displacement]) -> None:
         """Sets the parameters to theta plus all of the displacements."""
 
+    @property
+    @abstractmethod
+    def is_moved(self) -> bool:
+        """Whether the parameters are moved."""
+
     @abstractmethod
     def leave(self) -> None:
         """Sets the parameters back to theta, bit for bit. Does nothing if they were not moved."""

@@ -160,6 +160,10 @@ class InPlace(Part):
                     batch.run(kernel)
             self._at = tuple(to)
 
+    @property
+    def is_moved(self) -> bool:
+        return bool(self._at)
+
     def leave(self) -> None:
         if not self._at:
             return

@@ -111,8 +111,10 @@ class Perturbation:
     def leave(self) -> None:
         """Sets the parameters back to theta, bit for bit. Does nothing if they were not moved."""
         self._reshard()
-        self.in_place.leave()
-        self.shadow.leave()
+        if self.in_place.is_moved or self.shadow.is_moved:
+            self.in_place.leave()
+            self.shadow.leave()
+            self.space.note_versions(written=False)  # these writes are ours: all processes must see the same changes
         self.in_place.release()
         self.shadow.release()
 

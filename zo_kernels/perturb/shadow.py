@@ -23,11 +23,10 @@ class Shadow(Part):
     theta: dict[Slot, Tensor]
     """theta of each parameter: the elements that this process holds, contiguous."""
 
-    _moved = False
-
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self.theta = {}
+        self._moved = False
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -62,6 +61,10 @@ class Shadow(Part):
 
     def _add(self, alpha: float, seed: int, perturbed: Pieces, theta: Pieces | None = None) -> None:
         apply_probe_list(theta or perturbed, perturbed, alpha, seed, self.distribution)
+
+    @property
+    def is_moved(self) -> bool:
+        return self._moved
 
     def leave(self) -> None:
         if self._moved:

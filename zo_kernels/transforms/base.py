@@ -29,9 +29,9 @@ class Transform(NamedTuple):
     """Rewrites the rows of a gradient in O(rows), as a pair of functions in the manner of optax.
 
     The functions are those of a module, with their options bound by functools.partial, so that an optimizer can be
-    pickled. Start with state = init(), then call gradient, state = update(gradient, state, context) at each step. `update` is a
-    pure function: equal inputs give equal bits, and no input is modified. It keeps the distribution of the probes,
-    which must be the same at every step of a run. It raises ValueError for the state of another transform.
+    pickled. Start with state = init(), then call gradient, state = update(gradient, state, context) at each step.
+    `update` is a pure function: equal inputs give equal bits, and no input is modified. It keeps the distribution of
+    the probes, which must be the same at every step of a run. It raises ValueError for the state of another transform.
     """
 
     init: Callable[[], State]
