@@ -73,7 +73,9 @@ def test_op_with_a_wrong_isa(processes):
 
 
 def test_python_m_zo_kernels(capsys):
-    runpy.run_module("zo_kernels", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("zo_kernels", run_name="__main__")
+    assert ended.value.code == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = as_lines(printed.out)
