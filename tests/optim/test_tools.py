@@ -299,3 +299,74 @@ def test_auto_widens_a_grid_that_a_parameter_outgrows() -> None:
         opt.step(lambda losses=losses: next(losses))
     assert opt.mode == "inplace"
     assert opt.perturbation.spacing(opt.space.slots[0]) > 2.0**-20
+
+
+def batch_norm_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+class Counting(nn.Module):
+    """A forward pass that replaces one buffer and changes another; a third stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.register_buffer("replaced", torch.zeros(3))
+        self.register_buffer("changed", torch.tensor([float("nan"), 0.0]))
+        self.register_buffer("fixed", torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.replaced = self.replaced + 1
+        self.changed[1] += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("make", [batch_norm_model, Counting])
+@pytest.mark.parametrize("raises", [False, True])
+def test_buffers_are_put_back(make: Callable[[], nn.Module], raises: bool) -> None:
+    model, x, calls = make(), torch.randn(16, 4), 0
+    opt = CDRGE(model.parameters(), lr=0.01, eps=2**-7, probes=4)
+    objects = list(model.buffers())
+    before = [buffer.clone() for buffer in objects]
+
+    def loss() -> Tensor:
+        nonlocal calls
+        calls += 1
+        value = model(x).square().mean()
+        if raises and calls % 5 == 0:
+            raise KeyError("broken")
+        return value
+
+    for _ in range(3):
+        if raises:
+            with pytest.raises(KeyError):
+                opt.step(loss)
+        else:
+            opt.step(loss)
+        for now, known, value in zip(model.buffers(), objects, before, strict=True):
+            assert now is known
+            assert torch.equal(now.nan_to_num(), value.nan_to_num())
+    model(x)  # outside of a step they change
+    assert any(not torch.equal(now, value) for now, value in zip(model.buffers(), before, strict=True))
+
+
+def test_losses_that_do_not_depend_on_the_parameters_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    model, opt = built()
+    model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()}, assign=True)
+    for _ in range(3):
+        opt.step(closure_of(model))
+    (record,) = caplog.records
+    assert "all 12 losses of this step are" in record.message
+    assert "does the closure use the optimizer's parameters?" in record.message
+
+
+def test_differences_at_rounding_level_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    parameter = nn.Parameter(torch.zeros(100))
+    opt = CDRGE([parameter], lr=2**-9, probes=8)
+    opt.step(lambda: parameter.sum() * 0.5 + 1.0)
+    assert not caplog.records
+    for _ in range(2):
+        opt.step(lambda: parameter.sum() * 2e-3 + 1000.0)
+    (record,) = caplog.records
+    assert "but are rounded to multiples of 6.1e-05" in record.message

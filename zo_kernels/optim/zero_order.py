@@ -21,6 +21,7 @@ from ..params import ParameterSpace, Slot
 from ..perturb import DenseUpdate, GroupUpdate, Perturbation
 from ..philox import probe_seeds
 from ..transforms import Context, State, Transform, get_transform
+from .buffers import BufferKeeper
 from .dense import DenseRule, get_dense_rule, write_gradient
 from .eager import not_compiled
 from .evaluators import Closure, Guard, make_evaluator
@@ -28,6 +29,7 @@ from .groups import hyper_parameters, name_parameters, reference_eps
 from .micro_batches import combine_estimates
 from .modules import find_modules, padding_rows
 from .state import check_state, load_state, save_state
+from .watch import Watch
 
 Loss = Closure | Population
 
@@ -68,8 +70,10 @@ class ZeroOrder(Optimizer):
         takes those of the default process group of torch.distributed, if one of several processes is initialised. All
         must be built alike and take the same steps on the same batches; they get the bits that one process would.
 
-    Dropout and the like must be off or repeat themselves (`model.eval()`), because losses are compared. Between steps,
-    write parameters through the parameter (`p.copy_(...)`, `model.load_state_dict`), not through `p.data`.
+    Dropout and the like must be off or repeat themselves (`model.eval()`), because losses are compared. Buffers that a
+    forward pass changes, such as BatchNorm's statistics, are put back after the step if the module is known, as for
+    padding rows. Between steps, write parameters through the parameter (`p.copy_(...)`, `model.load_state_dict`), not
+    through `p.data`.
 
     Raises ValueError for hyper-parameters out of range, and what `ParameterSpace` and `Grid` raise.
     """
@@ -119,11 +123,12 @@ class ZeroOrder(Optimizer):
         self._dense_state: dict[Slot, dict[str, Tensor]] = {}
         self._is_built = False
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "grid": grid}
-        padding = padding_rows(find_modules(params))
+        modules = find_modules(params)
+        self._buffers, self._watch = BufferKeeper(modules), Watch()
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
         for group in self.param_groups:
             hyper_parameters(group)
-        self.space = ParameterSpace(name_parameters(self.param_groups), padding)
+        self.space = ParameterSpace(name_parameters(self.param_groups), padding_rows(modules))
         if self.space.shards is not None:
             if replicas is not None:
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
@@ -289,11 +294,13 @@ class ZeroOrder(Optimizer):
             zeros = torch.zeros(len(seeds), dtype=torch.float64)
             return Estimate(seeds, zeros, zeros.new_tensor([clean]), self.distribution)
 
-        if isinstance(closure, Sequence):
-            assert self.max_cosine_distance is not None
-            estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
-        else:
-            estimate = estimate_one(closure)
+        with self._buffers.kept():
+            if isinstance(closure, Sequence):
+                assert self.max_cosine_distance is not None
+                estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
+            else:
+                estimate = estimate_one(closure)
+        self._watch.look(estimate.losses, eps)
         return replace(estimate.round_to_float32(), step=self.steps_taken, eps=tuple(eps))
 
     def _apply(self, estimate: Estimate) -> None:

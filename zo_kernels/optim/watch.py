@@ -1,0 +1,60 @@
+"""Notices losses from which nothing can be learned, and says so once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_logger = logging.getLogger("zo_kernels")
+
+_NARROWEST_FIRST = (torch.bfloat16, torch.float16, torch.float32)
+_LEAST_UNITS = 4
+"""Differences of fewer units in the last place are mostly rounding errors."""
+
+
+class Watch:
+    """Looks at the losses of each step. Each warning is logged once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def look(self, losses: Tensor, eps: Sequence[float]) -> None:
+        """Warns if all losses are equal, or differ by rounding errors alone.
+
+        losses: float64, of all probes; may have any shape. eps: of each group. Losses without a perturbation are
+        passed over, as are steps with losses that are not finite.
+        """
+        if losses.numel() < 2 or not any(e > 0 for e in eps) or not bool(losses.isfinite().all()):
+            return
+        low, high = float(losses.min()), float(losses.max())
+        if low == high:
+            self._warn(
+                "equal",
+                f"all {losses.numel()} losses of this step are {low:g}: does the closure use the optimizer's "
+                "parameters? (load_state_dict(assign=True) and new modules replace them; eps may be too small, too)",
+            )
+            return
+        unit = _last_place(losses)
+        if high - low < _LEAST_UNITS * unit:
+            self._warn(
+                "rounded",
+                f"the losses of this step differ by {high - low:.3g}, but are rounded to multiples of {unit:.3g}: use "
+                "a larger eps, or return the loss in a wider dtype",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            _logger.warning("%s", message)
+
+
+def _last_place(losses: Tensor) -> float:
+    """The unit in the last place, at the largest loss, of the narrowest dtype that holds all losses exactly."""
+    largest = losses.abs().max()
+    for dtype in _NARROWEST_FIRST:
+        if torch.equal(losses.to(dtype).to(torch.float64), losses):
+            return torch.finfo(dtype).eps * float(torch.exp2(largest.log2().floor()))
+    return torch.finfo(torch.float64).eps * float(largest)
