@@ -165,9 +165,13 @@ def test_groups_may_be_added() -> None:
     opt.step(closure_of(model))
     assert any(not torch.equal(p, q) for p, q in zip(model[2].parameters(), before, strict=True))
     assert [slot.offset for slot in opt.space.slots] == [0, 128, 256, 384]
+    embedding = nn.Embedding(5, 3, padding_idx=1)
+    opt.add_param_group({"params": embedding.parameters()})
+    opt.step(lambda: embedding.weight.sum())
+    assert embedding.weight[1].tolist() == [0.0] * 3
     with pytest.raises(ValueError, match="lr must be finite"):
         opt.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "lr": -1.0})
-    assert len(opt.param_groups) == 2
+    assert len(opt.param_groups) == 3
     opt.step(closure_of(model))
 
 

@@ -219,13 +219,15 @@ class ZeroOrder(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Appends a group. Its parameters get the next free numbers of the flat parameter space."""
+        modules = find_modules([param_group])
         super().add_param_group(param_group)
         if not self._is_built:
             return
         added = self.param_groups[-1:]
         try:
             hyper_parameters(added[0])
-            self.perturbation.add_group(name_parameters(added, len(self.param_groups) - 1)[0], added[0]["grid"])
+            (named,) = name_parameters(added, len(self.param_groups) - 1)
+            self.perturbation.add_group(named, padding_rows(modules), added[0]["grid"])
         except BaseException:
             del self.param_groups[-1]
             raise
@@ -335,6 +337,7 @@ class ZeroOrder(Optimizer):
         direction = write_gradient(gradient, self.perturbation, scales)
         for slot, written in direction.items():
             if slot not in self._dense_state:
-                self._dense_state[slot] = dense.init(torch.zeros_like(written))
+                self.perturbation.leave()
+                self._dense_state[slot] = dense.init(self.perturbation.theta(slot))
             direction[slot] = dense.update(written, self._dense_state[slot], self.steps_taken)
         return direction

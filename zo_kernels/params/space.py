@@ -52,12 +52,12 @@ class ParameterSpace:
     def __init__(self, groups: Sequence[Named], padding: Mapping[Tensor, int] | None = None) -> None:
         self.groups = []
         self.shards = None
-        self._padding = dict(padding or {})
+        self._padding: dict[Tensor, int] = {}
         self._slot_of: dict[Tensor, Slot] = {}
         self._tensors: dict[Slot, list[Tensor]] = {}
         self._members: dict[Slot, Member] = {}
         self._versions: dict[Slot, Hashable] = {}
-        self.add_groups(groups)
+        self.add_groups(groups, padding or {})
         if not any(p.requires_grad for p in self._slot_of):
             raise ValueError(NOTHING_TO_TRAIN)
         self._make_members()
@@ -69,7 +69,7 @@ class ParameterSpace:
         """The space of one group: of a module, or of parameters with or without names."""
         return cls([named_parameters(params)])
 
-    def add_groups(self, groups: Sequence[Named]) -> None:
+    def add_groups(self, groups: Sequence[Named], padding: Mapping[Tensor, int]) -> None:
         """Appends parameter groups. Their elements get the next free numbers. Raises as the constructor does."""
         numbered = [[(name, p) for name, p in group if p not in self._slot_of] for group in groups]
         trainable = [(k, *pair) for k, group in enumerate(numbered) for pair in group if pair[1].requires_grad]
@@ -79,6 +79,7 @@ class ParameterSpace:
         group_of = {p: k for k, _, p in reversed([*trainable, *frozen])}
         offset = max((next_offset(slot) for slot in self._tensors), default=0)
         first = len(self.groups)
+        self._padding.update(padding)
         self.groups += [[] for _ in groups]
         for slot, (_, tensors) in zip(slots_of([(n, t[0]) for n, t in found], offset), found, strict=True):
             self._tensors[slot] = tensors

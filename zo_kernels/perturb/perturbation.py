@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import frexp
 
 import torch
@@ -68,11 +68,13 @@ class Perturbation:
         """The dtype of a parameter's theta."""
         return self.shadow.dtype(slot) if self._takes_shadow(slot) else self.space.dtype(slot)
 
-    def add_group(self, named: Sequence[tuple[str, Tensor]], spacing: float | None) -> None:
+    def add_group(
+        self, named: Sequence[tuple[str, Tensor]], padding: Mapping[Tensor, int], spacing: float | None
+    ) -> None:
         """Adds a parameter group. Raises what `ParameterSpace` raises, and is then what it was."""
         if spacing is not None:
             Grid.of_spacing(spacing, torch.float32)
-        self.space.add_groups([named])
+        self.space.add_groups([named], padding)
         self.in_place.spacings.append(spacing)
         self.space.refresh()
         self.assign()
