@@ -374,3 +374,20 @@ def test_differences_at_rounding_level_are_noticed(caplog: pytest.LogCaptureFixt
         opt.step(lambda: parameter.sum() * 2e-3 + 1000.0)
     (record,) = caplog.records
     assert "but are rounded to multiples of 6.1e-05" in record.message
+
+
+@pytest.mark.parametrize("mode", ["inplace", "shadow"])
+def test_steps_out_of_scale_are_noticed(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    parameter = nn.Parameter(torch.full((100,), 0.25))
+    opt = CDRGE([parameter], lr=1e-3, eps=0.125, probes=8, mode=mode)
+    opt.step(lambda: parameter.sum())
+    assert not caplog.records
+    opt.param_groups[0]["eps"] = 0.5
+    for _ in range(2):
+        opt.step(lambda: parameter.sum())
+    (record,) = caplog.records
+    assert record.message.startswith("eps 0.5 is larger than every parameter (at most 0.2")
+    opt.param_groups[0].update(eps=0.125, lr=0.2)
+    opt.step(lambda: parameter.sum())
+    assert "more than every parameter's size" in caplog.records[-1].message
+    assert caplog.records[-1].message.endswith(": lower lr")

@@ -1,4 +1,4 @@
-"""Notices losses from which nothing can be learned, and says so once."""
+"""Notices losses from which nothing can be learned and steps out of scale, and says so once."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ class Watch:
                 "rounded",
                 f"the losses of this step differ by {high - low:.3g}, but are rounded to multiples of {unit:.3g}: use "
                 "a larger eps, or return the loss in a wider dtype",
+            )
+
+    def look_at_scale(self, largest: float, eps: Sequence[float], moves: Sequence[float]) -> None:
+        """Warns if a perturbation or an update is larger than every parameter.
+
+        largest: magnitude of the largest element of all parameters. Nothing is said if it is 0, as before the first
+        step of an adapter. eps, moves: of each group; by how much an element typically moves in the step.
+        """
+        if 0 < largest < max(eps):
+            self._warn("eps", f"eps {max(eps):g} is larger than every parameter (at most {largest:.3g}): lower eps")
+        if 0 < largest < max(moves):
+            self._warn(
+                "lr",
+                f"this step moves elements by about {max(moves):.3g}, more than every parameter's size (at most "
+                f"{largest:.3g}): lower lr",
             )
 
     def _warn(self, kind: str, message: str) -> None:

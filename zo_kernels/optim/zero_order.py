@@ -319,13 +319,13 @@ class ZeroOrder(Optimizer):
                 updates = [DenseUpdate(h.sign * h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
                 self.perturbation.update_densely(self._direction(self.dense, gradient, scales), updates)
             elif any(h.lr > 0 for h in hyper):
-                self.perturbation.update(
-                    gradient.seeds,
-                    [
-                        GroupUpdate(-h.sign * h.lr * scale * gradient.coeffs, 1.0 - h.lr * h.weight_decay)
-                        for h, scale in zip(hyper, scales, strict=True)
-                    ],
-                )
+                rows = [
+                    GroupUpdate(-h.sign * h.lr * scale * gradient.coeffs, 1.0 - h.lr * h.weight_decay)
+                    for h, scale in zip(hyper, scales, strict=True)
+                ]
+                moves = [u.typical_move for u in rows]
+                self._watch.look_at_scale(self.perturbation.largest, estimate.eps, moves)
+                self.perturbation.update(gradient.seeds, rows)
             else:
                 self.perturbation.leave()
             self.transform_state = state

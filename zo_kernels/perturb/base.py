@@ -21,6 +21,11 @@ class GroupUpdate:
     coeffs: Tensor
     decay: float
 
+    @property
+    def typical_move(self) -> float:
+        """By how much an element typically moves: all coefficients have random signs."""
+        return float(self.coeffs.square().sum().sqrt())
+
 
 @dataclass
 class DenseUpdate:

@@ -56,6 +56,11 @@ class InPlace(Part):
         super().assign(groups)
         self._by_grid = []
 
+    @property
+    def largest(self) -> float:
+        """An upper bound of the largest magnitude of all parameters."""
+        return max((self._bounds.get(slot, 0.0) for slot in self.slots), default=0.0)
+
     def forget(self) -> None:
         """Forgets all grids and magnitudes."""
         self.grids, self._bounds, self._by_grid = {}, {}, []
@@ -181,11 +186,11 @@ class InPlace(Part):
     def stalled(self, updates: Sequence[GroupUpdate]) -> list[tuple[Slot, float]]:
         """The parameters whose grid swallows an update: it moves elements by less than half the spacing, typically.
 
-        The second value is the typical move of an element: all coefficients have random signs.
+        The second value is the typical move of an element.
         """
         found = []
         for group, u in zip(self.groups, updates, strict=True):
-            typical = float(u.coeffs.square().sum().sqrt())
+            typical = u.typical_move
             found += [(slot, typical) for slot in group if 0 < typical < self.grids[slot].spacing / 2]
         return found
 

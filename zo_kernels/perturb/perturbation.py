@@ -56,6 +56,11 @@ class Perturbation:
         return "mixed" if self.in_place.slots else "shadow"
 
     @property
+    def largest(self) -> float:
+        """About the largest magnitude of all parameters; 0 if all are 0."""
+        return max(self.in_place.largest, self.shadow.largest)
+
+    @property
     def tensors(self) -> list[Tensor]:
         """The memory of theta while the parameters are not moved."""
         return [*self.in_place.tensors, *self.shadow.tensors]

@@ -27,6 +27,12 @@ class Shadow(Part):
         super().__init__(*args)  # type: ignore[arg-type]
         self.theta = {}
         self._moved = False
+        self._magnitudes: dict[Slot, float] = {}  # when they were read
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of all parameters when they were read."""
+        return max((self._magnitudes.get(slot, 0.0) for slot in self.slots), default=0.0)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -47,7 +53,9 @@ class Shadow(Part):
                 self.theta[slot] = copied.copy_(memory)
             elif not torch.equal(known.to(memory.dtype), memory):
                 known.copy_(memory)  # equal to theta's cast, as after loading a checkpoint, it leaves theta as it is
-        require_finite(slots, self.space.magnitudes(slots, self.theta))
+        found = self.space.magnitudes(slots, self.theta)
+        require_finite(slots, found)
+        self._magnitudes.update(zip(slots, found, strict=True))
 
     def move(self, to: Sequence[Displacement]) -> None:
         self._moved = True
