@@ -391,3 +391,28 @@ def test_steps_out_of_scale_are_noticed(mode: str, caplog: pytest.LogCaptureFixt
     opt.step(lambda: parameter.sum())
     assert "more than every parameter's size" in caplog.records[-1].message
     assert caplog.records[-1].message.endswith(": lower lr")
+
+
+def test_randomness_in_a_closure_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    model, opt = built(check_every=100)
+    calls = 0
+
+    def steady() -> Tensor:
+        nonlocal calls
+        calls += 1
+        return closure_of(model)()
+
+    for _ in range(12):
+        opt.step(steady)
+    assert calls == 12 * 2 * opt.probes + 2
+    assert not caplog.records
+    noisy_model, noisy = built()
+    dropout = nn.Dropout(0.5)
+    for _ in range(12):
+        noisy.step(lambda: closure_of(noisy_model)() + dropout(torch.ones(30)).mean())
+    (record,) = caplog.records
+    assert "at the same parameters: it must return the same loss" in record.message
+    _, off = built(check_every=0)
+    assert off.check_every == 0
+    with pytest.raises(ValueError, match="check_every must be an integer of at least 0"):
+        built(check_every=-1)

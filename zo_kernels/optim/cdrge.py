@@ -33,6 +33,7 @@ class CDRGE(ZeroOrder):
         mode: str = "auto",
         grid: float | None = None,
         replicas: Replicas | None = None,
+        check_every: int = 100,
     ) -> None:
         super().__init__(
             params,
@@ -45,4 +46,5 @@ class CDRGE(ZeroOrder):
             mode=mode,
             grid=grid,
             replicas=replicas,
+            check_every=check_every,
         )

@@ -60,6 +60,15 @@ class Watch:
                 f"{largest:.3g}): lower lr",
             )
 
+    def look_at_repeats(self, first: float, second: float) -> None:
+        """Warns if two losses at the same parameters differ."""
+        if first != second and not (first != first and second != second):
+            self._warn(
+                "random",
+                f"the closure returned {first:.9g} and then {second:.9g} at the same parameters: it must return the "
+                "same loss (model.eval() turns dropout off; draw the batch outside of it, and fix other random choices)",
+            )
+
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._said:
             self._said.add(kind)

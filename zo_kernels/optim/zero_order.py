@@ -33,6 +33,8 @@ from .watch import Watch
 
 Loss = Closure | Population
 
+_FIRST_CHECK = 10
+
 
 class ZeroOrder(Optimizer):
     """Steps along gradients that are estimated from losses alone.
@@ -70,6 +72,9 @@ class ZeroOrder(Optimizer):
         takes those of the default process group of torch.distributed, if one of several processes is initialised. All
         must be built alike and take the same steps on the same batches; they get the bits that one process would.
 
+    check_every: in the tenth step and every so many steps, the closure is evaluated twice more, at theta, and a warning
+        is logged if the two losses differ. 0 turns this off.
+
     Dropout and the like must be off or repeat themselves (`model.eval()`), because losses are compared. Buffers that a
     forward pass changes, such as BatchNorm's statistics, are put back after the step if the module is known, as for
     padding rows. Between steps, write parameters through the parameter (`p.copy_(...)`, `model.load_state_dict`), not
@@ -102,7 +107,10 @@ class ZeroOrder(Optimizer):
         mode: str = "auto",
         grid: float | None = None,
         replicas: Replicas | None = None,
+        check_every: int = 100,
     ) -> None:
+        if not isinstance(check_every, int) or check_every < 0:
+            raise ValueError(f"check_every must be an integer of at least 0, not {check_every!r}")
         if not isinstance(probes, int) or probes < 1:
             raise ValueError(f"probes must be a positive integer, not {probes!r}")
         if not 0 <= seed < 2**64:
@@ -115,7 +123,7 @@ class ZeroOrder(Optimizer):
         self.probes, self.seed, self.distribution = probes, seed, distribution
         self.estimator = get_estimator(estimator)
         self.max_cosine_distance = max_cosine_distance
-        self.replicas = replicas
+        self.replicas, self.check_every = replicas, check_every
         self.steps_taken, self.last = 0, None
         self.transform = get_transform(transforms) if transforms else None
         self.transform_state: State = self.transform.init() if self.transform else {}
@@ -302,8 +310,17 @@ class ZeroOrder(Optimizer):
                 estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
             else:
                 estimate = estimate_one(closure)
+            if self.check_every and (self.steps_taken + 1) % self.check_every in (0, _FIRST_CHECK):
+                self._check_randomness(closure, eps, guard)
         self._watch.look(estimate.losses, eps)
         return replace(estimate.round_to_float32(), step=self.steps_taken, eps=tuple(eps))
+
+    def _check_randomness(self, closure: Loss | Sequence[Loss], eps: Sequence[float], guard: Guard) -> None:
+        """Evaluates a closure twice at theta. A population is taken to be deterministic."""
+        loss = closure[0] if isinstance(closure, Sequence) else closure
+        if not isinstance(loss, Population):
+            evaluator = make_evaluator(loss, self.perturbation, eps, guard, None)
+            self._watch.look_at_repeats(evaluator.clean(), evaluator.clean())
 
     def _apply(self, estimate: Estimate) -> None:
         hyper = [hyper_parameters(group) for group in self.param_groups]

@@ -84,6 +84,7 @@ class ZeroOrderSolver(Solver):
             dense=config.dense,
             max_cosine_distance=config.max_cosine_distance,
             weight_decay=config.weight_decay,
+            check_every=0,  # the models are deterministic, and forward passes are counted
         )
         self.forwards = self.optimizer.estimator.forwards(config.probes)
         self._config = config
