@@ -66,7 +66,7 @@ class Watch:
             self._warn(
                 "random",
                 f"the closure returned {first:.9g} and then {second:.9g} at the same parameters: it must return the "
-                "same loss (model.eval() turns dropout off; draw the batch outside of it, and fix other random choices)",
+                "same loss (model.eval() turns dropout off; draw the batch before the step)",
             )
 
     def _warn(self, kind: str, message: str) -> None:

@@ -41,8 +41,8 @@ class ZeroOrder(Optimizer):
 
         theta' = (1 - lr*weight_decay) theta - lr * transform(estimate)
 
-    A step evaluates the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd. No
-    gradients are needed or computed.
+    A step evaluates the closure as often as the estimator asks (`estimator.forwards(probes)`), without autograd, and
+    now and then twice more (`check_every`). No gradients are needed or computed.
 
     params: a module, parameters or parameter groups, as torch.optim takes them. The parameters stay where they are, and
         may have several dtypes and devices. Some may be DTensors: build the optimizer after `fully_shard`. A parameter
