@@ -1,4 +1,4 @@
-"""`python -m bench.parameters`: what it costs that parameters keep their own storage; 2 minutes.
+"""`python -m bench.parameters`: what it costs that parameters keep their own storage; 60 seconds.
 
 A step with a free loss on many tensors against the same on one, the kernels on a list against torch's foreach add, one
 small tensor against add_, and the memory that building an optimizer takes. All in turns, in one process.
@@ -112,7 +112,7 @@ def measure(threads: int, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measures, prints and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     figures = [{"name": "building an optimizer of 40 MB in 200 tensors, bytes allocated", "figure": built_bytes()}]
     for threads in (1, 2):
