@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, cast
@@ -23,6 +24,16 @@ Closure = Callable[[], "Tensor | float"]
 
 Guard = Callable[[], AbstractContextManager[object]]
 """Makes the context in which losses are evaluated, such as `InterruptGate.open`."""
+
+_BACKWARD = (torch.autograd.backward.__code__, torch.autograd.grad.__code__)
+
+
+def check_callable(loss: object) -> None:
+    """Raises TypeError unless losses can be asked for: of a closure, or of a population."""
+    if not (callable(loss) or isinstance(loss, Population)):
+        raise TypeError(
+            f"the closure must be a function that computes the loss, not a {type(loss).__name__}: pass `lambda: ...`"
+        )
 
 
 def make_evaluator(
@@ -96,7 +107,7 @@ class ClosureEvaluator(Evaluator):
         try:
             return self._closure()
         except RuntimeError as error:
-            if "does not require grad" in str(error) and not torch.is_grad_enabled():
+            if "does not require grad" in str(error) and _is_raised_by_backward(error):
                 raise ValueError(
                     "the closure calls backward(), but a zero-order step needs losses alone: leave backward() and "
                     "zero_grad() out"
@@ -152,9 +163,16 @@ class PopulationEvaluator(Evaluator):
 
 
 def forget_casts() -> None:
-    """Empties autocast's cache of parameters cast to 16 bits, which does not notice that they move."""
-    if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu"):
-        torch.clear_autocast_cache()
+    """Empties autocast's cache of parameters cast to 16 bits, which does not notice that they move.
+
+    The cache lives as long as the outermost autocast context, even one with enabled=False around a closure that has
+    its own. It is therefore emptied whether or not autocast is enabled here.
+    """
+    torch.clear_autocast_cache()
+
+
+def _is_raised_by_backward(error: BaseException) -> bool:
+    return any(frame.f_code in _BACKWARD for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _what_else(returned: object) -> str:
@@ -174,6 +192,8 @@ def _as_number(loss: object) -> Tensor:
         raise TypeError(f"the closure must return the loss, a number or a tensor of one element, {_what_else(loss)}")
     if loss.is_complex():
         raise TypeError("the closure must return a real loss, not a complex one")
+    if loss.dtype == torch.bool:
+        raise TypeError("the closure must return the loss, not a tensor of bool")
     if is_dtensor(loss):  # a loss computed from DTensors is one itself
         loss = cast("DTensor", loss).full_tensor()
     if loss.numel() != 1:

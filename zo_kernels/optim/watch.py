@@ -21,28 +21,33 @@ class Watch:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def look(self, losses: Tensor, eps: Sequence[float]) -> None:
+    def look(self, losses: Tensor) -> None:
         """Warns if all losses are equal, or differ by rounding errors alone.
 
-        losses: float64, of all probes; may have any shape. eps: of each group. Losses without a perturbation are
-        passed over, as are steps with losses that are not finite.
+        losses: float64, at perturbed parameters on one batch; [n, 2] are those of the probes' two sides, L+ and L-.
+            Losses that are not finite are passed over.
         """
-        if losses.numel() < 2 or not any(e > 0 for e in eps) or not bool(losses.isfinite().all()):
+        finite = losses[losses.isfinite()]
+        if finite.numel() < 2:
             return
-        low, high = float(losses.min()), float(losses.max())
+        low, high = float(finite.min()), float(finite.max())
         if low == high:
             self._warn(
                 "equal",
-                f"all {losses.numel()} losses of this step are {low:g}: does the closure use the optimizer's "
+                f"all {finite.numel()} losses of this step are {low:g}: does the closure use the optimizer's "
                 "parameters? (load_state_dict(assign=True) and new modules replace them; eps may be too small, too)",
             )
             return
-        unit = _last_place(losses)
-        if high - low < _LEAST_UNITS * unit:
+        unit = _last_place(finite)
+        # The two sides of a probe may differ by rounding errors alone though losses of different probes differ by more.
+        apart = _largest_difference_of_sides(losses)
+        what = "the losses on the two sides of a probe" if apart > 0 else "the losses of this step"
+        apart = apart or high - low
+        if apart < _LEAST_UNITS * unit:
             self._warn(
                 "rounded",
-                f"the losses of this step differ by {high - low:.3g}, but are rounded to multiples of {unit:.3g}: use "
-                "a larger eps, or return the loss in a wider dtype",
+                f"{what} differ by at most {apart:.3g}, but are rounded to multiples of {unit:.3g}: use a larger eps, "
+                "or return the loss in a wider dtype",
             )
 
     def look_at_scale(self, largest: float, eps: Sequence[float], moves: Sequence[float]) -> None:
@@ -82,3 +87,11 @@ def _last_place(losses: Tensor) -> float:
         if torch.equal(losses.to(dtype).to(torch.float64), losses):
             return torch.finfo(dtype).eps * float(torch.exp2(largest.log2().floor()))
     return torch.finfo(torch.float64).eps * float(largest)
+
+
+def _largest_difference_of_sides(losses: Tensor) -> float:
+    """max |L+ - L-| over the probes with finite losses; 0 if losses are not those of two sides."""
+    if losses.dim() != 2 or losses.shape[1] != 2:
+        return 0.0
+    pairs = losses[losses.isfinite().all(dim=1)]
+    return float((pairs[:, 0] - pairs[:, 1]).abs().max()) if len(pairs) else 0.0

@@ -24,7 +24,7 @@ from ..transforms import Context, State, Transform, get_transform
 from .buffers import BufferKeeper
 from .dense import DenseRule, get_dense_rule, write_gradient
 from .eager import not_compiled
-from .evaluators import Closure, Guard, make_evaluator
+from .evaluators import Closure, Guard, check_callable, forget_casts, make_evaluator
 from .groups import hyper_parameters, name_parameters, reference_eps
 from .micro_batches import combine_estimates
 from .modules import find_modules, padding_rows
@@ -239,6 +239,7 @@ class ZeroOrder(Optimizer):
         except BaseException:
             del self.param_groups[-1]
             raise
+        self._buffers.add(modules)
         self._note_offsets()
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,6 +288,8 @@ class ZeroOrder(Optimizer):
                 raise ValueError("a sequence of closures is for optimizers with max_cosine_distance: pass one closure")
         elif not isinstance(closure, Sequence) or not closure:
             raise ValueError("with max_cosine_distance, step takes a sequence of closures, one per micro-batch")
+        for loss in closure if isinstance(closure, Sequence) else [closure]:
+            check_callable(loss)
         eps, seeds = self._begin(), self._seeds()
         replicas = self.replicas
         if replicas is None and self.space.shards is None:
@@ -298,21 +301,26 @@ class ZeroOrder(Optimizer):
         def estimate_one(loss: Loss) -> Estimate:
             evaluator = make_evaluator(loss, self.perturbation, eps, guard, replicas)
             if reference > 0:
-                return self.estimator(evaluator, seeds, reference, self.distribution)
+                found = self.estimator(evaluator, seeds, reference, self.distribution)
+                self._watch.look(found.losses)
+                return found
             clean = evaluator.clean()  # eps = lr = 0: there is nothing to measure a slope with, and no use for it
             check_clean(clean)
             zeros = torch.zeros(len(seeds), dtype=torch.float64)
             return Estimate(seeds, zeros, zeros.new_tensor([clean]), self.distribution)
 
-        with self._buffers.kept():
-            if isinstance(closure, Sequence):
-                assert self.max_cosine_distance is not None
-                estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
-            else:
-                estimate = estimate_one(closure)
-            if self.check_every and (self.steps_taken + 1) % self.check_every in (0, _FIRST_CHECK):
-                self._check_randomness(closure, eps, guard)
-        self._watch.look(estimate.losses, eps)
+        try:
+            with self._buffers.kept():
+                if isinstance(closure, Sequence):
+                    assert self.max_cosine_distance is not None
+                    estimate = combine_estimates([estimate_one(loss) for loss in closure], self.max_cosine_distance)
+                else:
+                    estimate = estimate_one(closure)
+                number = self.steps_taken + 1
+                if self.check_every and (number == _FIRST_CHECK or number % self.check_every == 0):
+                    self._check_randomness(closure, eps, guard)
+        finally:
+            forget_casts()  # of the last point
         return replace(estimate.round_to_float32(), step=self.steps_taken, eps=tuple(eps))
 
     def _check_randomness(self, closure: Loss | Sequence[Loss], eps: Sequence[float], guard: Guard) -> None:
@@ -348,6 +356,7 @@ class ZeroOrder(Optimizer):
             self.transform_state = state
             self.steps_taken += 1
             self.last = estimate
+        forget_casts()  # of the parameters before the step
 
     def _direction(self, dense: DenseRule, gradient: SeedGradient, scales: Sequence[float]) -> dict[Slot, Tensor]:
         """The descent direction of each trained parameter. Advances the state of the rule."""
