@@ -10,7 +10,7 @@ from torch import Tensor
 
 _logger = logging.getLogger("zo_kernels")
 
-_NARROWEST_FIRST = (torch.bfloat16, torch.float16, torch.float32)
+_NARROWEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _LEAST_UNITS = 4
 """Differences of fewer units in the last place are mostly rounding errors."""
 
@@ -82,11 +82,8 @@ class Watch:
 
 def _last_place(losses: Tensor) -> float:
     """The unit in the last place, at the largest loss, of the narrowest dtype that holds all losses exactly."""
-    largest = losses.abs().max()
-    for dtype in _NARROWEST_FIRST:
-        if torch.equal(losses.to(dtype).to(torch.float64), losses):
-            return torch.finfo(dtype).eps * float(torch.exp2(largest.log2().floor()))
-    return torch.finfo(torch.float64).eps * float(largest)
+    dtype = next(d for d in _NARROWEST_FIRST if torch.equal(losses.to(d).to(torch.float64), losses))
+    return torch.finfo(dtype).eps * float(torch.exp2(losses.abs().max().log2().floor()))
 
 
 def _largest_difference_of_sides(losses: Tensor) -> float:
