@@ -119,6 +119,18 @@ def test_the_unit_of_rounded_losses(losses: list[float], dtype: torch.dtype) -> 
     assert unit == max(holding)
 
 
+@pytest.mark.parametrize("options", [{}, {"dense": "adam"}, {"dense": "momentum", "mode": "shadow"}])
+def test_eps_out_of_scale(options: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
+    model, opt = built(eps=0.25, lr=2**-10, **options)
+    opt.step(closure_of(model))  # the largest parameter is 0.37
+    assert not caplog.records
+    opt.param_groups[0]["eps"] = 0.5
+    for _ in range(2):
+        opt.step(closure_of(model))
+    (record,) = caplog.records
+    assert record.message.startswith("eps 0.5 is larger than every parameter (at most 0.")
+
+
 def test_when_a_closure_is_called_twice_more() -> None:
     calls = 0
 

@@ -50,15 +50,15 @@ class Watch:
                 "or return the loss in a wider dtype",
             )
 
-    def look_at_scale(self, largest: float, eps: Sequence[float], moves: Sequence[float]) -> None:
+    def look_at_scale(self, largest: float, eps: Sequence[float], moves: Sequence[float] = ()) -> None:
         """Warns if a perturbation or an update is larger than every parameter.
 
         largest: magnitude of the largest element of all parameters. Nothing is said if it is 0, as before the first
-        step of an adapter. eps, moves: of each group; by how much an element typically moves in the step.
+        step of an adapter. eps, moves: of each group; by how much an element typically moves in the step, if known.
         """
         if 0 < largest < max(eps):
             self._warn("eps", f"eps {max(eps):g} is larger than every parameter (at most {largest:.3g}): lower eps")
-        if 0 < largest < max(moves):
+        if 0 < largest < max(moves, default=0.0):
             self._warn(
                 "lr",
                 f"this step moves elements by about {max(moves):.3g}, more than every parameter's size (at most "

@@ -341,6 +341,7 @@ class ZeroOrder(Optimizer):
         scales = [reference / eps if eps > 0 else 0.0 for eps in estimate.eps]
         with deferred_interrupts():  # the update and its count: both or neither
             if self.dense is not None:
+                self._watch.look_at_scale(self.perturbation.largest, estimate.eps)  # a rule's moves are its own
                 updates = [DenseUpdate(h.sign * h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
                 self.perturbation.update_densely(self._direction(self.dense, gradient, scales), updates)
             elif any(h.lr > 0 for h in hyper):
