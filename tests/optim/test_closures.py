@@ -161,20 +161,19 @@ def test_casts_do_not_outlive_their_parameters(outer: dict[str, bool], inside: b
 
 
 def test_a_population_under_autocast() -> None:
-    """A population in torch that reads the parameters through a cast, at each call anew."""
-    model, opt = built(eps=2**-5)
-    weight = next(model.parameters())
-    means = []
+    """2-SPSA asks a population at other parameters each time."""
+    model, opt = built(eps=2**-5, estimator="2-spsa")
+    weight, means = next(model.parameters()), []
 
     class Population:
         def population_loss(self, seeds: Tensor, eps: float) -> Tensor:
-            means.append(torch.nn.functional.linear(torch.ones(1, 7), weight).double().mean().item())
-            return torch.stack([torch.tensor([1.0 + i, 0.5]) for i in range(len(seeds))]).double()
+            means.append(nn.functional.linear(torch.ones(1, 7), weight).double().mean().item())
+            return torch.tensor([[1.0, 0.5]], dtype=torch.float64).repeat(len(seeds), 1)
 
     with autocast_cpu():
-        for _ in range(3):
-            opt.step(Population())
-    assert len(set(means)) == 3
+        opt.step(Population())
+    assert len(means) == 1 + 2 * opt.probes
+    assert len(set(means)) > opt.probes
 
 
 def test_plain_steps_do_not_load_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
