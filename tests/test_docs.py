@@ -89,7 +89,7 @@ def test_the_readme_has_the_command_of_the_tests():
 
 def test_the_readme_says_what_happens_to_parameters():
     text = README.read_text()
-    assert "Parameters stay where they are" in text
+    assert "They stay where they are" in text
     assert "rounds float32 parameters to a grid" in text
     assert "not yet verified on a GPU" in text
 

@@ -1,4 +1,4 @@
-"""A list of tensors on which one call of a kernel works."""
+"""A list of tensors that a backend works on together."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def not_compiled(method: Method) -> Method:
     """A method that torch.compile does not trace: a function that calls it gets a graph break there.
 
-    As torch.compiler.disable, but for the import of torch._dynamo, which takes seconds and is not needed unless
-    something is compiled.
+    As torch.compiler.disable, which would import torch._dynamo together with this module: that takes a second.
     """
     disabled: list[Callable[..., Any]] = []
 

@@ -41,11 +41,6 @@ class Member:
         memory = local_part(self.tensors[0])
         return memory.data_ptr(), memory._version, *(p._version for p in self.tensors)
 
-    def trained(self, x: Tensor) -> list[Tensor]:
-        """The trained elements of a tensor like `memory`, flat views of it, or of a copy if it is not contiguous."""
-        flat = x.reshape(-1)
-        return [flat[start:stop] for start, stop in self.spans]
-
 
 class Batch:
     """Parameters of one dtype and device.

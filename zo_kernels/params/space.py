@@ -28,6 +28,9 @@ from .shards import Shards
 
 Named = Sequence[tuple[str, Tensor]]
 
+_BLOCK = 1 << 20
+"""Elements that `count_below` looks at together."""
+
 
 class ParameterSpace:
     """Numbers the elements of parameters. The parameters stay where they are, in their own storage.
@@ -128,10 +131,6 @@ class ParameterSpace:
         """Number, within a trained parameter, of the first element that this process holds."""
         return self._members[slot].start
 
-    def trained_part(self, slot: Slot, x: Tensor) -> list[Tensor]:
-        """The trained elements of a tensor like `memory`: flat views if it is contiguous."""
-        return self._members[slot].trained(x)
-
     def batches(self, slots: Iterable[Slot]) -> list[Batch]:
         """The given trained parameters, in a batch for each dtype and device."""
         found: dict[Hashable, list[Member]] = {}
@@ -177,11 +176,12 @@ class ParameterSpace:
 
     def count_below(self, slot: Slot, magnitude: float) -> int:
         """How many elements of a parameter are smaller than this, over all processes that hold shards."""
-        count = int((self.memory(slot).abs() < magnitude).sum())
+        blocks = self.memory(slot).reshape(-1).split(_BLOCK)  # comparing makes copies
+        count = sum(int((block.abs() < magnitude).sum()) for block in blocks)
         return count if self.shards is None else self.shards.sum(count)
 
-    def renumber(self, offsets: Mapping[Tensor, int]) -> dict[Slot, Slot]:
-        """Gives parameters the offsets of a saved state. Returns the new slot of each old one."""
+    def renumber(self, offsets: Mapping[Tensor, int]) -> None:
+        """Gives parameters the offsets of a saved state, and new slots with them."""
         moved = {}
         for slot, tensors in self._tensors.items():
             offset = next((offsets[p] for p in tensors if p in offsets), slot.offset)
@@ -191,7 +191,6 @@ class ParameterSpace:
         self.groups = [[moved[slot] for slot in group] for group in self.groups]
         self._make_members()
         self.forget_versions()
-        return moved
 
     @contextmanager
     def numbering(self) -> Iterator[None]:

@@ -244,7 +244,8 @@ class InPlace(Part):
     def _widen(self, steps: Sequence[float]) -> None:
         for group, step in zip(self.groups, steps, strict=True):
             for slot in group:
-                self._bounds[slot] += step + self.grids[slot].spacing
+                if step > 0:  # a decay alone rounds to no larger point of the grid
+                    self._bounds[slot] += step + self.grids[slot].spacing
 
     def _warn_if_lost(self, steps: Sequence[float]) -> None:
         lost = [

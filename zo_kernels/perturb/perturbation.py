@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from math import frexp
 
 import torch
 from torch import Tensor
@@ -45,7 +44,6 @@ class Perturbation:
         self.in_place = InPlace(space, distribution, spacings)
         self.shadow = Shadow(space, distribution)
         self._in_shadow: set[Slot] = set()  # that mode "auto" has moved there
-        self._swallowed: dict[Slot, int] = {}  # exponent of the moves that were looked at
         self.assign()
 
     @property
@@ -132,7 +130,10 @@ class Perturbation:
         """
         self._fit([float(u.coeffs.abs().sum()) for u in updates])
         if self.requested_mode == "auto":
-            swallowed = {slot for slot, move in self.in_place.stalled(updates) if self._is_swallowed(slot, move)}
+            stalled = self.in_place.stalled(updates)
+            if stalled:
+                self.leave()  # theta itself is looked at
+            swallowed = {slot for slot, move in stalled if is_lost_on_grid_alone(self.in_place, slot, move)}
             self._cast_out(swallowed, "swallows such small steps")
             self.shadow.read(swallowed)
         self._reshard()
@@ -207,14 +208,6 @@ class Perturbation:
             self._in_shadow |= slots
             self.assign()
 
-    def _is_swallowed(self, slot: Slot, move: float) -> bool:
-        exponent = frexp(move)[1]
-        if self._swallowed.get(slot, exponent + 1) <= exponent:  # looked at before, for moves as small
-            return False
-        self._swallowed[slot] = exponent
-        self.leave()
-        return is_lost_on_grid_alone(self.in_place, slot, move)
-
     def _finish(self) -> None:
         self.in_place.release()
         self.shadow.release()
@@ -234,7 +227,7 @@ class Perturbation:
         self.space.renumber(offsets)
         self.in_place.forget()
         self.shadow.theta = {}
-        self._in_shadow, self._swallowed = set(), {}
+        self._in_shadow = set()
 
     def load(self, spacings: dict[Slot, float | None], theta: dict[Slot, Tensor]) -> None:
         """Continues from saved spacings and shadow copies. The next `begin` reads all parameters."""
