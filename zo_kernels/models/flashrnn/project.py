@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .members import Members
+
+_ROWS = 32
+"""In a product for one member: BLAS rounds a row by their number, and a text may be read in parts of any length."""
 
 
 class InputProjection:
@@ -35,7 +39,9 @@ class InputProjection:
         """Projections [Y, M, K] of embeddings [M, Y, E], with K = N * I * D, in the order the recurrence reads."""
         weight_MEK = self._members.input_weight.flatten(1, -2).transpose(1, 2)
         members, count, _ = embeddings_MYE.shape
-        if members == 1:  # without out=, which autograd does not support
+        if members == 1 and not torch.is_grad_enabled():
+            rows_YMK = _in_equal_parts(embeddings_MYE[0], weight_MEK[0])[:, None]
+        elif members == 1:  # without out=, which autograd does not support
             rows_YMK = torch.bmm(embeddings_MYE, weight_MEK).transpose(0, 1)
         else:
             rows_YMK = embeddings_MYE.new_empty(count, members, weight_MEK.shape[2])
@@ -43,3 +49,10 @@ class InputProjection:
         if self._bias_MK is not None:
             rows_YMK = rows_YMK + self._bias_MK
         return rows_YMK.to(self._dtype)
+
+
+def _in_equal_parts(x_YE: Tensor, weight_EK: Tensor) -> Tensor:
+    """The product [Y, K], in which the bits of a row do not depend on the other rows or on their number."""
+    count = len(x_YE)
+    padded = F.pad(x_YE, (0, 0, 0, -count % _ROWS))
+    return torch.cat([part @ weight_EK for part in padded.split(_ROWS)])[:count]
