@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
+#include <exception>
 
 namespace zo::cpu {
 namespace {
@@ -55,17 +56,24 @@ struct Job {
   std::atomic<int64_t> next;
   RangeBody body;
   void* context;
+  std::atomic<bool> has_failed;
+  std::exception_ptr error;  // of the thread that was first to set has_failed
 };
 
-// Runs on every thread and takes chunks until none is left. So a thread on a busy core delays one chunk, not its whole
-// share.
-void run_chunks(void* argument) {
+// Runs on every thread and takes chunks until none is left, or one has failed. So a thread on a busy core delays one
+// chunk, not its whole share. No exception may leave an OpenMP region: the other threads still use the job, which is on
+// the caller's stack.
+void run_chunks(void* argument) noexcept {
   Job& job = *static_cast<Job*>(argument);
   const DefaultFloatEnvironment environment;
-  for (;;) {
-    const int64_t first = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
-    if (first >= job.count) return;
-    job.body(job.context, first, std::min(first + job.chunk, job.count));
+  try {
+    while (!job.has_failed.load(std::memory_order_relaxed)) {
+      const int64_t first = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
+      if (first >= job.count) return;
+      job.body(job.context, first, std::min(first + job.chunk, job.count));
+    }
+  } catch (...) {
+    if (!job.has_failed.exchange(true)) job.error = std::current_exception();
   }
 }
 
@@ -79,9 +87,12 @@ void parallel_for(int64_t count, int64_t grain, RangeBody body, void* context) {
   const int64_t threads = std::min<int64_t>(max_threads(), count / grain);
   const bool alone = threads <= 1 || openmp()->in_parallel();
   const int64_t chunk = alone ? count : std::max(grain, count / (threads * kChunksPerThread));
-  Job job = {count, chunk, {0}, body, context};
-  if (alone) return run_chunks(&job);
-  openmp()->parallel(run_chunks, &job, static_cast<unsigned>(threads), 0);
+  Job job = {count, chunk, {0}, body, context, {false}, nullptr};
+  if (alone)
+    run_chunks(&job);
+  else
+    openmp()->parallel(run_chunks, &job, static_cast<unsigned>(threads), 0);
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 int max_threads() { return openmp() ? openmp()->max_threads() : 1; }

@@ -12,7 +12,8 @@ namespace zo::cpu {
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 
 // Calls body on disjoint ranges that cover [0, count), on as many threads as get `grain` items each. Inside, the
-// floating-point environment is the default one (round to nearest, subnormals kept).
+// floating-point environment is the default one (round to nearest, subnormals kept). If body throws, the loop ends early
+// on all threads, and the first exception is thrown here.
 void parallel_for(int64_t count, int64_t grain, RangeBody body, void* context);
 
 // The same for a callable.

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cfenv>
 #include <chrono>
 #include <cmath>
@@ -14,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -259,7 +261,28 @@ void test_parallel_for(int threads) {
   }
 }
 
+// What a body throws reaches the caller after all threads have left the loop, and the next loop runs as ever.
+void test_parallel_for_throws() {
+  for (int64_t thrower = 0; thrower < 64; ++thrower) {
+    std::atomic<int> inside{0};
+    bool caught = false;
+    try {
+      zo::cpu::parallel_for(64, 1, [&](int64_t first, int64_t last) {
+        ++inside;
+        const bool throws = first <= thrower && thrower < last;
+        if (!throws) std::this_thread::sleep_for(std::chrono::microseconds(20));
+        --inside;
+        if (throws) throw std::bad_alloc();
+      });
+    } catch (const std::bad_alloc&) {
+      caught = true;
+    }
+    CHECK(caught && inside == 0);
+  }
+}
+
 void test_threads() {
+  test_parallel_for_throws();
   const auto set_threads = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
   if (!zo::cpu::has_openmp() || !set_threads) {
     std::printf("no OpenMP runtime in this process: one thread only\n");
@@ -273,6 +296,7 @@ void test_threads() {
     set_threads(threads);
     CHECK(zo::cpu::max_threads() == threads);
     test_parallel_for(threads);
+    test_parallel_for_throws();
     const int64_t edge = int64_t{1} << 39;
     test_probe({140001, edge - 70016});
     test_swap({140001, edge - 70016}, {0.5, 1}, {-0.25, 2});

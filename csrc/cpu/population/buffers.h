@@ -57,15 +57,19 @@ class Owned {
   std::unique_ptr<char, Free> memory_;
 };
 
-// Buffers that threads take and return, so that only as many exist as are in use at once.
+// Buffers that threads take and return. As many are reserved as will be in use at once: nothing is allocated by the
+// threads, where a failure would leave some members done and others not.
 template <class Buffers>
 class Pool {
  public:
   explicit Pool(const OwnedPlan& plan) : plan_(plan) {}
 
+  void reserve(int64_t count) {
+    for (int64_t i = 0; i < count; ++i) idle_.push_back(std::make_unique<Owned<Buffers>>(plan_));
+  }
+
   std::unique_ptr<Owned<Buffers>> take() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (idle_.empty()) return std::make_unique<Owned<Buffers>>(plan_);
     std::unique_ptr<Owned<Buffers>> taken = std::move(idle_.back());
     idle_.pop_back();
     return taken;

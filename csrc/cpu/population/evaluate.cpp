@@ -101,6 +101,8 @@ class Evaluation {
 
   void run() {
     const int64_t count = args_.num_seeds * args_.num_signs;
+    scratch_.reserve(max_threads());
+    members_.reserve(std::min<int64_t>(count, max_threads()));
     if (count >= max_threads()) {
       parallel_for(count, 1, [&](int64_t first, int64_t last) {
         auto scratch = scratch_.take();
