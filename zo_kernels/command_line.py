@@ -31,6 +31,9 @@ def exit_if_interrupted() -> None:
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Runs the `main` of a program, and ends the process with the exit code that it returns, or 130 after Ctrl-C.
 
+    Any other error that leaves `main` is reported in one line, and the exit code is 2. ZO_KERNELS_TRACEBACK=1 in the
+    environment shows where it was raised.
+
     Characters that stdout can't encode are printed as escapes, such as \\xe9.
     """
     global _is_main_running
@@ -44,9 +47,29 @@ def run_program(main: Callable[[], int]) -> NoReturn:
             _flush()
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get("ZO_KERNELS_TRACEBACK"):
+            raise
+        code = EXIT_ERROR
+        print(f"error: {_describe(error)}", file=sys.stderr)
     finally:
         _is_main_running = False
     sys.exit(code)
+
+
+def _describe(error: Exception) -> str:
+    from .errors import is_out_of_memory  # not above: it imports torch
+
+    if is_out_of_memory(error):
+        return f"memory ran out: {_first_line(error) or 'lower the sizes'}"
+    if isinstance(error, OSError):
+        return str(error)
+    hint = "set ZO_KERNELS_TRACEBACK=1 to see where, and report it"
+    return f"unexpected {type(error).__name__} ({_first_line(error)}): {hint}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]
 
 
 def _is_program() -> bool:

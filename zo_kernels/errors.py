@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 
 class UsageError(Exception):
     """The user asked for something that can't be done. The message says why, in one sentence."""
@@ -61,6 +63,13 @@ class JournalError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be read or written, or is damaged."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, of Python, of torch on the CPU, or on a GPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def format_ranks(numbers: Sequence[int]) -> str:

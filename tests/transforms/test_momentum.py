@@ -73,5 +73,5 @@ def test_betas_out_of_range(beta):
 
 @pytest.mark.parametrize("window", [0, -1, 2.0])
 def test_windows_out_of_range(window):
-    with pytest.raises(ValueError, match="a positive integer as its window, not"):
+    with pytest.raises(ValueError, match="an integer from 1 to 2\\^31 - 1 as its window, not"):
         momentum(0.9, window)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def load_run(path: str | Path) -> LoadedRun:
     weights don't fit the config.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
     config, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
     if not _is_vocabulary(vocabulary):

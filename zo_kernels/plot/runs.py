@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_run(path: Path) -> PlottedRun:
 
     Raises UsageError if there is no such folder, or its config.json or metrics.jsonl is missing or not the trainer's.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
     config = _decode(path / "config.json", _text(path / "config.json"))
     lines = _text(path / "metrics.jsonl").split("\n")[:-1]  # after the last newline there may be half a line

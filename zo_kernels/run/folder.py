@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -114,6 +116,12 @@ class RunFolder:
             _replace(self.path / "loss.png", draw)
         except OSError as error:
             raise CheckpointError(f"can't write {self.path / 'loss.png'}: {error.strerror}") from error
+
+    def discard(self) -> None:
+        """Removes the folder with all that is in it, and closes it."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.path)
+        self.close()
 
     def close(self) -> None:
         """Closes the files and unlocks the folder. Further calls do nothing."""

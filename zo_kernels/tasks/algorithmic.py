@@ -32,6 +32,8 @@ Tokens = npt.NDArray[np.int64]
 _VALIDATION_BATCHES = 8
 _REFERENCE_LETTERS = 1 << 17
 _REFERENCE_VOCABULARY = 64
+_FIRST_CHARACTER, _LAST_CHARACTER = 0x4E00, 0xD800
+"""Of the characters of a large alphabet; behind them are surrogates, which are no characters."""
 """Largest vocabulary for which the bigram entropy is estimated. With more pairs the estimate would be too low."""
 
 
@@ -188,5 +190,7 @@ def take(values_BN: Tokens, index_BT: Tokens) -> Tokens:
 
 
 def characters(first: str, number: int) -> tuple[str, ...]:
-    """`number` different characters: those of `first`, then others."""
-    return tuple(islice(chain(first, map(chr, count(0x4E00))), number))
+    """`number` different characters: those of `first`, then others. Raises ValueError if there are not so many."""
+    if number > (most := len(first) + _LAST_CHARACTER - _FIRST_CHARACTER):
+        raise ValueError(f"alphabet_size must be at most {most}, not {number}")
+    return tuple(islice(chain(first, map(chr, count(_FIRST_CHARACTER))), number))

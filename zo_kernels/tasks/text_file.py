@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import shlex
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +105,8 @@ def _read_bytes(path: Path) -> bytearray:
     data = bytearray()
     try:
         with path.open("rb") as file:
+            if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):  # /dev/zero would never end
+                raise ValueError(f"{path} is a device: give a text file to learn from")
             while block := file.read(_BLOCK):  # in blocks, since Ctrl-C waits for the end of a read
                 if not data:
                     _refuse_other_formats(path, block)

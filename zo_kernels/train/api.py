@@ -83,7 +83,7 @@ def run(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
     Ctrl-C stops the run after restoring the parameters: the files are written and the result says `interrupted`. Before
     there is a run, it raises KeyboardInterrupt. SIGTERM ends the run in the same way, and then takes its usual effect.
 
-    Raises UsageError for a config that can't be run, JournalError or CheckpointError if a run to be resumed or forked
+    Raises UsageError for a config that can't be run or can't take its first step, JournalError or CheckpointError if a run to be resumed or forked
     is damaged, and ReplicaError or ProcessGroupError under torchrun if another process is lost.
     """
     check(config)
@@ -106,7 +106,9 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
                 stack.enter_context(process_group(device, config.timeout))
         ranks = Ranks(config)
         backend = stack.enter_context(compute_with(config))
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=quiet or ranks.rank != 0)
+        console = Console(
+            highlight=False, markup=False, soft_wrap=not sys.stdout.isatty(), quiet=quiet or ranks.rank != 0
+        )
         if ranks.is_launched:
             config = ranks.broadcast(lambda: resume_existing(config))
         loggers = _create_loggers(config) if ranks.rank == 0 else []
@@ -148,6 +150,9 @@ def _train_in(
     probes = config.probes if config.solver == "zo" else 0
     with Reporter(console, config.steps, start=start, probes=probes) as reporter:
         outcome = train(beginning, FolderRecord(run, folder, reporter, loggers), gate, ranks)
+    if outcome.failure and config.resume is None and folder.journal.next_step == folder.journal.first_step:
+        folder.discard()  # there is nothing in it that the same flags would not make again
+        raise UsageError(outcome.failure)
     metrics = list(metrics_from_journal(folder.journal, run.solver.forwards))
     picture = title(config, run.model)
     try:

@@ -17,6 +17,7 @@ from ..ops.recurrent import check_precision
 from ..tasks import TASKS, Task
 from .config import TrainConfig, task_options
 from .device import choose_device
+from .memory import check_memory
 from .solvers import SOLVERS, Solver
 
 
@@ -53,7 +54,9 @@ def build(config: TrainConfig, gate: InterruptGate) -> Run:
 
 def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> Solver:
     """Builds the model and its solver, without the task. Raises as `build` does."""
+    device = choose_device(config).type
     try:
+        check_memory(config, vocab_size, device)
         model = build_model(
             config.model,
             vocab_size,
@@ -63,7 +66,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             memory_slots=config.memory_slots,
             memory_width=config.memory_width,
             seed=config.seed,
-            device=choose_device(config).type,
+            device=device,
         )
         if config.precision not in model.precisions:
             raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")

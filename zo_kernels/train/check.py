@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, get_args, get_origin
+from typing import get_args
 
 from ..command_line import flag
 from ..distributed.replicas import SPLITS
@@ -16,7 +17,7 @@ from ..models import MODEL_NAMES
 from ..optim.dense import DENSE_RULES
 from ..tasks import TASKS
 from .bptt import OPTIMIZERS
-from .config import FIELD_TYPES, FREE_ON_RESUME, TASK_OPTIONS, TrainConfig, read_config
+from .config import FIELD_TYPES, FREE_ON_RESUME, TASK_OPTIONS, TrainConfig, check_types, read_config
 from .loggers import LOGGERS
 from .options import DEVICES, SOLVERS
 
@@ -35,6 +36,9 @@ _POSITIVE = (
     *("steps", "validate_every", "threads", "micro_batch_size"),
     *("checkpoint_every", "keep_checkpoints", "check_every"),
 )
+_MOST_THREADS = 128
+"""Of any machine, and four for each core of a larger one. OpenMP ends the process if it can't create a thread."""
+
 _ZO_ONLY = ("estimator", "distribution", "transforms", "dense")
 _BPTT_ONLY = ("optimizer", "checkpoint_length")
 
@@ -45,8 +49,7 @@ def check(config: TrainConfig) -> None:
     Raises UsageError for a value of another type, of an unknown name or out of range; for an option that the task or
     the solver needs, or does not have; and for options that exclude each other.
     """
-    for name, kind in FIELD_TYPES.items():
-        _check_type(name, getattr(config, name), kind)
+    check_types(config)
     for name, known in _CHOICES.items():
         _check_choice(name, getattr(config, name), tuple(known))
     if config.resume is not None:
@@ -58,16 +61,6 @@ def check(config: TrainConfig) -> None:
         raise UsageError(f"--split {config.split} splits the micro-batches: give --micro-batch-size too")
     if config.fork_step is not None and config.fork is None:
         raise UsageError("--fork-step needs --fork, the run that the step belongs to")
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    kinds = tuple(each for each in get_args(kind) if get_origin(kind) is not tuple) or (get_origin(kind) or kind,)
-    if float in kinds:
-        kinds = (*kinds, int)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
-        hint = " (a run is stored as text: give a name)" if str in kinds else ""
-        raise UsageError(f"{name} must be of type {wanted}, not {value!r}{hint}")
 
 
 def _check_choice(name: str, value: str | tuple[str, ...] | None, known: tuple[str, ...]) -> None:
@@ -86,6 +79,12 @@ def _check_task(config: TrainConfig) -> None:
 
 
 def _check_ranges(config: TrainConfig) -> None:
+    for name, kind in FIELD_TYPES.items():
+        value = getattr(config, name)
+        if int in (kind, *get_args(kind)) and value is not None and name != "seed" and not -(2**63) <= value < 2**63:
+            raise UsageError(f"{flag(name)} must be below 2^63, not {value}")
+    if config.threads is not None and config.threads > (most := max(_MOST_THREADS, 4 * (os.cpu_count() or 1))):
+        raise UsageError(f"--threads must be at most {most}, not {config.threads}")
     for name in _POSITIVE:
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -96,6 +95,10 @@ def _check_ranges(config: TrainConfig) -> None:
         raise UsageError(
             f"--precision bfloat16 needs an --eps that is a power of two, such as 0.03125, not {config.eps}"
         )
+    if config.probes >= 2**32:
+        raise UsageError(f"--probes must be below 2^32, not {config.probes}")
+    if math.isfinite(config.eps) and config.eps > 0 and not 2.0**-60 <= config.eps <= 2.0**60:
+        raise UsageError(f"--eps must be in [2^-60, 2^60], not {config.eps}")
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise UsageError(f"--lr must be positive and finite, or search, not {config.lr}")
     if not 0 < config.lr_decay <= 1:

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
 from ..tasks import TASKS
@@ -81,16 +81,38 @@ def read_config(run: Path) -> TrainConfig:
     Raises UsageError if there is no such folder, or its config.json can't be read or has other fields.
     """
     path = run / "config.json"
-    if not run.is_dir():
+    if not os.path.isdir(run):  # False for a name too long, too
         raise UsageError(f"there is no run folder {run}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{run} is not the folder of a run: can't read {path.name}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error})") from error
     if isinstance(values, dict):
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
     if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
         raise UsageError(f"{path} is not the config of a run, or of another version of zo_kernels")
-    return TrainConfig(**values)
+    try:
+        config = TrainConfig(**values)
+        check_types(config)
+    except (TypeError, ValueError, UsageError) as error:
+        raise UsageError(f"{path} is not the config of a run: {error}") from error
+    return config
+
+
+def check_types(config: TrainConfig) -> None:
+    """Raises UsageError if a value has another type than its field."""
+    for name, kind in FIELD_TYPES.items():
+        _check_type(name, getattr(config, name), kind)
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    kinds = tuple(each for each in get_args(kind) if get_origin(kind) is not tuple) or (get_origin(kind) or kind,)
+    if float in kinds:
+        kinds = (*kinds, int)
+    is_bad = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+    if is_bad or (isinstance(value, tuple) and not all(isinstance(each, str) for each in value)):
+        wanted = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
+        hint = " (a run is stored as text: give a name)" if str in kinds else ""
+        raise UsageError(f"{name} must be of type {wanted}, not {repr(value)[:100]}{hint}")

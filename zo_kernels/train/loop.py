@@ -19,6 +19,7 @@ from ..errors import (
     JournalError,
     ReplicasDifferError,
     ReplicaStoppedError,
+    is_out_of_memory,
 )
 from ..estimators import Estimate
 from ..interrupts import InterruptGate
@@ -63,6 +64,11 @@ def train(beginning: Beginning, record: Record, gate: InterruptGate, ranks: Rank
         return Outcome(interrupted=True)
     except (DivergenceError, GridRangeError, JournalError, CheckpointError) as error:
         return Outcome(failure=str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "give --micro-batch-size, or lower --batch-size or the length of a sequence"
+        return Outcome(failure=f"memory ran out: {advice}")
     return Outcome()
 
 

@@ -16,12 +16,12 @@ def momentum(beta: float, window: int) -> Transform:
     This is the momentum of torch.optim.SGD without the terms from W = window on. The result has the rows of the last W
     steps (fewer at first), oldest first, so an update reads up to W times as many seeds. State: seeds int64 [rows] and
     coeffs float64 [rows], already weighted, of the last steps, and rows int64 [steps], their numbers of rows. Raises
-    ValueError unless beta is in [0, 1] and window is a positive integer.
+    ValueError unless beta is in [0, 1] and window is an integer in [1, 2^31).
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"momentum takes a beta in [0, 1], not {beta}")
-    if not isinstance(window, int) or window < 1:
-        raise ValueError(f"momentum takes a positive integer as its window, not {window!r}")
+    if not isinstance(window, int) or not 1 <= window < 2**31:
+        raise ValueError(f"momentum takes an integer from 1 to 2^31 - 1 as its window, not {window!r}")
     return Transform(_init, partial(_update, beta, window))
 
 

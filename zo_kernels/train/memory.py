@@ -1,0 +1,81 @@
+"""Whether a run can fit into memory, asked before anything of it is allocated or written."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ..command_line import flag
+from ..errors import UsageError
+from ..models import build_model
+from .config import TrainConfig
+
+_COPIES = {"adamw": 4, "adam": 4, "sgd": 2}
+"""Tensors of the size of the parameters that back-propagation keeps: theirs, the gradient's and the optimizer's."""
+
+
+def check_memory(config: TrainConfig, vocab_size: int, device: str) -> None:
+    """Refuses a model or a batch that can't fit.
+
+    What is compared is the least that a step needs, so a run that passes may still run out of memory. device: "cpu" or
+    "cuda", for the model; batches are made in the CPU's memory.
+
+    Raises UsageError.
+    """
+    model = _parameter_bytes(config, vocab_size) * (1 if config.solver == "zo" else _COPIES.get(config.optimizer, 2))
+    rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
+    states = 4 * rows * (config.hidden_size + (config.memory_slots or 0) * (config.memory_width or 0))
+    free = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
+    sizes = ", ".join(flag(name) for name in ("hidden_size", "embed_dim"))
+    _compare(model, free, f"the model and what {config.solver} keeps of it", f"lower {sizes}")
+    _compare(states, free, "the states of a batch", "lower --batch-size, or give --micro-batch-size")
+    tokens = 16 * config.batch_size * max(config.context_length or 1, config.max_length or 1)
+    _compare(
+        tokens, available_memory(), "the tokens of a batch", "lower --batch-size, --context-length or --max-length"
+    )
+
+
+def available_memory() -> int:
+    """Returns how many bytes this process can still allocate: the least that the machine, its cgroup and RLIMIT_AS say.
+
+    2^63 if none of them says anything.
+    """
+    found = [1 << 63]
+    with suppress(OSError, ValueError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        kilobytes = {words[0]: int(words[1]) for words in lines}
+        found.append((kilobytes["MemAvailable:"] + kilobytes["SwapFree:"]) * 1024)
+    with suppress(OSError, ValueError):  # "max" is not a number
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with suppress(OSError, ValueError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            found.append(limit - pages * resource.getpagesize())
+    return max(min(found), 0)
+
+
+def _parameter_bytes(config: TrainConfig, vocab_size: int) -> int:
+    try:
+        model = build_model(
+            config.model,
+            vocab_size,
+            embed_dim=config.embed_dim,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            memory_slots=config.memory_slots,
+            memory_width=config.memory_width,
+            device="meta",
+        )
+    except RuntimeError as error:  # its size overflows
+        raise UsageError(f"the model is too large: {error}") from error
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _compare(needed: int, free: int, what: str, advice: str) -> None:
+    if needed > free:
+        raise UsageError(f"{what} take at least {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free: {advice}")
