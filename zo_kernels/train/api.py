@@ -83,8 +83,9 @@ def run(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
     Ctrl-C stops the run after restoring the parameters: the files are written and the result says `interrupted`. Before
     there is a run, it raises KeyboardInterrupt. SIGTERM ends the run in the same way, and then takes its usual effect.
 
-    Raises UsageError for a config that can't be run or can't take its first step, JournalError or CheckpointError if a run to be resumed or forked
-    is damaged, and ReplicaError or ProcessGroupError under torchrun if another process is lost.
+    Raises UsageError for a config that can't be run or can't take its first step, JournalError or CheckpointError if a
+    run to be resumed or forked is damaged, and ReplicaError or ProcessGroupError under torchrun if another process is
+    lost.
     """
     check(config)
     gate = InterruptGate()
