@@ -1,6 +1,7 @@
 """`python -m zo_kernels.generate`: what it prints and when, its exit codes, and what it says of bad input."""
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,17 @@ def test_it_prints_the_prompt_and_what_the_library_generates(text: Printed, run:
         tokens = generate(run.model, state, 40, generator=torch.Generator().manual_seed(7), **keywords)
         expected = "ab|" + run.decode(tokens) + "\n"
         assert text("--prompt", "ab|", "--tokens", "40", "--seed", "7", *options) == expected
+
+
+def test_control_characters_are_shown_unless_raw(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "vocabulary.json").write_text(json.dumps(["\x1b", "\x07", "\x9b", "\n", "|"]))
+    command = ["--run", str(folder), "--prompt=\n\x1b|", "--tokens", "60"]
+    assert main([*command, "--raw"]) == 0
+    raw = capsys.readouterr().out
+    assert set("\x1b\x07\x9b") <= set(raw[3:])
+    assert main(command) == 0
+    escaped = raw.replace("\x1b", r"\x1b").replace("\x07", r"\x07").replace("\x9b", r"\x9b")
+    assert capsys.readouterr().out == escaped
 
 
 def test_same_command_same_text(text: Printed) -> None:

@@ -125,6 +125,19 @@ def test_refuses_what_requires_a_gradient(name):
             assert torch.equal(op(x), op(before))
 
 
+@each_in_place
+def test_inference_tensors_change_in_inference_mode_only(op):
+    with torch.inference_mode():
+        x = torch.ones(5)
+        op(x)
+    before = x.clone()
+    with pytest.raises(RuntimeError, match="x is an inference tensor, which must not change outside inference mode"):
+        op(x)
+    assert torch.equal(x, before)
+    with pytest.raises(RuntimeError, match="out is an inference tensor"):
+        zo.ops.apply_probe(torch.zeros(5), 0.5, 3, out=x)
+
+
 def test_refuses_only_that():
     """Neither a tensor without gradient under grad mode, nor rows that require one."""
     assert not zo.ops.apply_probe(torch.zeros(5), 0.5, 3).requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -61,7 +62,8 @@ def _continue_text(config: GenerateConfig) -> None:
     if config.save_state is not None:
         save_state(config.save_state, state, run)
 
-    _show(config.prompt)
+    shown = str if config.raw else _escape_controls
+    _show(shown(config.prompt))
     tokens = generate(
         run.model,
         state,
@@ -71,8 +73,12 @@ def _continue_text(config: GenerateConfig) -> None:
         generator=torch.Generator().manual_seed(config.seed),
     )
     for token in tokens:
-        _show(run.symbols[token])
+        _show(shown(run.symbols[token]))
     _show("\n")
+
+
+def _escape_controls(text: str) -> str:
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _show(text: str) -> None:

@@ -32,6 +32,9 @@ class GenerateConfig:
     """Seed of the sampling. The same command prints the same text."""
     threads: int = 1
     """CPU threads. More than one helps with large models only."""
+    raw: bool = False
+    """Print control characters as they are. By default they are shown as escapes, such as \\x1b, for a terminal obeys
+    them; newlines, carriage returns and tabs are always printed."""
     save_state: Annotated[Path | None, option("FILE", "optional")] = None
     """File to save the state after the prompt to, so that it can be continued later without reading it again."""
     load_state: Annotated[Path | None, option("FILE", "optional")] = None

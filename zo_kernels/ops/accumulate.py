@@ -16,11 +16,11 @@ from ..backends.base import Update
 from ..distributions import is_exact_in_place
 from .checks import (
     check_call,
-    check_no_grad,
     check_probe,
     check_rows,
     check_tensor,
     check_update,
+    check_writable,
     seed_to_int64,
     seeds_to_tensor,
 )
@@ -154,7 +154,7 @@ def accumulate_probes_(
 
     grid is 0 (no rounding) or a power of two.
     """
-    check_no_grad(x)
+    check_writable(x)
     check_call(offset, distribution)
     if isinstance(coeffs, np.ndarray):
         coeffs = torch.from_numpy(np.array(coeffs, np.float64, order="C"))  # a copy: torch knows no negative strides

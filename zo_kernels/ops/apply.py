@@ -28,6 +28,7 @@ from .checks import (
     check_probe,
     check_scalar,
     check_tensor,
+    check_writable,
     seed_to_int64,
     seeds_to_tensor,
 )
@@ -104,7 +105,7 @@ _apply_in_place_op = register(
 
 def apply_probe_(x: Tensor, alpha: float, seed: int, *, offset: int = 0, distribution: str = "rademacher") -> Tensor:
     """Adds alpha * p(seed) to x, in one pass and without a temporary. Returns x."""
-    check_no_grad(x)
+    check_writable(x)
     check_call(offset, distribution)
     _apply_in_place_op(x, alpha, seed_to_int64(seed), offset=offset, distribution=distribution)
     return x
@@ -184,7 +185,7 @@ def apply_probe(
         return _apply_op(x, alpha, seed, offset=offset, dtype=dtype or x.dtype, distribution=distribution)
     if dtype is not None and dtype != out.dtype:
         raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
-    check_no_grad(out, "out")
+    check_writable(out, "out")
     _apply_out_op(x, out, alpha, seed, offset=offset, distribution=distribution)
     return out
 
@@ -239,7 +240,7 @@ def apply_probes(
         out = x.new_empty((seeds.numel(), 2, *x.shape), dtype=dtype or x.dtype)
     elif dtype is not None and dtype != out.dtype:
         raise TypeError(f"dtype is {dtype}, but out has {out.dtype}: give one of them")
-    check_no_grad(out, "out")
+    check_writable(out, "out")
     _apply_probes_op(x, out, alpha, seeds, offset=offset)
     return out
 
@@ -271,7 +272,7 @@ def swap_probe_(x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed
     This leaves one probe and enters the next. Both sums are rounded, so the result is that of two calls of
     `apply_probe_`, except that for 16-bit dtypes the first sum stays in float32.
     """
-    check_no_grad(x)
+    check_writable(x)
     check_call(offset)
     _swap_op(x, alpha, seed_to_int64(seed), next_alpha, seed_to_int64(next_seed), offset=offset)
     return x

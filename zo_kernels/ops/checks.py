@@ -38,6 +38,15 @@ def check_no_grad(x: Tensor, name: str = "x") -> None:
         )
 
 
+def check_writable(x: Tensor, name: str = "x") -> None:
+    """As `check_no_grad`, for a tensor that the op changes. Torch refuses such changes too."""
+    check_no_grad(x, name)
+    if torch.compiler.is_compiling():  # which knows no is_inference
+        return
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{name} is an inference tensor, which must not change outside inference mode: clone it")
+
+
 def check_call(offset: int, distribution: str = "rademacher") -> None:
     """Refuses what does not fit the arguments of an op; `check_probe` refuses the rest."""
     if not isinstance(offset, INTEGERS):
