@@ -135,7 +135,7 @@ uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t 
 void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters,
                          const std::array<int64_t, 4>& sizes, uintptr_t tokens, uintptr_t targets, int64_t batch_size,
                          int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, bool bfloat16,
-                         uintptr_t h, uintptr_t c, uintptr_t nats, uintptr_t logits) {
+                         uintptr_t h, uintptr_t c, uintptr_t nats, uintptr_t correct, uintptr_t logits) {
   if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
   if (to_dtype(dtype) == DType::kFloat64) throw std::invalid_argument("the population forward computes in float32");
   if (num_signs != 1 && num_signs != 2) throw std::invalid_argument("num_signs is neither 1 nor 2");
@@ -173,6 +173,7 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   args.h = reinterpret_cast<float*>(h);
   args.c = reinterpret_cast<float*>(c);
   args.nats = reinterpret_cast<double*>(nats);
+  args.correct = reinterpret_cast<int64_t*>(correct);
   args.logits = reinterpret_cast<float*>(logits);
   zo::cpu::evaluate_population(args);
 }

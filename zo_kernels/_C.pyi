@@ -103,6 +103,7 @@ def evaluate_population(
     h: int,
     c: int,
     nats: int,
+    correct: int,
     logits: int,
 ) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...

@@ -41,6 +41,7 @@ def arguments(case, distribution="rademacher"):
             {},
         ),
         "recurrent_logits": ((weights, "lstm", tokens, states), {}),
+        "recurrent_score": ((weights, "lstm", tokens, targets, states), {}),
     }
 
 

@@ -187,6 +187,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def recurrent_score(
+        self, weights: RecurrentWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the sum of nats at theta and how many targets have the largest logit: float64 and int64 scalars.
+
+        Of equal logits the first counts. states, each [N, B, D], are those before the first token, and are overwritten
+        with those after the last.
+        """
+
+    @abstractmethod
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         """Returns logits [B, V] after the last of tokens int64 [B, T], at theta.
 

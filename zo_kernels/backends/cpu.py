@@ -135,7 +135,7 @@ class CpuBackend(Backend):
         nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
         if len(seeds) == 0:  # an empty tensor has no address
             return nats
-        _evaluate(weights, tokens, targets, seeds, 2, eps, precision == "bfloat16", states, nats, None)
+        _evaluate(weights, tokens, targets, seeds, 2, eps, precision == "bfloat16", states, nats)
         return nats
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -143,8 +143,17 @@ class CpuBackend(Backend):
             return reference.recurrent_logits(weights, tokens, states)
         logits = torch.empty(len(tokens), len(weights.embedding), dtype=torch.float32)
         seeds, nats = np.zeros(1, np.int64), torch.zeros(1, dtype=torch.float64)
-        _evaluate(weights, tokens, None, seeds, 1, 0.0, False, states, nats, logits)
+        _evaluate(weights, tokens, None, seeds, 1, 0.0, False, states, nats, logits=logits)
         return logits
+
+    def recurrent_score(
+        self, weights: RecurrentWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if weights.bias.dtype == torch.float64:
+            return reference.recurrent_score(weights, tokens, targets, states)
+        nats, correct = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        _evaluate(weights, tokens, targets, np.zeros(1, np.int64), 1, 0.0, False, states, nats, correct=correct)
+        return nats[0], correct[0]
 
 
 def _evaluate(
@@ -157,9 +166,12 @@ def _evaluate(
     bfloat16: bool,
     states: Sequence[Tensor],
     nats: Tensor,
-    logits: Tensor | None,
+    correct: Tensor | None = None,
+    logits: Tensor | None = None,
 ) -> None:
-    """Calls the kernel, which writes `nats` [n, num_signs] and, if given, `logits` [B, V], and overwrites `states`.
+    """Calls the kernel, which writes `nats` [n, num_signs] and, if given, `correct` [n, num_signs] and `logits` [B, V].
+
+    It overwrites `states`.
 
     num_signs: 2 for theta + eps * p and theta - eps * p, 1 for the first alone.
     """
@@ -184,5 +196,6 @@ def _evaluate(
         addresses[0],
         addresses[1],
         nats.data_ptr(),
+        0 if correct is None else correct.data_ptr(),
         0 if logits is None else logits.data_ptr(),
     )

@@ -107,5 +107,10 @@ class ReferenceBackend(Backend):
     ) -> Tensor:
         return reference.recurrent_nats(weights, tokens, targets, seeds, eps, states)
 
+    def recurrent_score(
+        self, weights: RecurrentWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return reference.recurrent_score(weights, tokens, targets, states)
+
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         return reference.recurrent_logits(weights, tokens, states)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backends import backend_for
 from ..backends.base import CELLS, CellShape, RecurrentWeights
-from ..ops import recurrent_logits, recurrent_nats
+from ..ops import recurrent_logits, recurrent_nats, recurrent_score
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
 from ..params.space import flat_offsets
-from .language import States
+from .language import CALL_WORK, States
 from .recurrent_layer import RecurrentLayerLM
 
 
@@ -129,6 +130,23 @@ class RecurrentLM(RecurrentLayerLM):
         time, with perturbed copies in reused memory. See `zo_kernels.ops.recurrent_nats` for the error of bfloat16.
         """
         return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
+
+    def _scored_at_once(self, batch_size: int) -> int:
+        if not self._has_kernel():
+            return super()._scored_at_once(batch_size)
+        return max(1, int(CALL_WORK / (batch_size * self.num_products)))
+
+    def _score(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[float, int, States]:
+        if not self._has_kernel():
+            return super()._score(tokens_BT, targets_BT, states)
+        dtype = self.wide_dtype
+        carried = tuple(state.detach().to(dtype, copy=True).contiguous() for state in states)
+        nats, correct = recurrent_score(self._weights(perturbed=False), tokens_BT, targets_BT, carried)
+        return float(nats), int(correct), carried
+
+    def _has_kernel(self) -> bool:
+        device, dtype = self.device.type, self.wide_dtype
+        return device == "cpu" and dtype == torch.float32 and backend_for(device).fused_forward
 
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, V] after the last token, float32 (float64 if the parameters are), and the states there.

@@ -8,12 +8,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..backends.base import PRECISIONS
 from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
 
-_CALL_WORK = 1e11
+CALL_WORK = 1e11
 """Multiply-adds of one call of the CPU kernel: about a second on one core, since SIGINT can't interrupt a call."""
+
+_SCORED_FLOATS = 1 << 22
+"""Hidden states and logits of a segment that torch scores, as numbers: 16 MiB of float32, and the logits once more."""
 
 States = tuple[Tensor, ...]
 """The tensors that a model carries from token to token, in the order of its `state_names`."""
@@ -72,6 +76,36 @@ class LanguageModel(nn.Module):
 
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
+
+    @torch.no_grad()
+    def score(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, int]:
+        """The cross-entropy in nats, summed over the scored positions, and how many targets have the largest logit.
+
+        tokens_BT, targets_BT: as for `loss`, which differs by rounding. The tokens are read in segments, with the
+            states carried over, so that memory does not grow with T. On the CPU, recurrent models use the kernel of
+            `population_loss`.
+
+        Raises the errors of `loss`.
+        """
+        self.check_batch(tokens_BT, targets_BT)
+        length = self._scored_at_once(len(tokens_BT))
+        nats, correct, states = 0.0, 0, self.initial_states(len(tokens_BT))
+        for tokens, targets in zip(tokens_BT.split(length, 1), targets_BT.split(length, 1), strict=True):
+            part, right, states = self._score(tokens, targets, states)
+            nats, correct = nats + part, correct + right
+        return nats, correct
+
+    def _scored_at_once(self, batch_size: int) -> int:
+        """Number of tokens of a segment of `score`."""
+        return max(1, _SCORED_FLOATS // (batch_size * (self.hidden_size + self.vocab_size)))
+
+    def _score(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[float, int, States]:
+        """Scores a segment that begins at `states`, and returns the states at its end, too."""
+        logits_BTV, states = self.forward(tokens_BT, states)
+        scored = targets_BT != IGNORE_INDEX
+        logits_XV, targets_X = logits_BTV[scored].double(), targets_BT[scored]
+        nats = F.cross_entropy(logits_XV, targets_X, reduction="sum")
+        return float(nats), int((logits_XV.argmax(dim=-1) == targets_X).sum()), states
 
     @abstractmethod
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
@@ -222,7 +256,7 @@ class ModelPopulation:
         tokens, targets = self._batches[part]
         block = len(seeds) or 1
         if tokens.device.type == "cpu":
-            block = max(int(_CALL_WORK / (self.model.num_products * tokens.numel() * 2)), torch.get_num_threads())
+            block = max(int(CALL_WORK / (self.model.num_products * tokens.numel() * 2)), torch.get_num_threads())
         return torch.cat([self._nats(tokens, targets, some, eps) for some in seeds.split(block)])
 
     def _nats(self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float) -> Tensor:

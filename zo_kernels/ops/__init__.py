@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .accumulate import accumulate_probes_
 from .apply import apply_probe, apply_probe_, apply_probes, probe, swap_probe_
-from .recurrent import recurrent_logits, recurrent_nats
+from .recurrent import recurrent_logits, recurrent_nats, recurrent_score
 
 __all__ = [
     "accumulate_probes_",
@@ -30,5 +30,6 @@ __all__ = [
     "probe",
     "recurrent_logits",
     "recurrent_nats",
+    "recurrent_score",
     "swap_probe_",
 ]

@@ -58,6 +58,24 @@ def recurrent_nats(
 
 
 @torch.no_grad()
+def recurrent_score(
+    weights: RecurrentWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Returns the cross-entropy in nats at theta, summed over the scored positions, and how many targets are right.
+
+    A target is right if its logit is the largest; of equal ones the first counts. Returns a float64 and an int64 scalar
+    on the CPU. The arithmetic is that of `recurrent_nats`.
+
+    tokens: int64 or int32 [B, T]. targets: int64 [B, T], -100 for a position that is not scored. states: the cell's
+    states before the first token, each [N, B, D] of float32 (float64 for float64 weights). They are overwritten with
+    the states after the last token. Raises as `recurrent_nats` does.
+    """
+    cell, _, *tensors = weights
+    nats, correct = _recurrent_score_op(tensors, cell, tokens, targets, list(states))
+    return nats, correct
+
+
+@torch.no_grad()
 def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
     """Returns logits [B, V] after the last of tokens [B, T], float32 (float64 for float64 weights).
 
@@ -219,11 +237,40 @@ def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, stat
     return logits
 
 
+def _recurrent_score_fake(
+    weights: Sequence[Tensor], cell: str, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    _check_meta(weights, states, tokens=tokens, targets=targets)
+    device = "meta" if weights[0].is_meta else "cpu"
+    return torch.empty((), dtype=torch.float64, device=device), torch.empty((), dtype=torch.int64, device=device)
+
+
+def _recurrent_score(
+    weights: Sequence[Tensor], cell: str, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    checked = _check_weights(weights, cell, [-1] * 6)
+    (vocab_size, _), device = checked.embedding.shape, checked.bias.device
+    check_tokens(tokens, vocab_size)
+    check_targets(tokens, targets, vocab_size)
+    _check_states(checked, states, (), len(tokens))
+    nats, correct = backend_for(device.type).recurrent_score(
+        checked, tokens.to(device, torch.int64).contiguous(), targets.to(device).contiguous(), states
+    )
+    increment_version(states)
+    return nats, correct
+
+
 _recurrent_nats_op = register(
     "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
     "float eps, Tensor(a!)[] states, str precision) -> Tensor",
     _recurrent_nats,
     _recurrent_nats_fake,
+)
+_recurrent_score_op = register(
+    "recurrent_score(Tensor[] weights, str cell, Tensor tokens, Tensor targets, Tensor(a!)[] states) -> "
+    "(Tensor, Tensor)",
+    _recurrent_score,
+    _recurrent_score_fake,
 )
 _recurrent_logits_op = register(
     "recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor",

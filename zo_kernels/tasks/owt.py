@@ -42,8 +42,9 @@ class OpenWebText(Windows):
         context_length: int,
         seed: int,
         curriculum: int = 0,
+        eval_tokens: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, context_length=context_length, seed=seed, curriculum=curriculum)
+        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens)
         require_at_least(1, max_tokens=max_tokens)
         least = PARTS * (context_length + 1)
         if max_tokens < least:

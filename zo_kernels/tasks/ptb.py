@@ -26,9 +26,16 @@ class PennTreebank(CharacterWindows):
     """
 
     def __init__(
-        self, *, data: str | Path, batch_size: int, context_length: int, seed: int, curriculum: int = 0
+        self,
+        *,
+        data: str | Path,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        curriculum: int = 0,
+        eval_tokens: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, context_length=context_length, seed=seed, curriculum=curriculum)
+        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens)
         paths = [Path(data) / f"ptb.{part}.txt" for part in ("train", "valid", "test")]
         texts = [read_text(path) for path in paths]
         self.set_alphabet(texts[0])

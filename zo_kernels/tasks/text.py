@@ -23,9 +23,16 @@ class Text(CharacterWindows):
     """
 
     def __init__(
-        self, *, data: str | Path, batch_size: int, context_length: int, seed: int, curriculum: int = 0
+        self,
+        *,
+        data: str | Path,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        curriculum: int = 0,
+        eval_tokens: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, context_length=context_length, seed=seed, curriculum=curriculum)
+        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens)
         text = read_text(Path(data))
         require_characters(Path(data), text, PARTS * (context_length + 1), context_length)
         self.set_alphabet(text)

@@ -23,7 +23,7 @@ class Windows(Task):
     """Next-token prediction on windows of three token sequences, for training, validation and testing.
 
     A training batch consists of windows at random places, with all positions scored. The held-out sets consist of
-    adjacent windows, or of windows spread evenly if the sequence has more than `evaluated_tokens` tokens. All batches
+    adjacent windows, or of windows spread evenly if the sequence has more than eval_tokens tokens. All batches
     are [B, T].
 
     batch_size: B, number of windows of a batch.
@@ -31,19 +31,23 @@ class Windows(Task):
     seed: the run seed, in [0, 2^64).
     curriculum: number of steps over which the scored part of a training window grows from its first token to all of it;
         0 for no curriculum.
+    eval_tokens: number of tokens of a held-out set, but at least one window; None: `evaluated_tokens`.
 
-    Raises ValueError if batch_size or context_length is below 1 or curriculum below 0.
+    Raises ValueError if batch_size, context_length or eval_tokens is below 1 or curriculum below 0.
     """
 
     evaluated_tokens: ClassVar[int] = 1 << 16
 
-    def __init__(self, *, batch_size: int, context_length: int, seed: int, curriculum: int) -> None:
-        require_at_least(1, batch_size=batch_size, context_length=context_length)
+    def __init__(
+        self, batch_size: int, context_length: int, seed: int, curriculum: int, eval_tokens: int | None
+    ) -> None:
+        require_at_least(1, batch_size=batch_size, context_length=context_length, eval_tokens=eval_tokens or 1)
         require_at_least(0, curriculum=curriculum)
         self.batch_size = batch_size
         self.context_length = context_length
         self.seed = seed
         self.curriculum = curriculum
+        self.eval_tokens = self.evaluated_tokens if eval_tokens is None else eval_tokens
 
     def set_tokens(self, training: Tokens, validation: Tokens, test: Tokens) -> None:
         """Sets the sequences, each of at least T + 1 tokens of any integer dtype. vocab_size must be set before."""
@@ -79,7 +83,7 @@ class Windows(Task):
     def _spread(self, part: Tokens) -> list[Batch]:
         """Batches of adjacent windows, or of evenly spread windows if there would be too many."""
         windows = (len(part) - 1) // self.context_length
-        kept = min(windows, max(1, self.evaluated_tokens // self.context_length))
+        kept = min(windows, max(1, self.eval_tokens // self.context_length))
         starts = np.linspace(0, windows - 1, kept).astype(np.int64) * self.context_length
         return [self._windows(part, starts[i : i + self.batch_size]) for i in range(0, kept, self.batch_size)]
 

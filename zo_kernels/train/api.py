@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .device import choose_device
 from .find_lr import SearchResult, find_lr
 from .loggers import LOGGERS, Logger
-from .loop import Outcome, train
+from .loop import train
 from .ranks import Ranks
 from .record import FolderRecord, Record
 from .reporter import Reporter
@@ -161,8 +161,8 @@ def _train_in(
             run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
         )
     except CheckpointError as error:
-        outcome = Outcome(failure=outcome.failure or str(error))
-    print_summary(console, run, metrics)
+        outcome = replace(outcome, failure=outcome.failure or str(error))
+    print_summary(console, run, metrics, outcome.validating)
     console.print(f"files in {folder.path}")
     lines = [{k: v if v is not None and math.isfinite(v) else None for k, v in line.items()} for line in metrics]
     return TrainResult(config, folder.path, run.model, lines, outcome.interrupted, outcome.failure)

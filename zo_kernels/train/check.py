@@ -33,7 +33,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "split": SPLITS,
 }
 _POSITIVE = (
-    *("steps", "validate_every", "threads", "micro_batch_size"),
+    *("steps", "validate_every", "threads", "micro_batch_size", "eval_batch_size", "eval_tokens"),
     *("checkpoint_every", "keep_checkpoints", "check_every"),
 )
 _MOST_THREADS = 128

@@ -52,7 +52,8 @@ TASK_OPTIONS = tuple(field.name for field in fields(TaskOptions) if field.name !
 """Fields that apply to some tasks only."""
 
 FREE_ON_RESUME = (
-    *("resume", "device", "threads", "backend", "checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
+    *("resume", "device", "threads", "backend", "eval_batch_size"),
+    *("checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
     *(field.name for field in fields(ProcessOptions)),
 )
 """Fields that may change when a run is resumed, for they do not change what its steps compute.
@@ -68,6 +69,9 @@ def task_options(config: TrainConfig) -> dict[str, Any]:
 
 _RENAMED = {"gaf": "max_cosine_distance", "shard": "split", "heal": "repair"}
 """Fields of version 0.1, whose runs are still read, and their names now."""
+
+_ADDED: dict[str, Any] = {"eval_batch_size": None, "eval_tokens": None}
+"""Fields that version 0.1 did not have, and the values that mean what it did."""
 
 
 def as_json(config: TrainConfig) -> str:
@@ -90,7 +94,7 @@ def read_config(run: Path) -> TrainConfig:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error})") from error
     if isinstance(values, dict):
-        values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        values = _ADDED | {_RENAMED.get(name, name): value for name, value in values.items()}
     if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
         raise UsageError(f"{path} is not the config of a run, or of another version of zo_kernels")
     try:

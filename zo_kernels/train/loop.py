@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from ..distributed.replicas import Replicas
 from ..errors import (
     CheckpointError,
     DivergenceError,
@@ -23,11 +19,11 @@ from ..errors import (
 )
 from ..estimators import Estimate
 from ..interrupts import InterruptGate
-from ..models import LanguageModel
 from ..run.journal import Row, Scores
-from ..tasks import Batch, BatchSets, Score, score
+from ..tasks import Batch
 from .begin import Beginning
 from .divergence import DivergenceMonitor
+from .evaluate import evaluate, regroup
 from .ranks import Ranks
 from .record import Record
 from .repair import repair
@@ -42,10 +38,12 @@ class Outcome:
 
     interrupted: Ctrl-C or SIGTERM stopped it, on this rank or another.
     failure: Why no further step can be taken.
+    validating: Share of this process's time that went into validations, from 0 to 1.
     """
 
     interrupted: bool = False
     failure: str | None = None
+    validating: float = 0.0
 
 
 def train(beginning: Beginning, record: Record, gate: InterruptGate, ranks: Ranks) -> Outcome:
@@ -58,8 +56,13 @@ def train(beginning: Beginning, record: Record, gate: InterruptGate, ranks: Rank
 
     Raises ReplicaError if another rank failed or is gone.
     """
+    loop = _Loop(beginning, record, gate, ranks)
+    return replace(_end_of(loop), validating=loop.validating())
+
+
+def _end_of(loop: _Loop) -> Outcome:
     try:
-        _Loop(beginning, record, gate, ranks).go()
+        loop.go()
     except (KeyboardInterrupt, ReplicaStoppedError):
         return Outcome(interrupted=True)
     except (DivergenceError, GridRangeError, JournalError, CheckpointError) as error:
@@ -79,13 +82,14 @@ class _Loop:
         self._record = record
         self._gate = gate
         self._ranks = ranks
-        self._validation_batches = self._run.task.validation_batches()
+        self._validation_batches = regroup(self._run.task.validation_batches(), self._run.config)
         self._monitor = DivergenceMonitor(self._run.config.steps, settled=self._run.config.curriculum or 0)
-        self._clock = Clock()
+        self._clock, self._validation_clock = Clock(), Clock()
+        self._seconds_before = 0.0
 
     def go(self) -> None:
         record, config, start = self._record, self._run.config, self._beginning.step
-        self._clock.seconds = record.begin(start)
+        self._clock.seconds = self._seconds_before = record.begin(start)
         if not self._beginning.is_scored:
             self._scores_after(start)
         record.begin_metrics(start)
@@ -109,6 +113,12 @@ class _Loop:
                     f"stopped after step {done}: the loss is {row.loss:.3g} and has long been far above its best; "
                     "lower lr, or give --no-stop-on-divergence"
                 )
+
+    def validating(self) -> float:
+        """The share of this process's time that went into validations, so far."""
+        validating = self._validation_clock.seconds
+        training = self._clock.seconds - self._seconds_before
+        return validating / (validating + training) if validating + training > 0 else 0.0
 
     def _compare(self, done: int) -> None:
         """Compares the parameters of all ranks, so that none are saved that differ."""
@@ -147,12 +157,13 @@ class _Loop:
         scores: Scores = {}
         if done % config.validate_every == 0 or done in (self._beginning.first_step, config.steps):
             scores = self._measure(done, self._validation_batches, shown=True)
-        if done == config.steps and (test_batches := self._run.task.test_batches()):
-            scores = {**scores, **self._measure(done, test_batches, shown=False)}
+        if done == config.steps and (test_sets := self._run.task.test_batches()):
+            scores = {**scores, **self._measure(done, regroup(test_sets, config), shown=False)}
         return scores
 
-    def _measure(self, done: int, batches: BatchSets, *, shown: bool) -> Scores:
-        scores = evaluate(self._run.model, batches, self._run.device, self._gate, self._ranks.replicas)
+    def _measure(self, done: int, batches: Mapping[str, Sequence[Batch]], *, shown: bool) -> Scores:
+        with self._validation_clock.running():
+            scores = evaluate(self._run.model, batches, self._run.device, self._gate, self._ranks.replicas)
         self._record.scores(done, scores, shown=shown)
         return {name: (score.loss, score.accuracy) for name, score in scores.items()}
 
@@ -177,30 +188,3 @@ class Clock:
     def elapsed(self) -> float:
         """Returns the seconds so far."""
         return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-
-@torch.no_grad()
-def evaluate(
-    model: LanguageModel, batch_sets: BatchSets, device: torch.device, gate: InterruptGate, replicas: Replicas | None
-) -> dict[str, Score]:
-    """Scores the model on each set of batches, which replicas divide. Can be interrupted between batches."""
-
-    def score_of(batch: Batch) -> list[float]:
-        with gate.open():  # not around the exchange, where the other ranks would be left waiting
-            tokens, targets = batch.to(device)
-            logits, _ = model(tokens)
-            return list(astuple(score(logits, targets)))
-
-    scores = {}
-    for name, batches in batch_sets.items():
-
-        def rows(mine: slice, batches: Sequence[Batch] = batches) -> Tensor:
-            return torch.tensor([score_of(batch) for batch in batches[mine]], dtype=torch.float64)
-
-        count = len(batches)
-        sums = rows(slice(0, count)) if replicas is None else replicas.exchange(rows, count, (3,))
-        total = Score(nats=0.0, correct=0, count=0)
-        for nats, correct, scored in sums.tolist():
-            total += Score(nats, int(correct), int(scored))
-        scores[name] = total
-    return scores

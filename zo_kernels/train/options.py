@@ -58,6 +58,8 @@ class RunOptions:
     """Seed of the initial parameters, the batches and the probes. The same seed gives the same run."""
     validate_every: int = 50
     """Steps between validations."""
+    eval_batch_size: Annotated[int | None, option("INT", "default: that of a batch, at least 64")] = None
+    """Sequences scored at once at a validation. Scores depend on it by rounding only."""
     stop_on_divergence: bool = True
     """Stop the run when its loss has risen far above its best and stays there."""
     device: Annotated[str, choice(DEVICES)] = "auto"
@@ -86,6 +88,8 @@ class TaskOptions:
     """Maximum number of tokens to take from the dataset."""
     context_length: Annotated[int | None, _task_option("context_length")] = None
     """Tokens in a training sequence. Tokens are characters, except for owt."""
+    eval_tokens: Annotated[int | None, _task_option("eval_tokens", unset="default: 65536, or 4096 for owt")] = None
+    """Maximum number of tokens to score of each held-out part of a text, in windows spread over it."""
     max_length: Annotated[int | None, _task_option("max_length")] = None
     """Maximum number of letters, or of digits of a number, in training."""
     longer_length: Annotated[int | None, _task_option("longer_length", unset="default: twice --max-length")] = None

@@ -65,8 +65,11 @@ def _step(config: TrainConfig) -> str:
     return f"{', '.join(parts)} (eps {config.eps:g})"
 
 
-def print_summary(console: Console, run: Run, metrics: Sequence[Metrics]) -> None:
-    """Prints the first and last losses and accuracies, the time, and the number of probes left out."""
+def print_summary(console: Console, run: Run, metrics: Sequence[Metrics], validating: float = 0.0) -> None:
+    """Prints the first and last losses and accuracies, the time, and the number of probes left out.
+
+    validating: share of this process's time that went into validations, from 0 to 1.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("", "first loss", "last loss", "first accuracy", "last accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -82,13 +85,14 @@ def print_summary(console: Console, run: Run, metrics: Sequence[Metrics]) -> Non
         return
     taken = len(seconds)
     if run.config.solver == "bptt":
-        console.print(f"{taken:,} steps in {seconds[-1]:.1f} s, {taken / seconds[-1]:,.1f} steps/s")
+        rate = f"{taken / seconds[-1]:,.1f} steps/s"
+        console.print(f"{taken:,} steps in {seconds[-1]:.1f} s, {rate}; {validating:.0%} of the time validating")
         return
     probes = taken * run.config.probes
     skipped = sum(_values(metrics, "skipped_probes"))
     console.print(
         f"{taken:,} steps in {seconds[-1]:.1f} s, {probes / seconds[-1]:,.0f} probes/s; "
-        f"{skipped:,} of {probes:,} probes left out (loss not finite)"
+        f"{skipped:,} of {probes:,} probes left out (loss not finite); {validating:.0%} of the time validating"
     )
 
 

@@ -25,6 +25,8 @@ void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
   m.maximum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.sum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.at_target = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
+  m.leads = carver.take<bool>(plan.args->correct ? plan.chunk_blocks * plan.tile_lanes : 0);
+  m.correct = carver.take<int64_t>(plan.args->correct ? plan.chunk_blocks : 0);
   m.nats = carver.take<double>(plan.chunk_blocks);
 }
 
@@ -195,7 +197,10 @@ class Evaluation {
         isa_.output(plan_, m, scratch, chunk, first, last, nullptr);
       });
       for (int64_t i = 0; i < team.count; ++i)
-        for (int64_t block = 0; block < blocks; ++block) args_.nats[team.first + i] += team.members[i].nats[block];
+        for (int64_t block = 0; block < blocks; ++block) {
+          args_.nats[team.first + i] += team.members[i].nats[block];
+          if (args_.correct) args_.correct[team.first + i] += team.members[i].correct[block];
+        }
     }
     if (args_.logits && chunk + 1 == plan_.num_chunks) {
       const int64_t last_positions = (steps - 1) * plan_.batch_lanes;
@@ -212,6 +217,7 @@ class Evaluation {
     m.seed = args_.seeds[index / args_.num_signs];
     m.eps = static_cast<float>(index % args_.num_signs == 0 ? args_.eps : -args_.eps);
     args_.nats[index] = 0.0;
+    if (args_.correct) args_.correct[index] = 0;
     std::memset(m.hidden, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
     if (plan_.has_cell) std::memset(m.cell, 0, static_cast<size_t>(plan_.cell_size()) * sizeof(float));
     if (!args_.h) return;

@@ -87,6 +87,8 @@ struct Member {
   float* maximum;    // running logsumexp of each position of the chunk: [block][tile_lanes], and its sum
   float* sum;
   float* at_target;  // logit of the target
+  bool* leads;       // whether that is above all logits before it; for `correct` only, as the next
+  int64_t* correct;  // [block]: of this chunk
   double* nats;      // [block]: of this chunk
 };
 
@@ -109,7 +111,7 @@ struct PopulationKernels {
   // All steps of a chunk for items [first, last): an item is a tile of a head (head * tiles + tile), or in the narrow
   // layout a head.
   void (*recurrence)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first, int64_t last);
-  // Scores position blocks [first, last) of a chunk into member.nats; with `logits` [B, V] instead writes the logits of
+  // Scores position blocks [first, last) of a chunk into member.nats and member.correct; with `logits` [B, V] instead writes the logits of
   // the chunk's last step.
   void (*output)(const Plan&, const Member&, const Scratch&, int64_t chunk, int64_t first_block, int64_t last_block,
                  float* logits);

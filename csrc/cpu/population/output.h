@@ -35,6 +35,15 @@ ZO_INLINE double nats_of_block(const int32_t* target, int count, const float* ma
   return nats + __builtin_log(product);
 }
 
+// How many scored positions of a block have the largest logit at their target, and at no token before it.
+ZO_INLINE int64_t correct_of_block(const int32_t* target, int count, const float* maximum, const float* at_target,
+                                   const bool* leads) {
+  int64_t correct = 0;
+  for (int lane = 0; lane < count; ++lane)
+    correct += target[lane] >= 0 && leads[lane] && at_target[lane] == maximum[lane];
+  return correct;
+}
+
 struct PositionBlock {
   const float* hidden;  // [word][width]
   int64_t position;     // its first position, counted over steps and lanes of the whole context
@@ -60,6 +69,15 @@ ZO_INLINE void score_panel(const Plan& plan, const Member& m, const PositionBloc
                            int64_t rows, const float* logits) {
   float* at = m.maximum + block * plan.tile_lanes;
   float* sum = m.sum + block * plan.tile_lanes;
+  if (plan.args->correct) {  // before `maximum` has this panel's logits, too
+    for (int lane = 0; lane < b.count; ++lane) {
+      const int64_t row = plan.target[b.position + lane] - first;
+      if (row < 0 || row >= rows) continue;
+      float best = at[lane];
+      for (int64_t r = 0; r < row; ++r) best = logits[r * b.width + lane] > best ? logits[r * b.width + lane] : best;
+      m.leads[block * plan.tile_lanes + lane] = logits[row * b.width + lane] > best;
+    }
+  }
   with_vectors(b.width, [&](auto vectors) { add_to_logsumexp<decltype(vectors)::value>(logits, rows, at, sum); });
   for (int lane = 0; lane < b.count; ++lane) {
     const int64_t row = plan.target[b.position + lane] - first;
@@ -118,5 +136,8 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
     const PositionBlock b = position_block(plan, m, chunk, block);
     const int64_t at = block * plan.tile_lanes;
     m.nats[block] = nats_of_block(plan.target + b.position, b.count, m.maximum + at, m.sum + at, m.at_target + at);
+    if (plan.args->correct)
+      m.correct[block] =
+          correct_of_block(plan.target + b.position, b.count, m.maximum + at, m.at_target + at, m.leads + at);
   }
 }

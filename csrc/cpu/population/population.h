@@ -47,6 +47,8 @@ struct PopulationArgs {
   float* c;  // likewise, for a cell that has it
 
   double* nats;   // [num_seeds, num_signs]: sum over the scored positions of -log p(target)
+  // [num_seeds, num_signs]: scored positions whose target has the largest logit, the first of equal ones; or null
+  int64_t* correct;
   float* logits;  // [num_seeds, num_signs, B, V] after the last token, or null
 };
 

@@ -107,3 +107,20 @@ def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence
     for state, last in zip(states, current, strict=True):
         state.copy_(last)
     return logits_of(exact, current[0]).to(states[0].dtype)
+
+
+def recurrent_score(
+    weights: RecurrentWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """See `Backend.recurrent_score`."""
+    exact = perturb(weights, 0.0, [None] * 6)
+    current = [state.double() for state in states]
+    nats, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    for t in range(tokens.shape[1]):
+        current = step(exact, tokens[:, t], current)
+        logits = logits_of(exact, current[0])
+        nats += F.cross_entropy(logits, targets[:, t], reduction="sum").cpu()
+        correct += (logits.argmax(dim=-1) == targets[:, t]).sum().cpu()  # no target is -100 by chance
+    for state, last in zip(states, current, strict=True):
+        state.copy_(last)
+    return nats, correct
