@@ -58,8 +58,8 @@ class RunOptions:
     """Seed of the initial parameters, the batches and the probes. The same seed gives the same run."""
     validate_every: int = 50
     """Steps between validations."""
-    eval_batch_size: Annotated[int | None, option("INT", "default: that of a batch, at least 64")] = None
-    """Sequences scored at once at a validation. Scores depend on it by rounding only."""
+    eval_batch_size: Annotated[int | None, option("INT", "default: at least 256")] = None
+    """Sequences scored at once at a validation; --micro-batch-size is a default too. Scores differ by rounding only."""
     stop_on_divergence: bool = True
     """Stop the run when its loss has risen far above its best and stays there."""
     device: Annotated[str, choice(DEVICES)] = "auto"
