@@ -65,6 +65,36 @@ void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t rows, in
                               make_update(undo_alpha, undo_seed, decay, grid), queue_of(device, stream));
 }
 
+// A list in device memory: int64 [count, 4], the fields of ListedPiece, whose pieces have so many tiles together.
+zo::cuda::PieceList to_list(uintptr_t rows, int64_t count, int64_t num_tiles, int dtype) {
+  if (rows == 0) throw std::invalid_argument("null address");
+  if (count < 1 || count > std::numeric_limits<int32_t>::max() || num_tiles < 0)
+    throw std::invalid_argument("this is not a list of pieces");
+  static_assert(sizeof(zo::cuda::ListedPiece) == 32, "a row is four 64-bit words");
+  return {reinterpret_cast<const zo::cuda::ListedPiece*>(rows), count, num_tiles, to_dtype(dtype)};
+}
+
+void apply_probe_list(uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t count, int64_t num_tiles,
+                      double alpha, uint64_t seed, int device, uintptr_t stream) {
+  zo::cuda::apply_probe(to_list(x, count, num_tiles, x_dtype), to_list(out, count, num_tiles, out_dtype), {alpha, seed},
+                        queue_of(device, stream));
+}
+
+void swap_probe_list(uintptr_t x, int dtype, int64_t count, int64_t num_tiles, double from_alpha, uint64_t from_seed,
+                     double to_alpha, uint64_t to_seed, int device, uintptr_t stream) {
+  zo::cuda::swap_probe(to_list(x, count, num_tiles, dtype), {from_alpha, from_seed}, {to_alpha, to_seed},
+                       queue_of(device, stream));
+}
+
+void accumulate_probes_list(uintptr_t x, int dtype, int64_t count, int64_t num_tiles, uintptr_t rows, int64_t num_rows,
+                            int shift, double undo_alpha, uint64_t undo_seed, double decay, double grid, int device,
+                            uintptr_t stream) {
+  check_seeds(rows, num_rows);
+  zo::cuda::accumulate_probes(to_list(x, count, num_tiles, dtype), reinterpret_cast<const zo::cuda::Row*>(rows),
+                              num_rows, shift, make_update(undo_alpha, undo_seed, decay, grid),
+                              queue_of(device, stream));
+}
+
 zo::cuda::PopulationArgs population_args(const std::array<int64_t, 4>& sizes, int64_t batch_size) {
   for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size})
     if (size < 1 || size > std::numeric_limits<int32_t>::max())
@@ -126,6 +156,9 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_apply_probes", &apply_probes, no_gil);
   m.def("cuda_swap_probe", &swap_probe, no_gil);
   m.def("cuda_accumulate_probes", &accumulate_probes, no_gil);
+  m.def("cuda_apply_probe_list", &apply_probe_list, no_gil);
+  m.def("cuda_swap_probe_list", &swap_probe_list, no_gil);
+  m.def("cuda_accumulate_probes_list", &accumulate_probes_list, no_gil);
   m.def("cuda_population_tiles", &population_tiles);
   m.def("cuda_population", &population, no_gil);
 }

@@ -170,6 +170,45 @@ def cuda_accumulate_probes(
     device: int,
     stream: int,
 ) -> None: ...
+def cuda_apply_probe_list(
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    count: int,
+    num_tiles: int,
+    alpha: float,
+    seed: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_swap_probe_list(
+    x: int,
+    dtype: int,
+    count: int,
+    num_tiles: int,
+    alpha: float,
+    seed: int,
+    next_alpha: float,
+    next_seed: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_accumulate_probes_list(
+    x: int,
+    dtype: int,
+    count: int,
+    num_tiles: int,
+    rows: int,
+    num_rows: int,
+    shift: int,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+    device: int,
+    stream: int,
+) -> None: ...
 def cuda_population_tiles(sizes: Sequence[int], batch_size: int, device: int) -> int: ...
 def cuda_population(
     parameters: Sequence[tuple[int, int]],

@@ -11,6 +11,8 @@ import torch
 
 import zo_kernels as zo
 from bench import usual
+from zo_kernels.backends.pieces import Pieces
+from zo_kernels.ops.lists import accumulate_probes_list, apply_probe_list
 
 from .timing import Figure, compare, in_turns
 
@@ -81,3 +83,19 @@ def members(device: str) -> Iterator[Figure]:
     call = {"ours": lambda: zo.ops.apply_probes(x, alpha, seeds, out=out)}
     ms = median(in_turns(device, call, rounds=50, flush=True)["ours"])
     yield {"name": "apply_probes, 96 of 150k", "figure": out.numel() * 4 / ms / 1e6, "unit": "GB/s", "ours_ms": ms}
+
+
+def lists(device: str) -> Iterator[Figure]:
+    """A list of 200 tensors of a small and of a large model against one tensor of as many elements: kernels alone."""
+    rows = torch.full((96,), 2.0**-20, dtype=torch.float64), torch.arange(96)
+    for size, numel in {"cuda": {"10M": 50_000, "1G": 5_000_000}, "cpu": {"1M": 500}}[device].items():
+        flat = torch.randn(200 * numel, device=device)
+        tensors = torch.randn(200, numel, device=device)
+        one, many = Pieces([flat], [0]), Pieces(tensors.unbind(), [-(-numel // 128) * 128 * k for k in range(200)])
+        for op, call in (
+            ("apply", lambda x: apply_probe_list(x, x, _EPS, 3, "rademacher")),
+            ("accumulate of 96 seeds", lambda x: accumulate_probes_list(x, *rows, "rademacher")),
+        ):
+            calls = {"list": lambda: call(many), "one": lambda: call(one)}
+            times = in_turns(device, calls, rounds=20 if numel < 10**6 else 5, flush=numel < 10**6)
+            yield compare(f"{op}: one tensor's time over that of 200, {size} in all", times["list"], times["one"])

@@ -13,6 +13,7 @@
 #include "../philox.h"
 #include "elements.h"
 #include "launch.h"
+#include "pieces.h"
 #include "runtime.h"
 
 namespace zo::cuda {
@@ -20,21 +21,17 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kMinThreadBlocks = 3;  // on a multiprocessor: 168 registers a thread
-constexpr int kTileElements = 32 * static_cast<int>(kBlockSigns);
 // 32 sums, the word of the undone probe, and padding that keeps 16-byte accesses free of bank conflicts.
 constexpr int kRowWords = 36;
 
 struct AccumulateArgs {
-  void* x;
-  int64_t numel;
-  uint64_t first_block;
+  Target x;
   const Row* rows;
   int64_t num_rows;
   double scale;  // 2^-shift
   bool has_undo, has_grid;
   double undo_alpha, decay, grid, per_grid;
   uint64_t undo_seed;
-  bool aligned;
 };
 
 template <class Compute>
@@ -72,19 +69,19 @@ __device__ inline Compute updated(Compute v, int32_t sum, uint32_t undo_word, in
 
 // Updates the elements whose sums are in `sums`: word k of each of the tile's 32 blocks.
 template <DType type>
-__device__ inline void update_words(const AccumulateArgs& args, const int32_t (&sums)[32][kRowWords], int64_t first,
-                                    int k, int lane) {
+__device__ inline void update_words(const AccumulateArgs& args, const ListedPiece& piece,
+                                    const int32_t (&sums)[32][kRowWords], int64_t first, int k, int lane) {
   using E = Element<type>;
   using Stored = typename E::Stored;
   using Compute = typename E::Compute;
   const Scalars<Compute> s = {static_cast<Compute>(args.scale), static_cast<Compute>(args.undo_alpha),
                               static_cast<Compute>(args.decay), static_cast<Compute>(args.grid),
                               static_cast<Compute>(args.per_grid)};
-  Stored* x = static_cast<Stored*>(args.x) + first + 32 * k;  // of the tile's first block
-  if (!args.aligned || args.numel - first < kTileElements) {
+  Stored* x = in_global_memory(static_cast<Stored*>(piece.data)) + first + 32 * k;  // of the tile's first block
+  if (!aligned(piece.data) || piece.numel - first < kTileElements) {
     for (int block = 0; block < 32; ++block) {
       const int at = 128 * block + lane;
-      if (first + 32 * k + at >= args.numel) return;
+      if (first + 32 * k + at >= piece.numel) return;
       const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
       x[at] = E::put(updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args));
     }
@@ -116,10 +113,12 @@ template <DType type>
 __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kernel(const AccumulateArgs args) {
   __shared__ __align__(16) int32_t turned[kWarps][32][kRowWords];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t tile = int64_t{blockIdx.x} * kWarps + warp;
+  const int64_t number = int64_t{blockIdx.x} * kWarps + warp;
+  const ListedPiece piece = piece_at(args.x, find_piece(args.x, number));
+  const int64_t tile = number - piece.first_tile;
   const int64_t first = tile * kTileElements;
-  if (first >= args.numel) return;  // the warp together
-  const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * 32 + static_cast<uint64_t>(lane);
+  if (first >= piece.numel) return;  // the warp together
+  const uint64_t block = piece.first_block + static_cast<uint64_t>(tile) * kTileBlocks + static_cast<uint64_t>(lane);
 
   uint32_t sum[128] = {};
   uint32_t total = 0;
@@ -142,20 +141,16 @@ __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kern
     }
     turned[warp][lane][32] = static_cast<int32_t>(undo.word[k]);
     __syncwarp();
-    update_words<type>(args, turned[warp], first, k, lane);
+    update_words<type>(args, piece, turned[warp], first, k, lane);
     __syncwarp();
   }
 }
 
-}  // namespace
-
-void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int64_t num_rows, int shift, int64_t offset,
+void launch_accumulate(const Target& x, int64_t tiles, DType type, const Row* rows, int64_t num_rows, int shift,
                        const Update& update, Queue queue) {
-  if (numel == 0) return;
+  if (tiles == 0) return;
   AccumulateArgs args = {};
   args.x = x;
-  args.numel = numel;
-  args.first_block = static_cast<uint64_t>(offset / kBlockSigns);
   args.rows = rows;
   args.num_rows = num_rows;
   args.scale = std::ldexp(1.0, -shift);
@@ -166,12 +161,23 @@ void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int6
   args.has_grid = update.grid != 0.0;
   args.grid = update.grid;
   args.per_grid = args.has_grid ? 1.0 / update.grid : 0.0;
-  args.aligned = aligned(x);
-  const int64_t tiles = (numel + kTileElements - 1) / kTileElements;
   const dim3 grid(static_cast<unsigned>((tiles + kWarps - 1) / kWarps));
   with_dtype(type, [&](auto t) {
     launch("accumulate_probes", &accumulate_kernel<t.value>, grid, 32 * kWarps, 0, queue, args);
   });
+}
+
+}  // namespace
+
+void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int64_t num_rows, int shift, int64_t offset,
+                       const Update& update, Queue queue) {
+  const int64_t tiles = (numel + kTileElements - 1) / kTileElements;
+  launch_accumulate(make_target(x, numel, offset), tiles, type, rows, num_rows, shift, update, queue);
+}
+
+void accumulate_probes(const PieceList& x, const Row* rows, int64_t num_rows, int shift, const Update& update,
+                       Queue queue) {
+  launch_accumulate(make_target(x), x.num_tiles, x.type, rows, num_rows, shift, update, queue);
 }
 
 }  // namespace zo::cuda

@@ -102,7 +102,7 @@ void with_dtype(DType type, Function function) {
   }
 }
 
-inline bool aligned(const void* address, int64_t stride_bytes = 0) {
+__host__ __device__ inline bool aligned(const void* address, int64_t stride_bytes = 0) {
   return (reinterpret_cast<uintptr_t>(address) | static_cast<uintptr_t>(stride_bytes)) % 16 == 0;
 }
 

@@ -12,6 +12,25 @@
 
 namespace zo::cuda {
 
+// Elements of a tile, of which a warp has one. The tiles of a list are numbered through.
+constexpr int64_t kListTileElements = 4096;
+
+// A piece of a list, in device memory. first_block: offset / 128. first_tile: of all tiles of the list.
+struct ListedPiece {
+  void* data;
+  int64_t numel;
+  uint64_t first_block;
+  int64_t first_tile;
+};
+
+// A list in device memory, of pieces of one data type; num_tiles is that of all pieces.
+struct PieceList {
+  const ListedPiece* at;
+  int64_t count;
+  int64_t num_tiles;
+  DType type;
+};
+
 // The stream to enqueue work on: a cudaStream_t of the device with this number.
 struct Queue {
   int device;
@@ -43,5 +62,11 @@ void apply_probes(const void* x, DType x_type, void* out, DType out_type, int64_
 // As zo::cpu::accumulate_probes, with rows [num_rows] in device memory.
 void accumulate_probes(void* x, DType type, int64_t numel, const Row* rows, int64_t num_rows, int shift, int64_t offset,
                        const Update& update, Queue queue);
+
+// The same for all pieces of a list, in one launch. The pieces of out have the sizes and offsets of those of x.
+void apply_probe(const PieceList& x, const PieceList& out, Term term, Queue queue);
+void swap_probe(const PieceList& x, Term from, Term to, Queue queue);
+void accumulate_probes(const PieceList& x, const Row* rows, int64_t num_rows, int shift, const Update& update,
+                       Queue queue);
 
 }  // namespace zo::cuda

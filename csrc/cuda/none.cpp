@@ -24,7 +24,9 @@ void apply_probes(const void*, DType, void*, DType, int64_t, const double*, cons
   refuse();
 }
 void accumulate_probes(void*, DType, int64_t, const Row*, int64_t, int, int64_t, const Update&, Queue) { refuse(); }
-
+void apply_probe(const PieceList&, const PieceList&, Term, Queue) { refuse(); }
+void swap_probe(const PieceList&, Term, Term, Queue) { refuse(); }
+void accumulate_probes(const PieceList&, const Row*, int64_t, int, const Update&, Queue) { refuse(); }
 
 int64_t tile_sequences(const PopulationArgs&, int) { refuse(); }
 int64_t batch_tiles(const PopulationArgs&, int) { refuse(); }

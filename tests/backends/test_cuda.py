@@ -3,19 +3,22 @@
 The kernels themselves are tested in tests/csrc/test_cuda.cpp.
 """
 
-import ctypes
-
 import numpy as np
 import pytest
 import torch
 
 import zo_kernels as zo
+from tests.backends.kernels_on_the_cpu import KernelsOnTheCpu
+from tests.backends.list_checks import CHECKS
+from tests.backends.op_checks import Place
 from tests.cases import DISTRIBUTIONS, FEW_CASES, SEEDS, assert_same_bits, make_values
 from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
 from zo_kernels import _C
-from zo_kernels.backends import BACKENDS, cpu, cuda
+from zo_kernels.backends import BACKENDS, cpu, cuda, gpu
 from zo_kernels.backends.base import Update
+from zo_kernels.backends.pieces import Pieces
 from zo_kernels.backends.recurrent import population_kernel
+from zo_kernels.ops.lists import accumulate_probes_list, apply_probe_list, swap_probe_list
 
 CALLS = {
     "cuda_probe": (256, 0, 10, 3, 0, 0, 0),
@@ -25,65 +28,13 @@ CALLS = {
     "cuda_accumulate_probes": (256, 0, 10, 1024, 1, 0, 0, 0.0, 0, 1.0, 0.0, 0, 0),
 }
 
+LIST_CALLS = {
+    "cuda_apply_probe_list": (256, 0, 256, 0, 10, 12, 1.0, 3, 0, 0),
+    "cuda_swap_probe_list": (256, 0, 10, 12, 1.0, 3, 1.0, 4, 0, 0),
+    "cuda_accumulate_probes_list": (256, 0, 10, 12, 1024, 1, 0, 0.0, 0, 1.0, 0.0, 0, 0),
+}
+
 POPULATION = ([(256, -1)] * 6, (5, 3, 1, 2), 256, 256, 2, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)
-
-
-class KernelsOnTheCpu:
-    """Stands in for _C: a CUDA call does with CPU memory what the kernel does with the device's."""
-
-    def __init__(self):
-        self.queues = []
-
-    def cuda_build(self):
-        return "CUDA"
-
-    def cuda_probe(self, *args):
-        self._at(args)
-        _C.probe(*args[:-2])
-
-    def cuda_apply_probe(self, *args):
-        self._at(args)
-        _C.apply_probe(*args[:-2])
-
-    def cuda_swap_probe(self, *args):
-        self._at(args)
-        _C.swap_probe(*args[:-2])
-
-    def cuda_apply_probes(self, x, x_dtype, out, out_dtype, numel, alpha, seeds, count, offset, *queue):
-        self._at(queue)
-        step = _read(alpha, 1, torch.float64)[0].item()
-        size = [4, 8, 2, 2][out_dtype] * numel
-        for i, seed in enumerate(_read(seeds, count, torch.int64).tolist()):
-            for s, sign in enumerate((1, -1)):
-                member = out + (2 * i + s) * size
-                _C.apply_probe(x, x_dtype, member, out_dtype, numel, sign * step, seed % 2**64, offset)
-
-    def cuda_accumulate_probes(self, x, dtype, numel, rows, count, *rest):
-        self._at(rest)
-        seeds, quantised = _read(rows, 2 * count, torch.int64).view(count, 2).t().contiguous()
-        q = quantised.to(torch.int32).contiguous()
-        _C.accumulate_probes(x, dtype, numel, q.data_ptr(), seeds.data_ptr(), count, *rest[:-2])
-
-    def cuda_population_tiles(self, sizes, batch_size, device):
-        assert device == 1
-        return 1
-
-    def cuda_population(
-        self, parameters, sizes, tokens, targets, batch, steps, seeds, n, eps, h, c, table, nats, *queue
-    ):
-        self._at(queue)
-        assert table
-        _C.evaluate_population(
-            0, 0, parameters, sizes, tokens, targets, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0
-        )
-
-    def _at(self, args):
-        self.queues.append(tuple(args[-2:]))
-
-
-def _read(address, count, dtype):
-    """A copy of `count` numbers of eight bytes."""
-    return torch.frombuffer(bytearray(ctypes.string_at(address, 8 * count) or b" " * 8), dtype=dtype)[:count]
 
 
 @pytest.fixture
@@ -191,6 +142,45 @@ class TestPopulationKernel:
             self.nats(dtype=torch.float64)
 
 
+@pytest.mark.parametrize("name", CHECKS)
+def test_lists(name, kernels):
+    CHECKS[name](Place("cuda", "cpu", thorough=True))
+
+
+def test_a_list_takes_one_call_and_one_table(kernels):
+    x = Pieces([torch.zeros(n) for n in (5000, 0, 3)], [0, 5120, 5120])
+    with zo.backend("cuda"):
+        apply_probe_list(x, x, 0.5, 3, "rademacher")
+        table = x.device_table
+        swap_probe_list(x, -0.5, 3, 0.25, 4)
+        accumulate_probes_list(x, torch.ones(1).double(), torch.ones(1).long(), "rademacher")
+    assert kernels.queues == [(1, 77)] * 3
+    assert table is x.device_table
+    assert table.rows[:, 0].tolist() == [t.data_ptr() for t in x.tensors]
+    assert table.rows[:, 1:].tolist() == [[5000, 0, 0], [0, 40, 2], [3, 40, 2]]
+    assert table.num_tiles == 3
+
+
+def test_lists_that_differ_are_refused(kernels):
+    x = Pieces([torch.zeros(5), torch.zeros(6)], [0, 128])
+    with zo.backend("cuda"):
+        for sizes, offsets in (((5, 7), (0, 128)), ((5, 6), (0, 256)), ((5,), (0,))):
+            out = Pieces([torch.zeros(n) for n in sizes], offsets)
+            with pytest.raises(ValueError, match=r"^the pieces of x and out differ in size or offset$"):
+                apply_probe_list(x, out, 0.5, 3, "rademacher")
+    assert not kernels.queues
+
+
+def test_the_first_use_of_a_list_is_not_captured(monkeypatch):
+    class OnGpu:
+        device, device_table = torch.device("cuda"), None
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"^a CUDA graph can't capture the first use of a list of tensors; use the "):
+        gpu.table_of(OnGpu())
+    assert OnGpu.device_table is None
+
+
 def test_the_queue_is_torchs_current_stream(monkeypatch):
     class Stream:
         cuda_stream = 1234
@@ -236,16 +226,16 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CALLS | LIST_CALLS)
 def test_a_kernel_without_a_device_raises_and_nothing_crashes(name):
     expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc was found"
     with pytest.raises(RuntimeError, match=expected):
-        getattr(_C, name)(*CALLS[name])
+        getattr(_C, name)(*(CALLS | LIST_CALLS)[name])
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CALLS | LIST_CALLS)
 def test_arguments_that_no_kernel_survives(name):
-    call, arguments = getattr(_C, name), list(CALLS[name])
+    call, arguments = getattr(_C, name), list((CALLS | LIST_CALLS)[name])
     for at, wrong, message in (
         (0, 0, "null address"),
         (1, 9, "dtype code 9"),
@@ -256,7 +246,7 @@ def test_arguments_that_no_kernel_survives(name):
         with pytest.raises(ValueError, match=message):
             call(*changed)
     changed = [-1 if value == 10 else value for value in arguments]
-    with pytest.raises(ValueError, match="numel is negative"):
+    with pytest.raises(ValueError, match="numel is negative" if name in CALLS else "this is not a list of pieces"):
         call(*changed)
 
 

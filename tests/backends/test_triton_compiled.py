@@ -15,6 +15,7 @@ from tests.cases import DTYPES
 from tests.device_code import Demands, Kernel, complaints, cuobjdump, read
 from zo_kernels.backends import triton
 from zo_kernels.backends.base import Update
+from zo_kernels.backends.pieces import Pieces
 
 pytestmark = [
     pytest.mark.skipif(cuobjdump() is None, reason="no Triton, or one without cuobjdump"),
@@ -66,10 +67,12 @@ class Compiler:
         self._driver.set_active(Driver(capability))
         try:
             getattr(BACKEND, method)(*args)
+            (kernel,) = self._launched
         finally:
             vars(self._driver).clear()
             vars(self._driver).update(before)
-        return self._launched.pop()
+            self._launched.clear()
+        return kernel
 
     def __call__(self, capability: int, method: str, *args: object) -> Kernel:
         path = self._folder / "kernel.cubin"
@@ -155,6 +158,34 @@ def test_accumulate_probes(compiler, capability, dtype):
     assert sum("IMAD" in text for text in kernel.longest_loop()) >= 128
 
 
+def listed(dtype: torch.dtype, *lengths: int) -> Pieces:
+    return Pieces([torch.zeros(n, dtype=dtype) for n in lengths], [4096 * k for k in range(len(lengths))])
+
+
+# Beside the kernels for one tensor, a search and a branch: of those that take seconds to compile, a few.
+few_pairs = pytest.mark.parametrize(("capability", "pair"), [p for p in PAIRS if p.values[1][1] == MIXED[1]], ids=str)
+
+
+@few_pairs
+def test_apply_probe_list(compiler, capability, pair):
+    """One launch, in which tiles that are aligned have wide accesses."""
+    x, out = (listed(dtype, 10, 3) for dtype in pair)
+    kernel = compiler(capability, "apply_probe_list", x, out, 0.5, 3, "rademacher")
+    assert_fit(kernel, Demands(128, *(accesses(dtype, APPLY_THREADS) for dtype in pair)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_swap_probe_list_and_accumulate_probes_list(compiler, dtype):
+    width = accesses(dtype, APPLY_THREADS) // 2
+    swap = compiler(90, "swap_probe_list", listed(dtype, 10, 3), 0.5, 3, 0.5, 4)
+    assert_fit(swap, Demands(80, width, width))
+    kernel = compiler(90, "accumulate_probes_list", listed(dtype, 10, 3), *rows(3), Update(), "rademacher")
+    width = accesses(dtype, ACCUMULATE_THREADS)
+    assert_fit(kernel, Demands(255 if dtype == torch.float64 else 208, width, width))
+    assert len(kernel.longest_loop()) < 3 * 128
+
+
 @pytest.mark.slow
 def test_addresses_that_are_not_aligned(compiler):
     """Views may start anywhere, and members of apply_probes do: an element at a time, the rest as before."""
@@ -174,7 +205,7 @@ INTEGERS = (0, 1, 16, -1, 2**31, 2**62, -(2**63))
 
 def test_scalars_sizes_and_offsets_share_a_kernel(compiler):
     """Triton makes a variant for integers of 1, multiples of 16, 32 and 64 bits unless it is told not to."""
-    kernels: dict[str, set[int]] = {"apply": set(), "accumulate": set(), "both": set()}
+    kernels: dict[str, set[int]] = {name: set() for name in ("apply", "accumulate", "both", "list")}
     for i in range(len(INTEGERS)):
         alpha, seed = SCALARS[i % len(SCALARS)], INTEGERS[i]
         offset = 128 * (0, 1, 16, 2**31, 2**40, 2**55, 3)[i]
@@ -187,9 +218,11 @@ def test_scalars_sizes_and_offsets_share_a_kernel(compiler):
         x = torch.zeros(16 * (i + 1))
         arguments = torch.zeros(n, 2, len(x)), torch.zeros(()).double(), torch.arange(n + i)[i:], offset
         both = compiler.compiled(90, "apply_probes", x, *arguments)
-        for name, kernel in (("apply", apply), ("accumulate", accumulate), ("both", both)):
+        pieces = listed(torch.float32, *range(1, 17 * i + 2))
+        moved = compiler.compiled(90, "apply_probe_list", pieces, pieces, alpha, seed, "rademacher")
+        for name, kernel in (("apply", apply), ("accumulate", accumulate), ("both", both), ("list", moved)):
             kernels[name].add(id(kernel))
-    assert {name: len(found) for name, found in kernels.items()} == {"apply": 1, "accumulate": 1, "both": 1}
+    assert {name: len(found) for name, found in kernels.items()} == dict.fromkeys(kernels, 1)
 
 
 def test_a_spill_would_be_seen(compiler, monkeypatch):

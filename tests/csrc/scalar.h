@@ -41,6 +41,7 @@ inline int sign(uint64_t seed, int64_t j) {
 }
 
 void test_distributions();  // test_distributions.cpp
+void test_lists();          // test_cuda_lists.cpp
 
 struct Range {
   int64_t numel, offset;

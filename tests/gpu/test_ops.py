@@ -5,14 +5,19 @@ What can be is done on the CPU too, against the reference and with small sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from tests.backends import list_checks
 from tests.backends.op_checks import CHECKS, Place
 from tests.cases import SEEDS, assert_same_bits, each_device, make_values, right_beside
 from zo_kernels.backends import BACKENDS
+from zo_kernels.backends.pieces import Pieces
+from zo_kernels.ops.lists import accumulate_probes_list, apply_probe_list
 
 ON_GPU = [pytest.param(backend, marks=pytest.mark.gpu) for backend in ("cuda", "triton", "reference")]
 
@@ -29,6 +34,12 @@ def device(backend: str) -> str:
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_case(name: str, backend: str, device: str) -> None:
     CHECKS[name](Place(backend, device, right_beside(device), thorough=device == "cuda"))
+
+
+@pytest.mark.parametrize("backend", ["cpu", *ON_GPU])
+@pytest.mark.parametrize("name", list_checks.CHECKS)
+def test_every_list(name: str, backend: str, device: str) -> None:
+    list_checks.CHECKS[name](Place(backend, device, right_beside(device), thorough=device == "cuda"))
 
 
 @pytest.mark.parametrize("backend", ["cpu", *ON_GPU[:2]])
@@ -83,6 +94,9 @@ def test_torchs_current_stream(backend: str, device: str) -> None:
         zo.ops.apply_probe(x, 0.25, 4, offset=256, out=x)
         zo.ops.swap_probe_(x, 0.5, 5, -0.25, 6, offset=256)
         zo.ops.accumulate_probes_(x, [0.5, -0.125], [7, 8], offset=256, decay=0.5)
+        pieces = Pieces([x[:50_048], x[50_048:]], [256, 50_304])
+        apply_probe_list(pieces, pieces, 0.25, 12, "rademacher")
+        accumulate_probes_list(pieces, torch.ones(1).double(), torch.ones(1).long(), "rademacher")
         x.copy_(zo.ops.apply_probes(x, 0.5, [9, 10], offset=256)[1, 1])
         return x.add_(zo.ops.probe(x.numel(), 11, offset=256, device=x.device))
 
@@ -100,19 +114,39 @@ def test_torchs_current_stream(backend: str, device: str) -> None:
     assert_same_bits(x.cpu(), expected)
 
 
+def captured(op: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        op()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        op()
+    return graph
+
+
+@pytest.mark.parametrize("backend", ON_GPU[:2])
+def test_a_graph_moves_a_list(backend: str, device: str) -> None:
+    """The use that compiles is the first of the list; a graph can't capture that."""
+    values = [make_values(n, torch.float32) for n in (0, 70_001, 3, 4096)]
+    x = Pieces([v.to(device, copy=True) for v in values], [128, 128, 70_144, 70_272])
+    with zo.backend(backend):
+        graph = captured(lambda: apply_probe_list(x, x, 0.25, 3, "rademacher"))
+        for t, v in zip(x.tensors, values, strict=True):
+            t.copy_(v)
+        graph.replay()
+    for t, v, offset in zip(x.tensors, values, x.offsets, strict=True):
+        with zo.backend("cpu"):
+            assert_same_bits(t.cpu(), zo.ops.apply_probe(v, 0.25, 3, offset=offset))
+
+
 @pytest.mark.parametrize("backend", ON_GPU[:2])
 def test_a_graph_reads_x_alpha_and_seeds_anew(backend: str, device: str) -> None:
     x, alpha = torch.zeros(70_001, device=device), torch.zeros(1, dtype=torch.float64, device=device)
     seeds = torch.zeros(3, dtype=torch.int64, device=device)
     out = torch.empty(3, 2, len(x), dtype=torch.bfloat16, device=device)
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
     with zo.backend(backend):
-        with torch.cuda.stream(side):
-            zo.ops.apply_probes(x, alpha, seeds, offset=384, out=out)  # compiles
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            zo.ops.apply_probes(x, alpha, seeds, offset=384, out=out)
+        graph = captured(lambda: zo.ops.apply_probes(x, alpha, seeds, offset=384, out=out))
     for turn in range(4):
         new_x, new_seeds = make_values(len(x), x.dtype, seed=turn), torch.tensor([turn, -turn - 1, 2**63 - 1 - turn])
         x.copy_(new_x)

@@ -143,7 +143,7 @@ class Backend(ABC):
         """
 
     def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
-        """As `apply_probe` for each piece. A backend with a kernel for lists does it in one call.
+        """As `apply_probe` for each piece. A backend with a kernel for lists does it in one call, or launch.
 
         out, of any dtype, has the sizes and offsets of x, or is x.
         """
@@ -151,7 +151,7 @@ class Backend(ABC):
             self.apply_probe(source, target, alpha, seed, offset, distribution)
 
     def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
-        """As `swap_probe` for each piece. A backend with a kernel for lists does it in one call."""
+        """As `swap_probe` for each piece, likewise."""
         for tensor, offset in zip(x.tensors, x.offsets, strict=True):
             self.swap_probe(tensor, alpha, seed, next_alpha, next_seed, offset)
 
@@ -164,7 +164,7 @@ class Backend(ABC):
         update: Update,
         distribution: str,
     ) -> None:
-        """As `accumulate_probes` for each piece. A backend with a kernel for lists does it in one call."""
+        """As `accumulate_probes` for each piece, likewise."""
         for tensor, offset in zip(x.tensors, x.offsets, strict=True):
             self.accumulate_probes(tensor, coeffs, shift, seeds, offset, update, distribution)
 

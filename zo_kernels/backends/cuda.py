@@ -14,14 +14,15 @@ from torch import Tensor
 
 from . import cpu
 from .base import DTYPES, PRECISIONS, RecurrentWeights, Update
-from .gpu import GpuBackend
+from .gpu import GpuBackend, rows_beside, table_of, tables_of
+from .pieces import Pieces
 from .recurrent import population_kernel
 
 _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MASK = 2**64 - 1
 
 
-def _queue(x: Tensor) -> tuple[int, int]:
+def _queue(x: Tensor | Pieces) -> tuple[int, int]:
     """Returns the tensor's device, which the launchers make current, and torch's current cudaStream_t on it."""
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
@@ -109,7 +110,7 @@ class CudaBackend(GpuBackend):
     ) -> None:
         if distribution != "rademacher":
             return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
-        rows = torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1)).to(x.device)
+        rows = rows_beside(x, seeds, coeffs)
         cpu._C.cuda_accumulate_probes(
             x.data_ptr(),
             _CODE[x.dtype],
@@ -118,6 +119,63 @@ class CudaBackend(GpuBackend):
             len(rows),
             shift,
             offset,
+            update.undo_alpha,
+            update.undo_seed & _MASK,
+            update.decay,
+            update.grid,
+            *_queue(x),
+        )
+
+    def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().apply_probe_list(x, out, alpha, seed, distribution)
+        table, target = tables_of(x, out)
+        cpu._C.cuda_apply_probe_list(
+            table.rows.data_ptr(),
+            _CODE[x.dtype],
+            target.rows.data_ptr(),
+            _CODE[out.dtype],
+            len(table.rows),
+            table.num_tiles,
+            alpha,
+            seed & _MASK,
+            *_queue(x),
+        )
+
+    def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
+        table = table_of(x)
+        cpu._C.cuda_swap_probe_list(
+            table.rows.data_ptr(),
+            _CODE[x.dtype],
+            len(table.rows),
+            table.num_tiles,
+            alpha,
+            seed & _MASK,
+            next_alpha,
+            next_seed & _MASK,
+            *_queue(x),
+        )
+
+    def accumulate_probes_list(
+        self,
+        x: Pieces,
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        update: Update,
+        distribution: str,
+    ) -> None:
+        if distribution != "rademacher":
+            return super().accumulate_probes_list(x, coeffs, shift, seeds, update, distribution)
+        table, rows = table_of(x), rows_beside(x, seeds, coeffs)
+        cpu._C.cuda_accumulate_probes_list(
+            table.rows.data_ptr(),
+            _CODE[x.dtype],
+            len(table.rows),
+            table.num_tiles,
+            rows.data_ptr(),
+            len(rows),
+            shift,
             update.undo_alpha,
             update.undo_seed & _MASK,
             update.decay,

@@ -13,9 +13,54 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..philox import BLOCK_SIGNS
 from .base import RecurrentWeights
+from .pieces import DeviceTable, Pieces
 from .recurrent import batched
 from .reference import ReferenceBackend
+
+TILE = 4096
+"""Elements of a tile, of which a warp or a program has one: what the tiles of a list are counted in."""
+
+
+def beside(x: Tensor | Pieces, values: Tensor) -> Tensor:
+    """Returns `values` on the device of x, copied from pinned memory so that the host need not wait."""
+    if values.device == x.device:
+        return values
+    return values.pin_memory().to(x.device, non_blocking=True)
+
+
+def rows_beside(x: Tensor | Pieces, seeds: npt.NDArray[np.int64], coeffs: npt.NDArray[np.generic]) -> Tensor:
+    """Returns seeds and quantised coefficients as the accumulating kernels read them: int64 [n, 2] on the device."""
+    return beside(x, torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1)))
+
+
+def table_of(x: Pieces) -> DeviceTable:
+    """Returns the table of a list on its device. The first call for a list waits for the copy.
+
+    Raises RuntimeError where that call is captured in a CUDA graph.
+    """
+    if x.device_table is None:
+        if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph can't capture the first use of a list of tensors; use the list once before"
+            )
+        addresses, numels, offsets = np.frombuffer(x.table, np.int64).reshape(-1, 3).T
+        tiles = -(-numels // TILE)
+        rows = np.stack((addresses, numels, offsets // BLOCK_SIGNS, tiles.cumsum() - tiles), axis=1)
+        x.device_table = DeviceTable(torch.from_numpy(rows).to(x.device), int(tiles.sum()))
+    if x.device.type == "cuda":  # else its memory could be reused while a kernel on another stream reads it
+        x.device_table.rows.record_stream(torch.cuda.current_stream(x.device))
+    return x.device_table
+
+
+def tables_of(x: Pieces, out: Pieces) -> tuple[DeviceTable, DeviceTable]:
+    """Returns both tables. Raises ValueError if the pieces differ in more than their addresses."""
+    if out is not x:
+        places, others = (np.frombuffer(pieces.table, np.int64).reshape(-1, 3)[:, 1:] for pieces in (x, out))
+        if not np.array_equal(places, others):
+            raise ValueError("the pieces of x and out differ in size or offset")
+    return table_of(x), table_of(out)
 
 
 class GpuBackend(ReferenceBackend):

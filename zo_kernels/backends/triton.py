@@ -21,7 +21,8 @@ from torch import Tensor
 from ..philox import BLOCK_SIGNS
 from . import cpu
 from .base import Update
-from .gpu import GpuBackend
+from .gpu import TILE, GpuBackend, beside, rows_beside, table_of, tables_of
+from .pieces import Pieces
 
 # No fused multiply-adds: each operation is rounded. Overflowing integers are meant; TRITON_DEBUG=1 would trap them.
 _OPTIONS = {"enable_fp_fusion": False, "sanitize_overflow": False}
@@ -66,15 +67,19 @@ def _bits(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-def _beside(x: Tensor, values: Tensor) -> Tensor:
-    """Returns `values` on the device of x, copied from pinned memory so that the host need not wait."""
-    if values.device == x.device:
-        return values
-    return values.pin_memory().to(x.device, non_blocking=True)
+def _bits_of(update: Update) -> tuple[int, ...]:
+    """Returns the arguments undo_alpha, undo_seed, decay, grid and per_grid of a kernel."""
+    per_grid = 1.0 / update.grid if update.grid else 0.0
+    return _bits(update.undo_alpha), update.undo_seed, _bits(update.decay), _bits(update.grid), _bits(per_grid)
 
 
 def _num_tiles(x: Tensor) -> int:
-    return -(-x.numel() // _kernels().TILE.value)
+    return -(-x.numel() // TILE)
+
+
+def _element(x: Pieces) -> object:
+    """Returns Triton's dtype for the elements of a list."""
+    return getattr(_kernels().tl, str(x.dtype).removeprefix("torch."))
 
 
 def _apply(x: Tensor, out: Tensor, terms: Sequence[tuple[float, int]], offset: int, reads: bool = True) -> None:
@@ -93,6 +98,29 @@ def _apply(x: Tensor, out: Tensor, terms: Sequence[tuple[float, int]], offset: i
             next_seed,
             offset // BLOCK_SIGNS,
             READS=reads,
+            NUM_TERMS=len(terms),
+            num_warps=_WARPS_PER_TERM * len(terms),
+            **_OPTIONS,
+        )
+
+
+def _apply_list(x: Pieces, out: Pieces, terms: Sequence[tuple[float, int]]) -> None:
+    """As `_apply` for each piece."""
+    table, target = tables_of(x, out)
+    if table.num_tiles == 0:
+        return
+    (alpha, seed), (next_alpha, next_seed) = terms[0], terms[-1]
+    with torch.cuda.device_of(table.rows):
+        _kernels().apply_list[(table.num_tiles,)](
+            table.rows,
+            target.rows,
+            len(table.rows),
+            _bits(alpha),
+            seed,
+            _bits(next_alpha),
+            next_seed,
+            X=_element(x),
+            OUT=_element(out),
             NUM_TERMS=len(terms),
             num_warps=_WARPS_PER_TERM * len(terms),
             **_OPTIONS,
@@ -138,8 +166,8 @@ class TritonBackend(GpuBackend):
                 x,
                 out,
                 x.numel(),
-                _beside(x, alpha.view(torch.int64)),
-                _beside(x, seeds),
+                beside(x, alpha.view(torch.int64)),
+                beside(x, seeds),
                 len(seeds),
                 offset // BLOCK_SIGNS,
                 ALIGNED=x.numel() % 16 == 0,
@@ -161,20 +189,52 @@ class TritonBackend(GpuBackend):
             return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
         if x.numel() == 0:
             return
-        rows = torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1))
+        rows = rows_beside(x, seeds, coeffs)
         with torch.cuda.device_of(x):
             _kernels().accumulate[(_num_tiles(x),)](
                 x,
                 x.numel(),
-                _beside(x, rows),
+                rows,
                 len(rows),
                 _bits(2.0**-shift),
                 offset // BLOCK_SIGNS,
-                _bits(update.undo_alpha),
-                update.undo_seed,
-                _bits(update.decay),
-                _bits(update.grid),
-                _bits(1.0 / update.grid if update.grid else 0.0),
+                *_bits_of(update),
+                num_warps=_ACCUMULATE_WARPS,
+                **_OPTIONS,
+            )
+
+    def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
+        if distribution != "rademacher":
+            return super().apply_probe_list(x, out, alpha, seed, distribution)
+        _apply_list(x, out, [(alpha, seed)])
+
+    def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
+        _apply_list(x, x, [(alpha, seed), (next_alpha, next_seed)])
+
+    def accumulate_probes_list(
+        self,
+        x: Pieces,
+        coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
+        shift: int,
+        seeds: npt.NDArray[np.int64],
+        update: Update,
+        distribution: str,
+    ) -> None:
+        if distribution != "rademacher":
+            return super().accumulate_probes_list(x, coeffs, shift, seeds, update, distribution)
+        table = table_of(x)
+        if table.num_tiles == 0:
+            return
+        rows = rows_beside(x, seeds, coeffs)
+        with torch.cuda.device_of(rows):
+            _kernels().accumulate_list[(table.num_tiles,)](
+                table.rows,
+                len(table.rows),
+                rows,
+                len(rows),
+                _bits(2.0**-shift),
+                *_bits_of(update),
+                X=_element(x),
                 num_warps=_ACCUMULATE_WARPS,
                 **_OPTIONS,
             )

@@ -1,11 +1,11 @@
-"""The Triton kernels that `zo_kernels.backends.triton` launches.
+"""The Triton kernels that `zo_kernels.backends.triton` launches: an op on a tensor, or on a list of them.
 
-A program owns tiles of 32 Philox blocks, 4096 elements. Where a tile begins is a 64-bit number, added to the pointers
-once; indices within it have 32 bits. Full tiles take a path without masks, where loads and stores are 16 bytes wide.
+A program owns a tile of 32 Philox blocks, 4096 elements. Where a tile begins is a 64-bit number, added to the pointers
+once.
 
 Scalars come as the bits of a float64 in an int64: Triton passes a Python float as a float32. They, and whatever else
 changes from call to call, are not specialised on: a kernel is compiled once for each combination of dtypes, and again
-for elements that are not aligned to 16 bytes.
+for a tensor that is not aligned to 16 bytes. The tensors of a list are looked at when the kernel runs.
 """
 
 # No `from __future__ import annotations`: Triton 3.3 takes a tl.constexpr in quotes for an ordinary argument.
@@ -13,127 +13,18 @@ for elements that are not aligned to 16 bytes.
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(not isinstance(tl.cdiv, triton.JITFunction))
-BLOCKS = tl.constexpr(32)
-TILE = tl.constexpr(32 * 128)
-SIGN_32 = tl.constexpr(0x80000000)
-SIGN_64 = tl.constexpr(0x8000000000000000)
-
-
-@triton.jit
-def _philox(seed: tl.int64, block: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The four words (uint32) of blocks `block` (int64) of stream 0.
-
-    Written out because tl.philox changed its interface between releases, and is Philox4x64 for 64-bit counters.
-    """
-    c0 = block.to(tl.uint32)
-    c1 = (block >> 32).to(tl.uint32)
-    c2 = tl.zeros_like(c0)
-    c3 = tl.zeros_like(c0)
-    k0 = seed.to(tl.uint32)
-    k1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
-    m0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
-    m1 = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
-    for _ in tl.static_range(10):
-        hi0 = tl.umulhi(m0, c0)
-        lo0 = m0 * c0
-        hi1 = tl.umulhi(m1, c2)
-        lo1 = m1 * c2
-        c0 = hi1 ^ c1 ^ k0
-        c1 = lo1
-        c2 = hi0 ^ c3 ^ k1
-        c3 = lo0
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def _tile_signs(seed: tl.int64, block: tl.int64) -> tl.tensor:
-    """uint32 [TILE]: the top bit is set where p(seed) is +1. `block` is the tile's first.
-
-    The compiler moves words [BLOCKS, 4] between threads, not elements, for it converts layouts before it broadcasts.
-    """
-    w0, w1, w2, w3 = _philox(seed, block + tl.arange(0, BLOCKS))
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCKS, 4, 1])
-    to_top = (31 - tl.arange(0, 32)).to(tl.uint32)
-    return tl.reshape(words << to_top[None, None, :], [TILE])
-
-
-@triton.jit
-def _times_sign(value: tl.tensor, signs: tl.tensor) -> tl.tensor:
-    """value where the top bit of `signs` is set, -value elsewhere."""
-    top = signs & SIGN_32
-    if value.dtype == tl.float64:
-        negated = value.to(tl.uint64, bitcast=True) ^ SIGN_64
-        return ((top.to(tl.uint64) << 32) ^ negated).to(tl.float64, bitcast=True)
-    else:
-        negated = value.to(tl.uint32, bitcast=True) ^ SIGN_32
-        return (top ^ negated).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _scalar(bits: tl.int64, stored: tl.constexpr) -> tl.tensor:
-    """A float64, given as its bits, in the dtype that elements stored as `stored` are computed in."""
-    value = bits.to(tl.uint64).to(tl.float64, bitcast=True)
-    if stored == tl.float64:
-        return value
-    else:
-        return value.to(tl.float32)
-
-
-@triton.jit
-def _load(x: tl.tensor, i: tl.tensor, left: tl.tensor) -> tl.tensor:
-    """Elements i, in the dtype they are computed in, of a tile that begins at x and has `left`, or all if None."""
-    v = tl.load(x + i) if left is None else tl.load(x + i, mask=i < left)
-    if v.dtype == tl.float64:
-        return v
-    elif v.dtype == tl.bfloat16:  # a shift, as the cast is on the GPU; the interpreter's cast misreads subnormals
-        return (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return v.to(tl.float32)
-
-
-@triton.jit
-def _store(out: tl.tensor, i: tl.tensor, v: tl.tensor, left: tl.tensor) -> None:
-    """Elements i of a tile, rounded to the dtype that `out` points to, float64 to 16 bits by way of float32."""
-    stored: tl.constexpr = out.dtype.element_ty
-    if stored == tl.float64:
-        rounded = v.to(tl.float64)
-    elif stored == tl.bfloat16 and INTERPRETED:  # whose cast truncates where the GPU's rounds
-        u = v.to(tl.float32).to(tl.uint32, bitcast=True)
-        is_nan = (u & 0x7FFFFFFF) > 0x7F800000
-        to_even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        rounded = tl.where(is_nan, 0x7FC0, to_even).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        rounded = v.to(tl.float32).to(stored)
-    if left is None:
-        tl.store(out + i, rounded)
-    else:
-        tl.store(out + i, rounded, mask=i < left)
-
-
-@triton.jit
-def _apply_tile(
-    x: tl.tensor,
-    out: tl.tensor,
-    left: tl.tensor,
-    alpha: tl.tensor,
-    seed: tl.int64,
-    next_alpha: tl.tensor,
-    next_seed: tl.int64,
-    block: tl.int64,
-    READS: tl.constexpr,
-    NUM_TERMS: tl.constexpr,
-) -> None:
-    i = tl.arange(0, TILE)
-    if READS:  # the load before the signs, that they are made while it is on its way
-        v = _load(x, i, left) + _times_sign(alpha, _tile_signs(seed, block))
-    else:
-        v = _times_sign(alpha, _tile_signs(seed, block))
-    if NUM_TERMS == 2:
-        v += _times_sign(next_alpha, _tile_signs(next_seed, block))
-    _store(out, i, v, left)
+from .triton_elements import (
+    BLOCKS,
+    TILE,
+    apply_tile,
+    load,
+    scalar,
+    store,
+    tile_signs,
+    times_sign,
+    update_tile,
+    weighted_sums,
+)
 
 
 @triton.jit(do_not_specialize=["numel", "alpha", "seed", "next_alpha", "next_seed", "block"])
@@ -155,12 +46,12 @@ def apply(
     out += tile * TILE
     block += tile * BLOCKS
     left = numel - tile * TILE
-    alpha = _scalar(alpha, x.dtype.element_ty)
-    next_alpha = _scalar(next_alpha, x.dtype.element_ty)
+    alpha = scalar(alpha, x.dtype.element_ty)
+    next_alpha = scalar(next_alpha, x.dtype.element_ty)
     if left >= TILE:
-        _apply_tile(x, out, None, alpha, seed, next_alpha, next_seed, block, READS, NUM_TERMS)
+        apply_tile(x, out, None, alpha, seed, next_alpha, next_seed, block, READS, NUM_TERMS)
     else:
-        _apply_tile(x, out, left.to(tl.int32), alpha, seed, next_alpha, next_seed, block, READS, NUM_TERMS)
+        apply_tile(x, out, left.to(tl.int32), alpha, seed, next_alpha, next_seed, block, READS, NUM_TERMS)
 
 
 @triton.jit(do_not_specialize=["numel", "alpha", "seeds", "num_seeds", "block"])
@@ -187,82 +78,19 @@ def apply_both(
     out += tile * TILE
     left = tl.minimum(numel - tile * TILE, TILE).to(tl.int32)
     i = tl.arange(0, TILE)
-    step = _scalar(tl.load(alpha), x.dtype.element_ty)
-    v = _load(x, i, left)
+    step = scalar(tl.load(alpha), x.dtype.element_ty)
+    v = load(x, i, left)
     for k in range(tl.program_id(1), num_seeds, tl.num_programs(1)):
-        moved = _times_sign(step, _tile_signs(tl.load(seeds + k), block + tile * BLOCKS))
+        moved = times_sign(step, tile_signs(tl.load(seeds + k), block + tile * BLOCKS))
         plus = out + 2 * k * numel
-        _store(plus, i, v + moved, left)
-        _store(plus + numel, i, v - moved, left)
+        store(plus, i, v + moved, left)
+        store(plus + numel, i, v - moved, left)
 
 
-@triton.jit
-def _add_weighted(sums: tl.tensor, word: tl.tensor, q: tl.tensor) -> tl.tensor:
-    k = tl.arange(0, 32).to(tl.uint32)
-    return sums + (word[None, :] >> k[:, None]) * q
+_UPDATE = ["scale", "undo_alpha", "undo_seed", "decay", "grid", "per_grid"]
 
 
-@triton.jit
-def _bit_sums(weighted: tl.tensor) -> tl.tensor:
-    """sum(q * bit k) from sum(q * (word >> k)), k = 0 .. 31: its difference to twice the next.
-
-    A thread has all 32 rows: picking the next takes no instruction once compiled.
-    """
-    k = tl.arange(0, 32)
-    is_next = k[None, :] == k[:, None] + 1
-    return weighted - 2 * tl.sum(tl.where(is_next[:, :, None], weighted[None, :, :], 0), axis=1)
-
-
-@triton.jit
-def _round_even(v: tl.tensor) -> tl.tensor:
-    """To the nearest integer, ties to even: beside 2^23, or 2^52 in float64, there are no bits for a fraction."""
-    if v.dtype == tl.float64:
-        large = 4503599627370496.0
-        sign = v.to(tl.uint64, bitcast=True) & SIGN_64
-        rounded = ((tl.abs(v) + large) - large).to(tl.uint64, bitcast=True)
-    else:
-        large = 8388608.0
-        sign = v.to(tl.uint32, bitcast=True) & SIGN_32
-        rounded = ((tl.abs(v) + large) - large).to(tl.uint32, bitcast=True)
-    return tl.where(tl.abs(v) < large, (rounded | sign).to(v.dtype, bitcast=True), v)
-
-
-@triton.jit
-def _update_word(
-    x: tl.tensor,
-    left: tl.tensor,
-    weighted: tl.tensor,
-    total: tl.tensor,
-    undo_word: tl.tensor,
-    WORD: tl.constexpr,
-    undo: tl.tensor,
-    decay: tl.tensor,
-    scale: tl.tensor,
-    grid: tl.tensor,
-    per_grid: tl.tensor,
-) -> None:
-    """Updates the elements of a tile whose signs are word WORD of their block: runs of 32 consecutive ones.
-
-    sum(+-q) = 2 * sum(q * bit) - sum(q), modulo 2^32, in which it fits. The sign to undo goes through the exchange
-    between threads in the free lowest bit of the first term.
-    """
-    k = tl.arange(0, 32)
-    undo_bits = (undo_word[None, :] >> k.to(tl.uint32)[:, None]) & 1
-    packed = tl.trans((_bit_sums(weighted) << 1) | undo_bits)
-    sums = ((packed & 0xFFFFFFFE) - total).to(tl.int32, bitcast=True)
-    i = tl.arange(0, BLOCKS)[:, None] * 128 + (32 * WORD + k)[None, :]
-    v = _load(x, i, left)
-    v += _times_sign(undo, packed << 31)
-    v *= decay
-    v += sums.to(v.dtype) * scale
-    v = tl.where(grid == 0.0, v, _round_even(v * per_grid) * grid)
-    _store(x, i, v, left)
-
-
-_UPDATE = ["scale", "block", "undo_alpha", "undo_seed", "decay", "grid", "per_grid"]
-
-
-@triton.jit(do_not_specialize=["numel", "rows", "num_rows", *_UPDATE])
+@triton.jit(do_not_specialize=["numel", "rows", "num_rows", "block", *_UPDATE])
 def accumulate(
     x: tl.tensor,
     numel: tl.int64,
@@ -276,46 +104,91 @@ def accumulate(
     grid: tl.int64,
     per_grid: tl.int64,
 ) -> None:
-    """x += sum_i q_i * p(seed_i) * scale, with the options of `base.Update`; rows int64 [num_rows, 2] of (seed, q).
-
-    A thread owns a Philox block and keeps the sums of its 128 elements in registers. Per seed and element it takes a
-    shift and a multiply-add: sums of q * (word >> k), modulo 2^32, from which `_bit_sums` gets those of the bits.
-    Picking the bits in the loop takes twice as many instructions. Undo and decay have no flag, for adding 0 * p and
-    multiplying by 1 change no result: the sign of a zero is lost to the sum, which is never -0.
-    """
+    """x += sum_i q_i * p(seed_i) * scale, with the options of `base.Update`; rows int64 [num_rows, 2] of (seed, q)."""
     tile = tl.program_id(0).to(tl.int64)
     x += tile * TILE
     block += tile * BLOCKS
     left = numel - tile * TILE
-    sums0 = tl.zeros([32, BLOCKS], tl.uint32)
-    sums1 = tl.zeros([32, BLOCKS], tl.uint32)
-    sums2 = tl.zeros([32, BLOCKS], tl.uint32)
-    sums3 = tl.zeros([32, BLOCKS], tl.uint32)
-    total = tl.zeros([], tl.uint32)
-    for row in range(num_rows):
-        seed = tl.load(rows + 2 * row)
-        q = tl.load(rows + 2 * row + 1).to(tl.uint32)
-        w0, w1, w2, w3 = _philox(seed, block + tl.arange(0, BLOCKS))
-        sums0 = _add_weighted(sums0, w0, q)
-        sums1 = _add_weighted(sums1, w1, q)
-        sums2 = _add_weighted(sums2, w2, q)
-        sums3 = _add_weighted(sums3, w3, q)
-        total += q
-    stored: tl.constexpr = x.dtype.element_ty
-    undo = _scalar(undo_alpha, stored)
-    decay = _scalar(decay, stored)
-    scale = _scalar(scale, stored)
-    grid = _scalar(grid, stored)
-    per_grid = _scalar(per_grid, stored)
-    w0, w1, w2, w3 = _philox(undo_seed, block + tl.arange(0, BLOCKS))
+    s0, s1, s2, s3, total = weighted_sums(rows, num_rows, block)
     if left >= TILE:
-        _update_word(x, None, sums0, total, w0, 0, undo, decay, scale, grid, per_grid)
-        _update_word(x, None, sums1, total, w1, 1, undo, decay, scale, grid, per_grid)
-        _update_word(x, None, sums2, total, w2, 2, undo, decay, scale, grid, per_grid)
-        _update_word(x, None, sums3, total, w3, 3, undo, decay, scale, grid, per_grid)
+        update_tile(x, None, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
     else:
         part = left.to(tl.int32)
-        _update_word(x, part, sums0, total, w0, 0, undo, decay, scale, grid, per_grid)
-        _update_word(x, part, sums1, total, w1, 1, undo, decay, scale, grid, per_grid)
-        _update_word(x, part, sums2, total, w2, 2, undo, decay, scale, grid, per_grid)
-        _update_word(x, part, sums3, total, w3, 3, undo, decay, scale, grid, per_grid)
+        update_tile(x, part, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+
+
+@triton.jit
+def _find(table: tl.tensor, count: tl.int32) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Of the tile of this program: the row of its piece in a `DeviceTable`, the tile's number within the piece, its
+    block, and how many elements are left from where it begins.
+
+    The row is the last whose tiles begin at this one or before, since an empty piece has none.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    row = count * 0
+    behind = count
+    while behind - row > 1:
+        middle = (row + behind) // 2
+        begins = tl.load(table + 4 * middle + 3) <= tile
+        row = tl.where(begins, middle, row)
+        behind = tl.where(begins, behind, middle)
+    tile -= tl.load(table + 4 * row + 3)
+    block = tl.load(table + 4 * row + 2) + tile * BLOCKS
+    return row, tile, block, tl.load(table + 4 * row + 1) - tile * TILE
+
+
+@triton.jit(do_not_specialize=["count", "alpha", "seed", "next_alpha", "next_seed"])
+def apply_list(
+    table: tl.tensor,
+    out_table: tl.tensor,
+    count: tl.int32,
+    alpha: tl.int64,
+    seed: tl.int64,
+    next_alpha: tl.int64,
+    next_seed: tl.int64,
+    X: tl.constexpr,
+    OUT: tl.constexpr,
+    NUM_TERMS: tl.constexpr,
+) -> None:
+    """As `apply` for each of the `count` pieces of two tables with the same sizes; elements are of dtypes X and OUT."""
+    row, tile, block, left = _find(table, count)
+    x_at = tl.load(table + 4 * row)
+    out_at = tl.load(out_table + 4 * row)
+    x = x_at.to(tl.pointer_type(X)) + tile * TILE
+    out = out_at.to(tl.pointer_type(OUT)) + tile * TILE
+    alpha = scalar(alpha, X)
+    next_alpha = scalar(next_alpha, X)
+    if (left >= TILE) & ((x_at | out_at) % 16 == 0):
+        x = tl.multiple_of(x, 16)
+        out = tl.multiple_of(out, 16)
+        apply_tile(x, out, None, alpha, seed, next_alpha, next_seed, block, True, NUM_TERMS)
+    else:
+        part = tl.minimum(left, TILE).to(tl.int32)
+        apply_tile(x, out, part, alpha, seed, next_alpha, next_seed, block, True, NUM_TERMS)
+
+
+@triton.jit(do_not_specialize=["count", "rows", "num_rows", *_UPDATE])
+def accumulate_list(
+    table: tl.tensor,
+    count: tl.int32,
+    rows: tl.tensor,
+    num_rows: tl.int32,
+    scale: tl.int64,
+    undo_alpha: tl.int64,
+    undo_seed: tl.int64,
+    decay: tl.int64,
+    grid: tl.int64,
+    per_grid: tl.int64,
+    X: tl.constexpr,
+) -> None:
+    """As `accumulate` for each of the `count` pieces of a table."""
+    row, tile, block, left = _find(table, count)
+    x_at = tl.load(table + 4 * row)
+    x = x_at.to(tl.pointer_type(X)) + tile * TILE
+    s0, s1, s2, s3, total = weighted_sums(rows, num_rows, block)
+    if (left >= TILE) & (x_at % 16 == 0):
+        x = tl.multiple_of(x, 16)
+        update_tile(x, None, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+    else:
+        part = tl.minimum(left, TILE).to(tl.int32)
+        update_tile(x, part, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)

@@ -1,0 +1,125 @@
+// Lists of pieces in one launch: each piece as the CPU kernels have it, one at a time.
+#include <cuda_runtime.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/launch.h"
+#include "cuda/launch.h"
+#include "scalar.h"
+
+namespace zo_tests {
+namespace {
+
+using zo::Term;
+using zo::cuda::ListedPiece;
+using zo::cuda::PieceList;
+
+const zo::cuda::Queue kQueue = {0, nullptr};
+
+std::vector<Range> place(const std::vector<int64_t>& sizes, int64_t offset) {
+  std::vector<Range> ranges;
+  for (const int64_t numel : sizes) {
+    ranges.push_back({numel, offset});
+    offset += (numel + 127) / 128 * 128;
+  }
+  return ranges;
+}
+
+// Values in pieces that begin `lead` elements, for every third 16 - lead, behind an aligned address.
+struct List {
+  std::vector<Range> ranges;
+  std::vector<Buffer> pieces;
+  std::vector<ListedPiece> rows;
+  PieceList list;
+
+  List(const std::vector<Range>& where, DType type, int lead) : ranges(where) {
+    int64_t tiles = 0;
+    pieces.reserve(where.size());
+    for (const Range& range : where) {
+      pieces.emplace_back(make_values(type, range.numel), pieces.size() % 3 == 2 ? 16 - lead : lead);
+      rows.push_back({pieces.back().data(), range.numel, static_cast<uint64_t>(range.offset / 128), tiles});
+      tiles += (range.numel + 4095) / 4096;
+    }
+    list = {rows.data(), static_cast<int64_t>(rows.size()), tiles, type};
+  }
+
+  // Calls `expect(expected, range)` for each piece as it is, then `call`, and compares.
+  template <class Expect, class Call>
+  void compare(const std::string& what, Expect expect, Call call) {
+    std::vector<Buffer> expected(pieces);
+    for (size_t k = 0; k < pieces.size(); ++k) expect(k, expected[k], ranges[k]);
+    const int launches = shim::machine().launches;
+    call();
+    CHECK(shim::machine().launches == launches + (list.num_tiles > 0));
+    for (size_t k = 0; k < pieces.size(); ++k)
+      CHECK_SAME(pieces[k], expected[k], what + " " + name_of(list.type) + ", piece " + std::to_string(k));
+  }
+};
+
+void test_list(const std::vector<Range>& where, DType type, int lead) {
+  const Term term = {0.3, 0xfedcba9876543210u}, next = {1e-41, 5};
+  List x(where, type, lead);
+  for (DType out_type : kTypes) {
+    List out(where, out_type, lead ? 16 : 0);
+    out.compare(
+        "apply_probe to",
+        [&](size_t k, Buffer& expected, Range at) {
+          zo::cpu::apply_probe(x.pieces[k].data(), type, expected.data(), out_type, at.numel, term, at.offset);
+        },
+        [&] { zo::cuda::apply_probe(x.list, out.list, term, kQueue); });
+  }
+  x.compare(
+      "apply_probe",
+      [&](size_t, Buffer& y, Range at) {
+        zo::cpu::apply_probe(y.data(), type, y.data(), type, at.numel, term, at.offset);
+      },
+      [&] { zo::cuda::apply_probe(x.list, x.list, term, kQueue); });
+  x.compare(
+      "swap_probe",
+      [&](size_t, Buffer& y, Range at) { zo::cpu::swap_probe(y.data(), type, at.numel, term, next, at.offset); },
+      [&] { zo::cuda::swap_probe(x.list, term, next, kQueue); });
+  zo::Update all;
+  all.has_undo = true;
+  all.undo = {-0.125, 77};
+  all.decay = 0.99;
+  all.grid = 0x1p-20;
+  const int32_t quantised[3] = {1 << 30, -(1 << 29), 3};
+  const uint64_t seeds[3] = {1, 0x9e3779b97f4a7c15u, ~uint64_t{0}};
+  const zo::cuda::Row rows[3] = {{seeds[0], quantised[0]}, {seeds[1], quantised[1]}, {seeds[2], quantised[2]}};
+  for (const int64_t count : {0, 3}) {
+    for (const zo::Update& update : {zo::Update{}, all}) {
+      x.compare(
+          "accumulate_probes",
+          [&](size_t, Buffer& y, Range at) {
+            zo::cpu::accumulate_probes(y.data(), type, at.numel, quantised, seeds, count, 31, at.offset, update);
+          },
+          [&] { zo::cuda::accumulate_probes(x.list, rows, count, 31, update, kQueue); });
+    }
+  }
+}
+
+}  // namespace
+
+void test_lists() {
+  std::vector<int64_t> many;
+  for (int64_t i = 0; i < 300; ++i) many.push_back(i * 1237 % 301 * (i % 50 == 0 ? 40 : 1));
+  const std::vector<std::vector<Range>> lists = {
+      place({0, 0, 4096, 1, 0, 4097, 129, 8492, 127, 0, 16384, 0}, (int64_t{1} << 39) - 4096 - 1280),
+      place({20481}, int64_t{1} << 56),
+      place({0, 0}, 0),
+      place(many, 128),
+  };
+  for (const auto& where : lists) {
+    for (DType type : kTypes) {
+      for (const int lead : {0, 1}) {
+        if (lead && where.size() == 300 && type != DType::kFloat32) continue;  // enough
+        shim::machine().backwards = lead == 0;
+        test_list(where, type, lead);
+      }
+    }
+  }
+  shim::machine().backwards = false;
+}
+
+}  // namespace zo_tests

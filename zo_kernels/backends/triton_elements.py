@@ -1,0 +1,257 @@
+"""What the Triton kernels are made of: signs, elements, and what is done to a tile of 32 Philox blocks, 4096 elements.
+
+Full tiles take a path without masks, where loads and stores are 16 bytes wide if the addresses are known to be aligned.
+Indices within a tile have 32 bits.
+"""
+
+# No `from __future__ import annotations`: Triton 3.3 takes a tl.constexpr in quotes for an ordinary argument.
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(not isinstance(tl.cdiv, triton.JITFunction))
+BLOCKS = tl.constexpr(32)
+TILE = tl.constexpr(32 * 128)
+SIGN_32 = tl.constexpr(0x80000000)
+SIGN_64 = tl.constexpr(0x8000000000000000)
+
+
+@triton.jit
+def philox(seed: tl.int64, block: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The four words (uint32) of blocks `block` (int64) of stream 0.
+
+    Written out because tl.philox changed its interface between releases, and is Philox4x64 for 64-bit counters.
+    """
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0)
+    c3 = tl.zeros_like(c0)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    m0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
+    m1 = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+    for _ in tl.static_range(10):
+        hi0 = tl.umulhi(m0, c0)
+        lo0 = m0 * c0
+        hi1 = tl.umulhi(m1, c2)
+        lo1 = m1 * c2
+        c0 = hi1 ^ c1 ^ k0
+        c1 = lo1
+        c2 = hi0 ^ c3 ^ k1
+        c3 = lo0
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def tile_signs(seed: tl.int64, block: tl.int64) -> tl.tensor:
+    """uint32 [TILE]: the top bit is set where p(seed) is +1. `block` is the tile's first.
+
+    The compiler moves words [BLOCKS, 4] between threads, not elements, for it converts layouts before it broadcasts.
+    """
+    w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS))
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCKS, 4, 1])
+    to_top = (31 - tl.arange(0, 32)).to(tl.uint32)
+    return tl.reshape(words << to_top[None, None, :], [TILE])
+
+
+@triton.jit
+def times_sign(value: tl.tensor, signs: tl.tensor) -> tl.tensor:
+    """value where the top bit of `signs` is set, -value elsewhere."""
+    top = signs & SIGN_32
+    if value.dtype == tl.float64:
+        negated = value.to(tl.uint64, bitcast=True) ^ SIGN_64
+        return ((top.to(tl.uint64) << 32) ^ negated).to(tl.float64, bitcast=True)
+    else:
+        negated = value.to(tl.uint32, bitcast=True) ^ SIGN_32
+        return (top ^ negated).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scalar(bits: tl.int64, stored: tl.constexpr) -> tl.tensor:
+    """A float64, given as its bits, in the dtype that elements stored as `stored` are computed in."""
+    value = bits.to(tl.uint64).to(tl.float64, bitcast=True)
+    if stored == tl.float64:
+        return value
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def load(x: tl.tensor, i: tl.tensor, left: tl.tensor) -> tl.tensor:
+    """Elements i, in the dtype they are computed in, of a tile that begins at x and has `left`, or all if None."""
+    v = tl.load(x + i) if left is None else tl.load(x + i, mask=i < left)
+    if v.dtype == tl.float64:
+        return v
+    elif v.dtype == tl.bfloat16:  # a shift, as the cast is on the GPU; the interpreter's cast misreads subnormals
+        return (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return v.to(tl.float32)
+
+
+@triton.jit
+def store(out: tl.tensor, i: tl.tensor, v: tl.tensor, left: tl.tensor) -> None:
+    """Elements i of a tile, rounded to the dtype that `out` points to, float64 to 16 bits by way of float32."""
+    stored: tl.constexpr = out.dtype.element_ty
+    if stored == tl.float64:
+        rounded = v.to(tl.float64)
+    elif stored == tl.bfloat16 and INTERPRETED:  # whose cast truncates where the GPU's rounds
+        u = v.to(tl.float32).to(tl.uint32, bitcast=True)
+        is_nan = (u & 0x7FFFFFFF) > 0x7F800000
+        to_even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+        rounded = tl.where(is_nan, 0x7FC0, to_even).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = v.to(tl.float32).to(stored)
+    if left is None:
+        tl.store(out + i, rounded)
+    else:
+        tl.store(out + i, rounded, mask=i < left)
+
+
+@triton.jit
+def apply_tile(
+    x: tl.tensor,
+    out: tl.tensor,
+    left: tl.tensor,
+    alpha: tl.tensor,
+    seed: tl.int64,
+    next_alpha: tl.tensor,
+    next_seed: tl.int64,
+    block: tl.int64,
+    READS: tl.constexpr,
+    NUM_TERMS: tl.constexpr,
+) -> None:
+    i = tl.arange(0, TILE)
+    if READS:  # the load before the signs, that they are made while it is on its way
+        v = load(x, i, left) + times_sign(alpha, tile_signs(seed, block))
+    else:
+        v = times_sign(alpha, tile_signs(seed, block))
+    if NUM_TERMS == 2:
+        v += times_sign(next_alpha, tile_signs(next_seed, block))
+    store(out, i, v, left)
+
+
+@triton.jit
+def _add_weighted(sums: tl.tensor, word: tl.tensor, q: tl.tensor) -> tl.tensor:
+    k = tl.arange(0, 32).to(tl.uint32)
+    return sums + (word[None, :] >> k[:, None]) * q
+
+
+@triton.jit
+def _bit_sums(weighted: tl.tensor) -> tl.tensor:
+    """sum(q * bit k) from sum(q * (word >> k)), k = 0 .. 31: its difference to twice the next.
+
+    A thread has all 32 rows: picking the next takes no instruction once compiled.
+    """
+    k = tl.arange(0, 32)
+    is_next = k[None, :] == k[:, None] + 1
+    return weighted - 2 * tl.sum(tl.where(is_next[:, :, None], weighted[None, :, :], 0), axis=1)
+
+
+@triton.jit
+def _round_even(v: tl.tensor) -> tl.tensor:
+    """To the nearest integer, ties to even: beside 2^23, or 2^52 in float64, there are no bits for a fraction."""
+    if v.dtype == tl.float64:
+        large = 4503599627370496.0
+        sign = v.to(tl.uint64, bitcast=True) & SIGN_64
+        rounded = ((tl.abs(v) + large) - large).to(tl.uint64, bitcast=True)
+    else:
+        large = 8388608.0
+        sign = v.to(tl.uint32, bitcast=True) & SIGN_32
+        rounded = ((tl.abs(v) + large) - large).to(tl.uint32, bitcast=True)
+    return tl.where(tl.abs(v) < large, (rounded | sign).to(v.dtype, bitcast=True), v)
+
+
+@triton.jit
+def _update_word(
+    x: tl.tensor,
+    left: tl.tensor,
+    weighted: tl.tensor,
+    total: tl.tensor,
+    undo_word: tl.tensor,
+    WORD: tl.constexpr,
+    undo: tl.tensor,
+    decay: tl.tensor,
+    scale: tl.tensor,
+    grid: tl.tensor,
+    per_grid: tl.tensor,
+) -> None:
+    """Updates the elements of a tile whose signs are word WORD of their block: runs of 32 consecutive ones.
+
+    sum(+-q) = 2 * sum(q * bit) - sum(q), modulo 2^32, in which it fits. The sign to undo goes through the exchange
+    between threads in the free lowest bit of the first term.
+    """
+    k = tl.arange(0, 32)
+    undo_bits = (undo_word[None, :] >> k.to(tl.uint32)[:, None]) & 1
+    packed = tl.trans((_bit_sums(weighted) << 1) | undo_bits)
+    sums = ((packed & 0xFFFFFFFE) - total).to(tl.int32, bitcast=True)
+    i = tl.arange(0, BLOCKS)[:, None] * 128 + (32 * WORD + k)[None, :]
+    v = load(x, i, left)
+    v += times_sign(undo, packed << 31)
+    v *= decay
+    v += sums.to(v.dtype) * scale
+    v = tl.where(grid == 0.0, v, _round_even(v * per_grid) * grid)
+    store(x, i, v, left)
+
+
+@triton.jit
+def weighted_sums(
+    rows: tl.tensor, num_rows: tl.int32, block: tl.int64
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The sums of q * (word >> k) for words 0 to 3 of each block, and that of q; rows int64 [num_rows, 2] of (seed, q).
+
+    A thread owns a Philox block and keeps the sums of its 128 elements in registers. Per seed and element it takes a
+    shift and a multiply-add, modulo 2^32; `_bit_sums` gets those of the bits. Picking the bits in the loop takes twice
+    as many instructions.
+    """
+    sums0 = tl.zeros([32, BLOCKS], tl.uint32)
+    sums1 = tl.zeros([32, BLOCKS], tl.uint32)
+    sums2 = tl.zeros([32, BLOCKS], tl.uint32)
+    sums3 = tl.zeros([32, BLOCKS], tl.uint32)
+    total = tl.zeros([], tl.uint32)
+    for row in range(num_rows):
+        seed = tl.load(rows + 2 * row)
+        q = tl.load(rows + 2 * row + 1).to(tl.uint32)
+        w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS))
+        sums0 = _add_weighted(sums0, w0, q)
+        sums1 = _add_weighted(sums1, w1, q)
+        sums2 = _add_weighted(sums2, w2, q)
+        sums3 = _add_weighted(sums3, w3, q)
+        total += q
+    return sums0, sums1, sums2, sums3, total
+
+
+@triton.jit
+def update_tile(
+    x: tl.tensor,
+    left: tl.tensor,
+    sums0: tl.tensor,
+    sums1: tl.tensor,
+    sums2: tl.tensor,
+    sums3: tl.tensor,
+    total: tl.tensor,
+    block: tl.int64,
+    undo_seed: tl.int64,
+    undo_alpha: tl.int64,
+    decay: tl.int64,
+    scale: tl.int64,
+    grid: tl.int64,
+    per_grid: tl.int64,
+) -> None:
+    """x += sums * scale, with the options of `base.Update`; scalars are bits, and a tile has `left`, or all if None.
+
+    Undo and decay have no flag, for adding 0 * p and multiplying by 1 change no result: the sign of a zero is lost to
+    the sum, which is never -0.
+    """
+    stored: tl.constexpr = x.dtype.element_ty
+    undo = scalar(undo_alpha, stored)
+    decay = scalar(decay, stored)
+    scale = scalar(scale, stored)
+    grid = scalar(grid, stored)
+    per_grid = scalar(per_grid, stored)
+    w0, w1, w2, w3 = philox(undo_seed, block + tl.arange(0, BLOCKS))
+    _update_word(x, left, sums0, total, w0, 0, undo, decay, scale, grid, per_grid)
+    _update_word(x, left, sums1, total, w1, 1, undo, decay, scale, grid, per_grid)
+    _update_word(x, left, sums2, total, w2, 2, undo, decay, scale, grid, per_grid)
+    _update_word(x, left, sums3, total, w3, 3, undo, decay, scale, grid, per_grid)
