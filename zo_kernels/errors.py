@@ -75,3 +75,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def format_ranks(numbers: Sequence[int]) -> str:
     """Formats ranks for a message: "rank 1", "ranks 1, 2"."""
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the kind of the error if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -220,3 +220,19 @@ def build_other_models(rank: int) -> str:
     tokens, targets = make_batch()
     opt.step(model.population(tokens, targets))
     return "nothing was noticed"
+
+
+def be_late(rank: int, late_step: int) -> str:
+    """Rank 1 takes longer for one step than the others wait after the first."""
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    replicas = Replicas(timeout=0.3, start_timeout=20.0)
+    opt = zo.optim.CDRGE([parameter], lr=2**-6, probes=6, replicas=replicas)
+
+    def loss() -> Tensor:
+        if rank == 1 and opt.steps_taken == late_step:
+            time.sleep(0.25)  # for each of its six losses
+        return parameter.sum()
+
+    for _ in range(2):
+        opt.step(loss)
+    return "nothing was noticed"

@@ -1,25 +1,28 @@
 """Ranks meet in stores that hold what earlier rounds left there; errors name the ranks that are missing."""
 
+import os
 import socket
 import threading
 import time
 from datetime import timedelta
 
 import pytest
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import TCPStore
 
 from tests.distributed.launched import interrupt_wait
 from tests.distributed.replicas import run_on_ranks
-from zo_kernels.distributed.process_group import is_launched
+from zo_kernels.distributed.launch import Launch, is_launched
 from zo_kernels.distributed.rendezvous import call_with_timeout, meet
+from zo_kernels.distributed.secret import find_secret
+from zo_kernels.distributed.signed_store import SignedStore
 from zo_kernels.errors import ProcessGroupError
 
 ROUND = "zo_kernels/round"
 
 
 @pytest.fixture
-def torchruns_store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
-    """The launcher's store, and the variables that lead to it."""
+def torchruns_store(monkeypatch: pytest.MonkeyPatch) -> SignedStore:
+    """The launcher's store as this user's processes see it, and the variables that lead to it."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=12))
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
@@ -27,7 +30,7 @@ def torchruns_store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }.items():
         monkeypatch.setenv(name, value)
-    return store
+    return SignedStore(store, find_secret(), "the store")
 
 
 @pytest.fixture
@@ -44,13 +47,20 @@ def find_closed_port() -> int:
         return int(s.getsockname()[1])
 
 
-def meet_all(world_size: int, timeout: float, order: list[int]) -> dict[int, Store | str]:
+def make_launch(rank: int, world_size: int) -> Launch:
+    """What the variables of the environment say, for a rank of this process."""
+    shares_store = os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Launch(rank, world_size, rank, world_size, address, port, shares_store)
+
+
+def meet_all(world_size: int, timeout: float, order: list[int]) -> dict[int, SignedStore | str]:
     """Starts these ranks in this order. Returns each one's store, or its error."""
-    outcomes: dict[int, Store | str] = {}
+    outcomes: dict[int, SignedStore | str] = {}
 
     def join(rank: int) -> None:
         try:
-            outcomes[rank] = meet(rank, world_size, timeout)
+            outcomes[rank] = meet(make_launch(rank, world_size), timeout).store
         except ProcessGroupError as error:
             outcomes[rank] = str(error)
 
@@ -63,17 +73,17 @@ def meet_all(world_size: int, timeout: float, order: list[int]) -> dict[int, Sto
     return outcomes
 
 
-def are_one_store(outcomes: dict[int, Store | str]) -> bool:
-    stores = [store for store in outcomes.values() if isinstance(store, Store)]
+def are_one_store(outcomes: dict[int, SignedStore | str]) -> bool:
+    stores = [store for store in outcomes.values() if isinstance(store, SignedStore)]
     stores[0].set("ours", "yes")
     return len(stores) == len(outcomes) and all(store.check(["ours"]) for store in stores)
 
 
 @pytest.mark.parametrize("left", ["nothing", "complete", "smaller", "incomplete", "timed out"])
-def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store: TCPStore, left: str) -> None:
+def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store: SignedStore, left: str) -> None:
     """The others come first, and find only the earlier round."""
     name = "2/old" if left == "smaller" else "3/old"
-    earlier = PrefixStore(name, torchruns_store)
+    earlier = torchruns_store.under(name)
     if left != "nothing":
         torchruns_store.set(ROUND, name)
     if left == "complete":
@@ -88,7 +98,7 @@ def test_what_an_earlier_round_left_in_the_store_does_not_matter(torchruns_store
 
 
 @pytest.mark.slow
-def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: TCPStore) -> None:
+def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: SignedStore) -> None:
     """Neither round gets processes of the other, and the earlier rank 0 says for whom it waited."""
     outcomes = {}
     earlier = threading.Thread(target=lambda: outcomes.update(meet_all(3, 4.0, [0])))
@@ -99,13 +109,13 @@ def test_a_later_rank_0_takes_the_place_of_an_earlier_one(torchruns_store: TCPSt
     assert outcomes[0] == "ranks 1, 2 of 3 did not join within 4 s: see the output of each"
 
 
-def test_a_process_that_joined_an_earlier_round_moves_on(torchruns_store: TCPStore) -> None:
+def test_a_process_that_joined_an_earlier_round_moves_on(torchruns_store: SignedStore) -> None:
     """Rank 0 dies before all have joined its round; a later one starts another, for which rank 1 need not restart."""
     torchruns_store.set(ROUND, "2/old")
     outcomes = {}
     other = threading.Thread(target=lambda: outcomes.update(meet_all(2, 45.0, [1])))
     other.start()
-    while not PrefixStore("2/old", torchruns_store).check(["join/1"]):
+    while not torchruns_store.under("2/old").check(["join/1"]):
         time.sleep(0.01)
     outcomes.update(meet_all(2, 45.0, [0]))
     other.join()
@@ -120,7 +130,7 @@ def test_missing_ranks_are_named_to_all(fixture: str, request: pytest.FixtureReq
 
 
 @pytest.mark.slow
-def test_rank_0_is_missing(torchruns_store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_is_missing(torchruns_store: SignedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     said = str(meet_all(2, 0.5, [1])[1])
     assert said.startswith("rank 1 did not meet the others at 127.0.0.1:")
     assert "within 0.5 s (rank 0 has not started a round there): see the output of rank 0" in said

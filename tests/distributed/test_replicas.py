@@ -1,5 +1,7 @@
 """Several processes are one: the same bits whatever their number, and none waits for one that fails."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.distributed.cells import expected_cells
 from tests.distributed.replicas import (
+    be_late,
     build_other_models,
     count_balanced_rows,
     count_sent_bytes,
@@ -21,7 +24,8 @@ from tests.distributed.replicas import (
     train,
 )
 from zo_kernels.distributed.partition import split_by_speed, split_evenly
-from zo_kernels.distributed.replicas import digest
+from zo_kernels.distributed.replicas import _HEADER, Replicas, digest
+from zo_kernels.errors import ReplicaError
 from zo_kernels.optim.shared import rectangles
 
 ALONE: dict[tuple[str, str], bytes] = {}
@@ -163,3 +167,19 @@ def test_a_digest_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     assert whole % 2**64 == sum((2 * j + 1) * w for j, w in enumerate(words)) % 2**64
     monkeypatch.setattr("zo_kernels.distributed.replicas._BLOCK", 7)
     assert digest(x) == whole
+
+
+def test_the_first_step_may_take_longer() -> None:
+    assert run_on_ranks(2, be_late, 0) == ["nothing was noticed"] * 2
+    said, _ = run_on_ranks(2, be_late, 1)
+    assert "no answer from" in said
+    with pytest.raises(ValueError, match="start_timeout must be positive and finite, not 0"):
+        Replicas(start_timeout=0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("seconds", np.nan), ("seconds", np.inf), ("seconds", -1), ("status", 9)])
+def test_an_answer_that_can_not_be_is_refused(field: str, value: float) -> None:
+    headers = np.zeros(2, _HEADER)
+    headers[field][1] = value
+    with pytest.raises(ReplicaError, match="what rank 1 sent is no answer"):
+        Replicas._raise_failure(mock.Mock(), headers)

@@ -29,10 +29,11 @@ class Launch:
     def start(self, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GLOO_SOCKET_IFNAME": "lo"}
         own = {"PYTHONPATH": str(ROOT), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"}
+        own["XDG_STATE_HOME"] = str(self.folder / "state")  # where the processes make their secret
         with (self.folder / "output").open("ab") as output:
             agent = subprocess.Popen(
                 [*TORCHRUN, *options, "-m", "tests.distributed.launched", str(self.folder)],
-                env={**os.environ, **quiet, **own, **variables},
+                env={**{k: v for k, v in os.environ.items() if k != "ZO_KERNELS_SECRET"}, **quiet, **own, **variables},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -56,18 +56,25 @@ def launch(
     world_size: int,
     moments: Mapping[int, tuple[str, int]] | None = None,
     cells: Path | None = None,
+    *,
+    own: Mapping[int, list[str]] | None = None,
+    port: int | None = None,
 ) -> Launch:
     """Starts processes that train together, as torchrun does.
 
     moments: (moment, number) by rank.
     cells: A folder for the cells that each rank evaluates, which `read_cells` reads.
+    own: More arguments by rank.
+    port: That of the store of the launcher. None leaves it to rank 0 to open one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shares_store = port is not None
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     shared = {
         **{"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        **{"TORCHELASTIC_RUN_ID": "job", "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": "False"},
+        **{"TORCHELASTIC_RUN_ID": "job", "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": str(shares_store)},
     }
     launched = Launch([])
     for rank in range(world_size):
@@ -75,7 +82,8 @@ def launch(
         ours, theirs = multiprocessing.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         file = None if cells is None else cells / f"{rank}.json"
-        process = server.Process(target=_run, args=(arguments, moment, number, None, variables, theirs, file))
+        words = [*arguments, *(own or {}).get(rank, [])]
+        process = server.Process(target=_run, args=(words, moment, number, None, variables, theirs, file))
         process.start()
         theirs.close()
         launched.processes.append((process, ours))

@@ -13,6 +13,7 @@ SMALL = [
 FILES = {
     "config.json",
     "vocabulary.json",
+    "arithmetic.json",
     "journal.sqlite",
     "checkpoints",
     "metrics.jsonl",

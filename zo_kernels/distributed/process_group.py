@@ -8,16 +8,22 @@ processes when one exits with an error, by SIGTERM and 30 seconds later by SIGKI
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 
 import torch
 import torch.distributed as dist
 
-from ..errors import ProcessGroupError, format_ranks
+from ..errors import ProcessGroupError, UsageError, first_line, format_ranks
+from .agreement import Terms, agree
+from .launch import Launch, read_launch
 from .rendezvous import call_with_timeout, meet
+from .secret import find_secret
+from .signed_store import SignedStore
 
 _REPORT_AFTER = 1.0
 """Seconds that a rank waits before it tells the others so."""
@@ -29,52 +35,91 @@ _SIGNAL_INTERVAL = 0.2
 """Seconds that a wait inside gloo lasts: Python runs signal handlers only between two of them."""
 
 
-def is_launched() -> bool:
-    """Whether this is one of several processes of torchrun, or of a launcher that sets the same variables."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return all(name in os.environ for name in names) and int(os.environ["WORLD_SIZE"]) > 1
-
-
 @contextmanager
-def process_group(device: str, timeout: float) -> Iterator[None]:
+def process_group(device: str, timeout: float, terms: Terms | None = None) -> Iterator[None]:
     """The default process group of this launch.
 
     device: "cpu" for a gloo group; "cuda" for one of NCCL, in which each process uses the GPU of its LOCAL_RANK.
     timeout: seconds for all processes to meet.
+    terms: what must be the same on all ranks, by name.
 
-    Raises ProcessGroupError if they don't, naming the ranks that are missing. Leaving takes a few seconds at most,
-    whatever the other ranks do.
+    Raises ProcessGroupError if they don't meet, naming the ranks that are missing, and UsageError if their terms
+    differ, or the variables of the launcher make no sense. Leaving takes a few seconds at most, whatever the other
+    ranks do.
     """
     global _attendance
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    launch = read_launch()
+    if launch is None:
+        raise UsageError("RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not all set: start this by torchrun")
     if device.startswith("cuda"):
-        if "LOCAL_RANK" not in os.environ:
-            raise ProcessGroupError("LOCAL_RANK is not set: export it, or launch by torchrun")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if launch.local_rank is None:
+            raise UsageError("LOCAL_RANK is not set: export it, or launch by torchrun")
+        torch.cuda.set_device(launch.local_rank)
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    store = meet(rank, world_size, timeout)
+    meeting = meet(launch, timeout)
+    group_store = meeting.store.under("group")  # kept until the group is left
+    if terms is not None:
+        agree(meeting.store, launch.rank, launch.world_size, terms, timeout)
 
     def form_group() -> _Attendance:
-        group_store = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
-        return _Attendance(store, rank, world_size)
+        # NCCL clones its store, and torch would not keep the clone of one that is written in Python.
+        with _stay_on_node(launch):
+            dist.init_process_group(
+                backend,
+                store=meeting.bare if backend == "nccl" else group_store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=_GROUP_TIMEOUT,
+            )
+        return _Attendance(meeting.store, launch)
 
     try:
         _attendance = call_with_timeout(form_group, timeout)
+    except ProcessGroupError:
+        raise
     except (RuntimeError, TimeoutError) as error:
-        raise ProcessGroupError(f"the {backend} group could not be formed: {error}") from error
+        raise ProcessGroupError(f"the {backend} group could not be formed: {first_line(error)}") from error
     try:
         yield
-        _attendance.leave()
     except BaseException:
         if dist.group.WORLD is not None and backend == "nccl":  # it would wait for its operations
             with suppress(TimeoutError):
                 call_with_timeout(dist.group.WORLD.abort, _LEAVE_TIMEOUT)
         raise
     finally:
+        _attendance.leave()
         _attendance = None
         with suppress(TimeoutError):
             call_with_timeout(dist.destroy_process_group, _LEAVE_TIMEOUT)
+
+
+def shared_store() -> SignedStore:
+    """A store for the ranks of the default process group, whose entries are signed. All ranks must ask for it alike.
+
+    It is empty: each call returns another part of the store in which the ranks have met. Raises ProcessGroupError if
+    the group is the user's own, and there is no secret to sign with.
+    """
+    if _attendance is not None:
+        store = _attendance.store
+    else:
+        whole = dist.distributed_c10d._get_default_store()
+        store = SignedStore(whole, find_secret(), "the store of the process group")
+    return store.under(f"part/{next(_parts)}")
+
+
+@contextmanager
+def _stay_on_node(launch: Launch) -> Iterator[None]:
+    """Lets gloo listen to this node alone if all processes are on it, unless the user has chosen an interface."""
+    name = "GLOO_SOCKET_IFNAME"
+    loopback = next((found for _, found in socket.if_nameindex() if found in ("lo", "lo0")), None)
+    if not launch.is_on_one_node or loopback is None or name in os.environ:
+        yield
+        return
+    os.environ[name] = loopback
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def wait_for(work: dist.Work, seconds: float, group: dist.ProcessGroup | None = None) -> None:
@@ -116,15 +161,16 @@ class _Attendance:
     Kept in the store that the ranks met in, which works while the operation hangs.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: SignedStore, launch: Launch) -> None:
         self.operations = 0
-        self._store, self._rank, self._world_size = store, rank, world_size
+        self.store, self._rank, self._world_size = store, launch.rank, launch.world_size
+        self._holds_store = launch.rank == 0 and not launch.shares_store
         self.report()
 
     def report(self) -> None:
         """Tells the others that this rank waits in its latest operation."""
         with suppress(RuntimeError):
-            self._store.set(f"waits/{self._rank}", str(self.operations))
+            self.store.set(f"waits/{self._rank}", str(self.operations))
 
     def find_absent(self) -> list[int]:
         """The ranks that do not wait in this rank's latest operation."""
@@ -132,7 +178,7 @@ class _Attendance:
         time.sleep(_REPORT_AFTER)  # others may have come, but not reported yet
 
         def find() -> list[int]:
-            latest = [int(self._store.get(f"waits/{rank}")) for rank in range(self._world_size)]
+            latest = [int(self.store.get(f"waits/{rank}")) for rank in range(self._world_size)]
             return [rank for rank, operation in enumerate(latest) if operation < self.operations]
 
         try:
@@ -141,13 +187,14 @@ class _Attendance:
             return [0]
 
     def leave(self) -> None:
-        """Keeps rank 0, which may hold the store, until the others no longer need it."""
+        """Keeps rank 0, if it holds the store, until the others no longer need it: they may read its last words."""
         with suppress(RuntimeError, TimeoutError):
-            self._store.set(f"left/{self._rank}", "")
-            if self._rank == 0:
+            call_with_timeout(lambda: self.store.set(f"left/{self._rank}", ""), _LEAVE_TIMEOUT)
+            if self._holds_store:
                 everyone = [f"left/{rank}" for rank in range(self._world_size)]
                 timeout = timedelta(seconds=_LEAVE_TIMEOUT)
-                call_with_timeout(lambda: self._store.wait(everyone, timeout), _LEAVE_TIMEOUT)
+                call_with_timeout(lambda: self.store.wait(everyone, timeout), _LEAVE_TIMEOUT)
 
 
 _attendance: _Attendance | None = None
+_parts = count()

@@ -5,7 +5,10 @@ where it shares that (TORCHELASTIC_USE_AGENT_STORE), else one that rank 0 opens 
 
 torchrun's store outlives the processes, so it still holds what earlier rounds wrote. TORCHELASTIC_RESTART_COUNT does
 not tell rounds apart, because every node counts for itself. Rank 0 therefore draws a name for its round and publishes
-it in the store. The other ranks join the round that is published, and move on when another one replaces it.
+it in the store. The other ranks join the round that is published, and move on when another one replaces it. Each draws
+a name for itself, too, and starts only if rank 0 has read that name: what an earlier round left can't be played again.
+
+All entries are signed (`signed_store.py`), since anybody who reaches the port may write there.
 """
 
 from __future__ import annotations
@@ -19,13 +22,27 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from ..errors import ProcessGroupError, format_ranks
+from ..errors import ProcessGroupError, first_line, format_ranks
+from .launch import Launch
+from .secret import find_secret
+from .signed_store import SignedStore
 
 T = TypeVar("T")
+
+
+class Meeting(NamedTuple):
+    """Where the processes of a round have met.
+
+    store: A store that they alone use, whose entries are signed. bare: The same place without signatures.
+    """
+
+    store: SignedStore
+    bare: Store
+
 
 _ROUND = "zo_kernels/round"
 """The key of the published round."""
@@ -59,63 +76,79 @@ def call_with_timeout(call: Callable[[], T], seconds: float) -> T:
     return value  # type: ignore[return-value]
 
 
-def meet(rank: int, world_size: int, timeout: float) -> Store:
-    """Waits for all ranks of this round and returns a store that they alone use.
+def meet(launch: Launch, timeout: float) -> Meeting:
+    """Waits for all ranks of this round.
 
-    Raises ProcessGroupError after `timeout` seconds, naming the ranks that are missing.
+    Raises ProcessGroupError after `timeout` seconds, naming the ranks that are missing, and at once for an entry that
+    was not written with this rank's secret.
     """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    rank, address, port = launch.rank, launch.address, launch.port
+    secret = find_secret()
     deadline = time.monotonic() + timeout
 
-    def find_others() -> Store:
-        if rank != 0:
-            return _join_round(_connect(address, port, deadline), rank, world_size, deadline + _GRACE, timeout)
-        store = _connect(address, port, deadline) if is_shared else _open_store(address, port)
-        return _open_round(store, world_size, deadline, timeout)
+    def find_others() -> Meeting:
+        connect = _open_store if rank == 0 and not launch.shares_store else _connect
+        bare = connect(launch, deadline)
+        signed = SignedStore(bare, secret, f"the store at {address}:{port}")
+        if rank == 0:
+            name = _open_round(signed, launch.world_size, deadline, timeout)
+        else:
+            name = _join_round(signed, rank, launch.world_size, deadline + _GRACE, timeout)
+        return Meeting(signed.under(name), PrefixStore(name, bare))
 
     try:
         return call_with_timeout(find_others, timeout + 2 * _GRACE)
     except ProcessGroupError:
         raise
-    except (RuntimeError, TimeoutError) as error:
+    except (RuntimeError, TimeoutError, OSError, ValueError, MemoryError) as error:  # all that torch's clients raise
         advice = "check that rank 0 runs, and MASTER_ADDR and MASTER_PORT"
-        if is_shared:
+        if launch.shares_store:
             advice = "if nodes may come and go, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
         raise ProcessGroupError(
             f"rank {rank} did not meet the others at {address}:{port} within {timeout:g} s "
-            f"({str(error).splitlines()[0][:200]}): see the output of rank 0; {advice}"
+            f"({first_line(error)}): see the output of rank 0; {advice}"
         ) from error
 
 
-def _open_round(store: Store, world_size: int, deadline: float, timeout: float) -> Store:
+def read_when_there(store: SignedStore, key: str, deadline: float) -> bytes:
+    """Returns an entry as soon as it is there. Raises TimeoutError if that is not before the deadline."""
+    for _ in _pause_until(deadline):
+        if store.check([key]):
+            return store.get(key)
+    raise TimeoutError(f"nothing was written to {key}")
+
+
+def _open_round(store: SignedStore, world_size: int, deadline: float, timeout: float) -> str:
     """Rank 0's part: publishes a round, waits for the others to join it, and tells them to go or who is missing."""
     name = f"{world_size}/{uuid.uuid4().hex}"
-    round_store = PrefixStore(name, store)
+    round_store = store.under(name)
     store.set(_ROUND, name)
-    missing = list(range(1, world_size))
+    joined: dict[int, str] = {}
     for _ in _pause_until(deadline):
-        missing = [rank for rank in missing if not round_store.check([f"join/{rank}"])]
-        if not missing:
-            round_store.set("go", "")
-            return round_store
+        for rank in range(1, world_size):
+            if rank not in joined and round_store.check([f"join/{rank}"]):
+                joined[rank] = round_store.get(f"join/{rank}").decode()
+        if len(joined) == world_size - 1:
+            round_store.set("go", json.dumps([joined[rank] for rank in range(1, world_size)]))
+            return name
+    missing = [rank for rank in range(1, world_size) if rank not in joined]
     round_store.set("missing", json.dumps(missing))
     time.sleep(2 * _LONGEST_PAUSE)  # the store may end with this process, and the others are to read it first
     raise _missing_error(missing, world_size, timeout)
 
 
-def _join_round(store: Store, rank: int, world_size: int, deadline: float, timeout: float) -> Store:
+def _join_round(store: SignedStore, rank: int, world_size: int, deadline: float, timeout: float) -> str:
     """Joins the published round, once it is of this size and no other process has this rank in it."""
     me = uuid.uuid4().hex
     for _ in _pause_until(deadline):
         name = store.get(_ROUND).decode() if store.check([_ROUND]) else ""
         if not name.startswith(f"{world_size}/"):
             continue
-        round_store = PrefixStore(name, store)
+        round_store = store.under(name)
         if round_store.compare_set(f"join/{rank}", "", me).decode() != me:
             continue
-        if round_store.check(["go"]):
-            return round_store
+        if round_store.check(["go"]) and me in json.loads(round_store.get("go")):
+            return name
         missing = json.loads(round_store.get("missing")) if round_store.check(["missing"]) else [rank]
         if rank not in missing:  # else it is an earlier round, which ended without this rank
             raise _missing_error(missing, world_size, timeout)
@@ -128,12 +161,28 @@ def _missing_error(ranks: list[int], world_size: int, timeout: float) -> Process
     )
 
 
-def _open_store(address: str, port: int) -> Store:
-    return TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=_STORE_TIMEOUT)
+def _open_store(launch: Launch, deadline: float) -> Store:
+    """Rank 0's own store. It listens to this node alone where that is enough; torch's would listen to all networks."""
+    descriptor = None
+    if launch.has_loopback_address:
+        family = socket.AF_INET6 if ":" in launch.address else socket.AF_INET
+        try:
+            descriptor = socket.create_server((launch.address, launch.port), family=family, backlog=4096).detach()
+        except OSError as error:
+            raise RuntimeError(os.strerror(error.errno or 0).lower()) from error
+    return TCPStore(
+        launch.address,
+        launch.port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=_STORE_TIMEOUT,
+        master_listen_fd=descriptor,
+    )
 
 
-def _connect(address: str, port: int, deadline: float) -> Store:
+def _connect(launch: Launch, deadline: float) -> Store:
     """A client of the store at an address, as soon as something listens there."""
+    address, port = launch.address, launch.port
     for _ in _pause_until(deadline):
         try:
             socket.create_connection((address, port), timeout=1.0).close()  # torch would print pages if this fails

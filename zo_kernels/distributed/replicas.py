@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ReplicaError, ReplicasDifferError, ReplicaStoppedError
+from ..errors import ReplicaError, ReplicasDifferError, ReplicaStoppedError, first_line, format_ranks
 from .partition import split_by_speed, split_evenly
 from .process_group import wait_for
 
@@ -52,6 +52,7 @@ class Replicas:
     check_every: Compares the parameters of all ranks every so many steps, and before the first.
     timeout: Seconds to wait for another rank, in addition to ten times the longest recent share. None waits until the
         group's own timeout.
+    start_timeout: What `timeout` is until the first step is over, which may include compilation. None is `timeout`.
 
     The losses are bitwise the same for any number of ranks, any split and either balance. `rank` and `world_size` are
     those of the group. `device` is where its messages are stored.
@@ -67,13 +68,15 @@ class Replicas:
         balance: bool = False,
         check_every: int = 100,
         timeout: float | None = None,
+        start_timeout: float | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         if not isinstance(check_every, int) or check_every < 1:
             raise ValueError(f"check_every must be a positive integer, not {check_every!r}")
-        if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
-            raise ValueError(f"timeout must be positive and finite, not {timeout}")
+        for name, seconds in (("timeout", timeout), ("start_timeout", start_timeout)):
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be positive and finite, not {seconds}")
         self._group = dist.group.WORLD if group is None else group
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.split, self.balance, self.check_every, self.timeout = split, balance, check_every, timeout
@@ -81,6 +84,8 @@ class Replicas:
         self.device = torch.device("cuda", torch.cuda.current_device()) if self._is_nccl else torch.device("cpu")
         self._speeds = [1.0] * self.world_size
         self._longest = 0.0
+        self._start_timeout = timeout if start_timeout is None else start_timeout
+        self._steps_begun = 0
         self._step = 0
         self._digest = 0
 
@@ -97,6 +102,7 @@ class Replicas:
         compute_digest: The digest of this rank's parameters. Every `check_every` steps it is sent with the first
             exchange, which compares the digests of all ranks.
         """
+        self._steps_begun += 1
         self._step = step
         self._digest = compute_digest() if step % self.check_every == 0 else 0
 
@@ -152,6 +158,10 @@ class Replicas:
 
     def _raise_failure(self, headers: np.ndarray) -> None:
         """Raises what these headers report, if anything."""
+        seconds = headers["seconds"]
+        odd = np.flatnonzero(~(np.isfinite(seconds) & (seconds >= 0)) | (headers["status"] > _INTERRUPTED))
+        if len(odd):  # the shares and the patience of all ranks would follow from them
+            raise ReplicaError(f"what {format_ranks(odd.tolist())} sent is no answer: use one version on all ranks")
         for status, kind, what in (
             (_INTERRUPTED, ReplicaStoppedError, "was interrupted"),
             (_FAILED, ReplicaError, "failed to evaluate its share: see its output"),
@@ -177,7 +187,8 @@ class Replicas:
     def _all_gather(self, message: bytes) -> list[bytes]:
         mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
         received = torch.empty(self.world_size, len(message), dtype=torch.uint8, device=self.device)
-        patience = math.inf if self.timeout is None else self.timeout + 10 * self._longest
+        timeout = self.timeout if self._steps_begun > 1 else self._start_timeout
+        patience = math.inf if timeout is None else timeout + 10 * self._longest
         try:
             if self._is_nccl:
                 work = dist.all_gather(list(received.unbind()), mine, group=self._group, async_op=True)
@@ -185,7 +196,7 @@ class Replicas:
                 work = self._send_to_all(mine, received, patience)
             wait_for(work, patience, self._group)
         except RuntimeError as error:
-            raise ReplicaError(f"step {self._step} can't be taken: {str(error).splitlines()[0]}") from error
+            raise ReplicaError(f"step {self._step} can't be taken: {first_line(error)}") from error
         return [bytes(reply.numpy()) for reply in received.cpu()]
 
     def _send_to_all(self, mine: Tensor, received: Tensor, patience: float) -> dist.Work:

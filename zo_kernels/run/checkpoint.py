@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if the file can't be written; an earlier file of that name is then unchanged.
     """
     tensors = {f"model.{name}": _on_cpu(x) for name, x in checkpoint.model.items()}
-    packed = _pack(checkpoint.solver, tensors)
+    packed = pack(checkpoint.solver, tensors)
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if metadata.pop("digest", None) != _digest(metadata, tensors):
         raise CheckpointError(f"the checkpoint {path} is damaged: its content is not what was written")
     model = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
-    solver = _unpack(json.loads(metadata["solver"]), tensors)
+    solver = unpack(json.loads(metadata["solver"]), tensors)
     return Checkpoint(int(metadata["step"]), model, solver, bytes.fromhex(metadata["journal"]))
 
 
@@ -116,26 +116,27 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Makes a value JSON can hold: moves its tensors to `tensors` and refers to them by name."""
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Makes a value JSON can hold: moves its tensors to `tensors` and refers to them by name. Raises TypeError."""
     if isinstance(value, Tensor):
         name = f"solver.{len(tensors)}"
         tensors[name] = _on_cpu(value)
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"items": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        return {"items": [[pack(k, tensors), pack(v, tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
-        return [_pack(v, tensors) for v in value]
+        return [pack(v, tensors) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a checkpoint can't hold a {type(value).__name__}")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns what was packed. Raises KeyError, TypeError or ValueError for anything else."""
     if isinstance(value, list):
-        return [_unpack(v, tensors) for v in value]
+        return [unpack(v, tensors) for v in value]
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]
-        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value["items"]}
+        return {unpack(k, tensors): unpack(v, tensors) for k, v in value["items"]}
     return value

@@ -26,16 +26,16 @@ Metrics = Mapping[str, float | None]
 
 JOURNAL = "journal.sqlite"
 
-_REPLACED = ("config.json", "vocabulary.json", "metrics.jsonl", "loss.png")
+_REPLACED = ("config.json", "vocabulary.json", "arithmetic.json", "metrics.jsonl", "loss.png")
 """Files that are written under another name, with a dot before it, and then renamed."""
 
 
 class RunFolder:
     """An open run folder. It is a context manager that closes the folder, and only one process can have it open.
 
-    The folder has config.json, vocabulary.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors and
-    loss.png. A run continues from the journal and the checkpoints; metrics.jsonl repeats the journal as text. The
-    journal and metrics.jsonl grow with each step; all other files are written whole or not at all.
+    The folder has config.json, vocabulary.json, arithmetic.json, journal.sqlite, checkpoints/, metrics.jsonl,
+    weights.safetensors and loss.png. A run continues from the journal and the checkpoints; metrics.jsonl repeats the
+    journal as text. The journal and metrics.jsonl grow with each step; all other files are written whole or not at all.
 
     Use `create` or `open`, which raise UsageError if the folder can't be used.
     """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from ..command_line import EXIT_DONE, EXIT_ERROR, run_program
-from ..distributed.process_group import is_launched
+from ..distributed.launch import read_launch, read_local_rank
 from ..errors import CheckpointError, JournalError, ProcessGroupError, ReplicaError, UsageError
 from ..interrupts import InterruptGate
 from .api import run_checked
@@ -25,15 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun, this is one of the processes that share the run.
     """
+    rank, who, is_silent = 0, "", False
     try:
-        is_silent = int(os.environ.get("LOCAL_RANK", "0")) != 0  # bad arguments are reported once a machine
+        launch = read_launch()
+        if launch is not None and launch.world_size > 1:
+            rank, who = launch.rank, f"rank {launch.rank}: "
+        is_silent = bool(read_local_rank())  # bad arguments are reported once a machine
         config = parse(sys.argv[1:] if arguments is None else arguments, silent=is_silent)
     except UsageError as error:
         if not is_silent:
             _report(error)
         return EXIT_ERROR
-    rank = int(os.environ["RANK"]) if is_launched() else 0
-    who = f"rank {rank}: " if is_launched() else ""
     gate = InterruptGate()
     try:
         with gate:

@@ -14,21 +14,25 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
-from ..distributed.process_group import is_launched, process_group
+from ..command_line import flag
+from ..distributed.agreement import agree
+from ..distributed.launch import is_launched
+from ..distributed.process_group import process_group, shared_store
 from ..errors import CheckpointError, UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
 from ..plot.losses import plot_losses
 from ..run.folder import RunFolder, metrics_from_journal, write_text
+from .arithmetic import as_terms
 from .begin import Beginning, begin, resume_existing
 from .build import compute_with
 from .check import check
-from .config import TrainConfig
+from .config import TrainConfig, as_json, from_json
 from .device import choose_device
 from .find_lr import SearchResult, find_lr
 from .loggers import LOGGERS, Logger
 from .loop import train
-from .ranks import Ranks
+from .ranks import Ranks, has_group, start_timeout
 from .record import FolderRecord, Record
 from .reporter import Reporter
 from .summary import print_header, print_summary, title
@@ -102,16 +106,18 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
     device, reason = choose_device(config)
     config = replace(config, device=device)  # so that the run is resumed on the same one
     with ExitStack() as stack:
+        backend = stack.enter_context(compute_with(config))
         if is_launched() and not (dist.is_available() and dist.is_initialized()):
             with gate.open():
-                stack.enter_context(process_group(device, config.timeout))
+                stack.enter_context(process_group(device, start_timeout(config), _terms_of(config)))
+        elif has_group():
+            agree(shared_store(), dist.get_rank(), dist.get_world_size(), _terms_of(config), start_timeout(config))
         ranks = Ranks(config)
-        backend = stack.enter_context(compute_with(config))
         console = Console(
             highlight=False, markup=False, soft_wrap=not sys.stdout.isatty(), quiet=quiet or ranks.rank != 0
         )
         if ranks.is_launched:
-            config = ranks.broadcast(lambda: resume_existing(config))
+            config = ranks.broadcast(lambda: as_json(resume_existing(config)), _read_config)
         loggers = _create_loggers(config) if ranks.rank == 0 else []
         found = None
         if config.lr_search:
@@ -133,6 +139,21 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
                 _write_search(opened, found)
             print_header(console, beginning.run, backend, ranks.count, reason)
             return _train_in(opened, beginning, console, loggers, gate, ranks)
+
+
+def _terms_of(config: TrainConfig) -> dict[str, str]:
+    """What must be the same on all ranks: all flags but --threads, and the arithmetic unless another is allowed."""
+    values = json.loads(as_json(config))
+    del values["threads"]
+    if values.pop("lr_search"):
+        values["lr"] = "search"
+    flags = {flag(name): "not given" if value in (None, "", []) else str(value) for name, value in values.items()}
+    return flags if config.allow_other_arithmetic else {**as_terms(config), **flags}
+
+
+def _read_config(text: object) -> TrainConfig:
+    """Reads the config that rank 0 announces. Raises UsageError for one that can't be."""
+    return from_json(str(text), "the config that rank 0 announced")
 
 
 def _train_in(

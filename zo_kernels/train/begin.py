@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..command_line import flag
-from ..errors import UsageError
+from ..errors import ReplicaError, UsageError
 from ..interrupts import InterruptGate
 from ..run.folder import JOURNAL, RunFolder
+from .arithmetic import FILE as ARITHMETIC
+from .arithmetic import check_arithmetic, record_arithmetic
 from .build import Run, build, build_solver
 from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config
 from .ranks import Ranks
@@ -50,18 +52,18 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
     """
     opened: list[tuple[Run, RunFolder, int]] = []
 
-    def open_on_rank_0() -> tuple[int, int, bool]:
+    def open_on_rank_0() -> list[int | bool]:
         opened.append(
             _start_new(config, gate, warn)
             if config.resume is None
             else _reopen(config, gate, warn, _LOCK_TIMEOUT if ranks.is_launched else 0.0)
         )
         _, folder, step = opened[0]
-        return step, folder.journal.first_step, bool(folder.journal.scores(step))
+        return [step, folder.journal.first_step, bool(folder.journal.scores(step))]
 
     try:
         # Rank 0 goes first: it may write data files that the other ranks read.
-        step, first_step, is_scored = ranks.broadcast(open_on_rank_0)
+        step, first_step, is_scored = ranks.broadcast(open_on_rank_0, _read_place)
         run = opened[0][0] if opened else build(replace(config, resume=None), gate)
         ranks.join(run.solver)
         if step > 0:
@@ -75,22 +77,42 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
 
 def share_state(run: Run, ranks: Ranks) -> None:
     """Sends the parameters and the solver's state of rank 0 to all ranks."""
-    state = ranks.broadcast_state([run.model.state_dict(), run.solver.state()] if ranks.rank == 0 else None)
+    if ranks.count == 1:
+        return
+    model, solver = ranks.broadcast_state(run.model.state_dict(), run.solver.state() if ranks.rank == 0 else None)
     if ranks.rank != 0:
-        run.model.load_state_dict(state[0])
-        run.solver.load_state(state[1])
+        try:
+            run.model.load_state_dict(model)
+            run.solver.load_state(solver)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise ReplicaError("rank 0 sent the state of another solver") from error
+
+
+def _read_place(value: Any) -> tuple[int, int, bool]:
+    """Reads the step, the first step and whether the step is scored, as rank 0 announces them."""
+    match value:
+        case [step, first_step, bool(is_scored)] if type(step) is type(first_step) is int and 0 <= first_step <= step:
+            return step, first_step, is_scored
+    raise ValueError("it is not the place where a run begins")
 
 
 def _start_new(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
     run = build(config, gate)
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
-    return run, RunFolder.create(config.out, as_json(config), run.task.symbols, name=config.task, first_step=step), step
+    folder = RunFolder.create(config.out, as_json(config), run.task.symbols, name=config.task, first_step=step)
+    try:
+        record_arithmetic(folder.path, step, config)
+    except OSError as error:
+        folder.close()
+        raise UsageError(f"can't write to the folder {folder.path}: {error.strerror}") from error
+    return run, folder, step
 
 
 def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: float) -> tuple[Run, RunFolder, int]:
     assert config.resume is not None
     folder = RunFolder.open(config.resume, patience=patience)
     try:
+        check_arithmetic(folder.path, config)
         run = build(replace(config, resume=None), gate)
         symbols = json.loads((folder.path / "vocabulary.json").read_text(encoding="utf-8"))
         if symbols != list(run.task.symbols):
@@ -101,6 +123,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
             if config.fork is not None:
                 _start_from(replace(config, fork_step=step), run, gate, warn)
             folder.journal.truncate(step)
+        record_arithmetic(folder.path, step, config)
     except (OSError, ValueError) as error:
         folder.close()
         raise UsageError(f"can't resume {folder.path}: {error}") from error
@@ -174,7 +197,7 @@ def _clear_unbegun(path: Path) -> bool:
 
     Raises UsageError if config.json is not the config of a run.
     """
-    checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json"}
+    checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json", ARITHMETIC}
     names = {item.name.removeprefix(".") for item in path.iterdir()}
     if not checkpoints.is_dir() or any(checkpoints.iterdir()):
         return False

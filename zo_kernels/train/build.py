@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backends import backend, backend_for
-from ..distributed.process_group import is_launched
+from ..distributed.launch import is_launched
 from ..errors import UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model

@@ -52,13 +52,14 @@ TASK_OPTIONS = tuple(field.name for field in fields(TaskOptions) if field.name !
 """Fields that apply to some tasks only."""
 
 FREE_ON_RESUME = (
-    *("resume", "device", "threads", "backend", "eval_batch_size"),
+    *("resume", "device", "threads", "backend", "eval_batch_size", "allow_other_arithmetic"),
     *("checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
     *(field.name for field in fields(ProcessOptions)),
 )
 """Fields that may change when a run is resumed, for they do not change what its steps compute.
 
-Losses on another device agree to rounding. On the same device, a resumed run has the bits of one that never stopped.
+With another device or backend, losses would be rounded differently: `zo_kernels.train.arithmetic` refuses that unless
+`allow_other_arithmetic` is set. Otherwise a resumed run has the bits of one that never stopped.
 """
 
 
@@ -70,7 +71,7 @@ def task_options(config: TrainConfig) -> dict[str, Any]:
 _RENAMED = {"gaf": "max_cosine_distance", "shard": "split", "heal": "repair"}
 """Fields of version 0.1, whose runs are still read, and their names now."""
 
-_ADDED: dict[str, Any] = {"eval_batch_size": None, "eval_tokens": None}
+_ADDED: dict[str, Any] = {"eval_batch_size": None, "eval_tokens": None, "allow_other_arithmetic": False}
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 
 
@@ -88,20 +89,32 @@ def read_config(run: Path) -> TrainConfig:
     if not os.path.isdir(run):  # False for a name too long, too
         raise UsageError(f"there is no run folder {run}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{run} is not the folder of a run: can't read {path.name}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not JSON ({error})") from error
+    return from_json(text, str(path))
+
+
+def from_json(text: str, name: str) -> TrainConfig:
+    """Reads what `as_json` has written. name: what the text is called in errors.
+
+    Raises UsageError if it has other fields, or values of other types.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON ({error})") from error
     if isinstance(values, dict):
-        values = _ADDED | {_RENAMED.get(name, name): value for name, value in values.items()}
+        values = {**_ADDED, **{_RENAMED.get(key, key): value for key, value in values.items()}}
     if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
-        raise UsageError(f"{path} is not the config of a run, or of another version of zo_kernels")
+        raise UsageError(f"{name} is not the config of a run, or of another version of zo_kernels")
     try:
         config = TrainConfig(**values)
         check_types(config)
     except (TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"{path} is not the config of a run: {error}") from error
+        raise UsageError(f"{name} is not the config of a run: {error}") from error
     return config
 
 

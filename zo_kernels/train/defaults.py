@@ -99,7 +99,7 @@ def base_config(task: str | None, preset: str | None, resume: Path | None, fork:
     run = resume if fork is None else fork
     if run is None:
         return _with_preset(_task_default(task or "copy"), preset)
-    stored = read_config(Path(run))
+    stored = replace(read_config(Path(run)), allow_other_arithmetic=False)
     if task not in (None, stored.task):
         raise UsageError(f"the task of {run} is {stored.task}, not {task}")
     if fork is not None:

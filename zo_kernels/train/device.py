@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 
 from ..backends import backend, backend_for
+from ..distributed.launch import read_local_world_size
 from .config import TrainConfig
 
 
@@ -22,13 +22,14 @@ class Device(NamedTuple):
 def choose_device(config: TrainConfig) -> Device:
     """Returns the device that a config asks for. "auto" is cuda if a run can be computed there, else cpu.
 
-    All processes of a launch on one machine choose alike: cuda takes a GPU for each of them.
+    All processes of a launch on one machine choose alike: cuda takes a GPU for each of them. Raises UsageError if the
+    launcher's number of processes makes no sense.
     """
     if config.device != "auto":
         return Device(config.device)
     if not torch.cuda.is_available():
         return Device("cpu", "no CUDA device" if torch.version.cuda else "torch has no CUDA")
-    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus, processes = torch.cuda.device_count(), read_local_world_size() or 1
     if gpus < processes:
         return Device("cpu", f"{gpus} GPU{'s' * (gpus > 1)} for {processes} processes")
     try:

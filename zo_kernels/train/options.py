@@ -70,6 +70,8 @@ class RunOptions:
     """Precision of the products in forward passes. bfloat16 is faster where the processor has it and needs eps 2^-k."""
     backend: Annotated[str, option("NAME")] = "auto"
     """Implementation of the kernels. auto takes the fastest that works; python -m zo_kernels lists them."""
+    allow_other_arithmetic: bool = False
+    """Resume a run, or share it among processes, even if losses are then rounded differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,4 +197,4 @@ class ProcessOptions:
     repair: bool = False
     """If a process holds other parameters, rebuild them from the journal and continue instead of failing."""
     timeout: float = 30.0
-    """Seconds to wait for another process, in addition to ten times the longest step, before giving up."""
+    """Seconds to wait for another process, plus ten times the longest step; at least 60 until the first step ends."""

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.process_group import is_launched, wait_for
+from ..distributed.announcements import Announcements
+from ..distributed.launch import is_launched
+from ..distributed.process_group import shared_store, wait_for
 from ..distributed.replicas import Replicas
-from ..errors import ReplicaError, UsageError
+from ..errors import ReplicaError, UsageError, first_line
+from ..run.checkpoint import pack, unpack
 from .config import TrainConfig
 from .solvers import Solver, ZeroOrderSolver
 
 T = TypeVar("T")
 
-_BROADCAST_TIMEOUT = timedelta(days=1)
-"""For what rank 0 does while the others wait: read the data, restore a run."""
+START_TIMEOUT = 60.0
+"""Seconds at least that a rank waits for others until the first step is over, whatever --timeout says: importing,
+compiling and reading take long on a busy machine, and restarts would only add to the load."""
+
+_LEAST_SPEED = 10e6
+"""Bytes per second at least at which a state is expected to arrive."""
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)}  # fmt: skip
+"""What the tensors of a state may consist of, by name."""
+
+_MOST_STATE = 64 << 20, 16
+"""Largest state of a solver that is received: so many bytes, and so many times those of the model."""
 
 
 class Ranks:
@@ -36,13 +52,18 @@ class Ranks:
     def __init__(self, config: TrainConfig) -> None:
         self.is_launched = is_launched() or "TORCHELASTIC_RUN_ID" in os.environ
         self.replicas: Replicas | None = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        self.rank, self.count = 0, 1
+        self._patience = start_timeout(config)
+        if has_group():
             self.replicas = Replicas(
-                split=config.split, balance=config.balance, check_every=config.check_every, timeout=config.timeout
+                split=config.split,
+                balance=config.balance,
+                check_every=config.check_every,
+                timeout=config.timeout,
+                start_timeout=self._patience,
             )
-            self._broadcast_group = dist.new_group(backend="gloo", timeout=_BROADCAST_TIMEOUT)
-        self.rank = 0 if self.replicas is None else self.replicas.rank
-        self.count = 1 if self.replicas is None else self.replicas.world_size
+            self.rank, self.count = self.replicas.rank, self.replicas.world_size
+            self._announcements = Announcements(shared_store(), self.rank, self._patience)
 
     def join(self, solver: Solver) -> None:
         """Divides the solver's steps among all ranks. Raises UsageError if the solver can't be divided."""
@@ -52,74 +73,95 @@ class Ranks:
             raise UsageError("back-propagation runs in one process only: start --solver bptt without torchrun")
         solver.optimizer.replicas = self.replicas
 
-    def broadcast(self, decide: Callable[[], T]) -> T:
-        """Calls `decide` on rank 0 and returns its result, anything that can be pickled, on all ranks.
+    def broadcast(self, decide: Callable[[], Any], read: Callable[[Any], T]) -> T:
+        """Calls `decide` on rank 0, and returns what `read` makes of its result, on all ranks.
 
-        If it raises, rank 0 raises its error and the others raise ReplicaError.
+        The result goes through JSON, and `read` raises ValueError for a value that it can't be. If `decide` raises,
+        rank 0 raises its error and the others raise ReplicaError. They raise it too if rank 0 dies meanwhile.
         """
         if self.replicas is None:
-            return decide()
-        content, error = b"", None
-        if self.rank == 0:
-            try:
-                content = pickle.dumps([decide()])
-            except BaseException as raised:
-                error = raised
-        try:
-            length = self._broadcast_tensor(torch.tensor([len(content)]), self._broadcast_group)
-            if length and error is None:
-                buffer = torch.frombuffer(bytearray(content or int(length)), dtype=torch.uint8)
-                content = self._broadcast_tensor(buffer, self._broadcast_group).numpy().tobytes()
-        finally:
-            if error is not None:
-                raise error
-        if not content:
-            raise ReplicaError("rank 0 failed: see its output")
-        return pickle.loads(content)[0]
+            return read(decide())
+        return self._announcements.announce(decide, read)
 
-    def _broadcast_tensor(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        """Overwrites x with rank 0's and returns it. Raises ReplicaError if another rank has died."""
+    def broadcast_state(self, model: Mapping[str, Tensor], solver: Any) -> tuple[dict[str, Tensor], Any]:
+        """Returns rank 0's state of a model and of its solver on all ranks.
+
+        model: This rank's state_dict, which says what tensors to expect. solver: Rank 0's state of the solver, as a
+        checkpoint holds it; not used on other ranks. Raises ReplicaError if a state of other sizes arrives.
+        """
+        assert self.replicas is not None
+        tensors = {f"model.{name}": x for name, x in model.items()}
+        own = [[name, *_form(x)] for name, x in tensors.items()]
+
+        def describe() -> Any:
+            packed = pack(solver, tensors)
+            return [packed, [[name, *_form(x)] for name, x in tensors.items()]]
+
+        packed, forms = self.broadcast(describe, lambda value: _read_forms(value, own))
+        device = self.replicas.device
+        received = {}
+        for name, dtype, shape in forms:
+            if self.rank == 0:
+                x = tensors[name].detach().to(device).contiguous()
+            else:
+                x = torch.empty(shape, dtype=dtype, device=device)
+            received[name] = self._broadcast_tensor(x)
         try:
-            wait_for(dist.broadcast(x, src=0, group=group, async_op=True), _BROADCAST_TIMEOUT.total_seconds(), group)
+            state = unpack(packed, received)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ReplicaError("rank 0 sent the state of another solver") from error
+        return {name: received[f"model.{name}"] for name in model}, state
+
+    def _broadcast_tensor(self, x: Tensor) -> Tensor:
+        """Overwrites x with rank 0's and returns it. Raises ReplicaError if another rank has died."""
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        seconds = self._patience + x.numel() * x.element_size() / _LEAST_SPEED
+        options.timeout = timedelta(seconds=2 * seconds)  # so that the process can exit: gloo waits for its operations
+        group = dist.group.WORLD
+        assert group is not None
+        try:
+            wait_for(group.broadcast([x], options), seconds)
         except RuntimeError as error:
-            raise ReplicaError(f"lost another rank: {str(error).splitlines()[0]}") from error
+            raise ReplicaError(f"lost another rank: {first_line(error)}") from error
         return x
 
-    def broadcast_state(self, state: Any) -> Any:
-        """Returns rank 0's state on all ranks. It may nest mappings, lists, tensors and plain values.
 
-        Each tensor is sent by itself, so that the state is never pickled whole.
-        """
-        if self.replicas is None:
-            return state
-        tensors: list[Tensor] = []
-        form = self.broadcast(lambda: _strip_tensors(state, tensors))
-        return self._receive_state(form, iter(tensors))
-
-    def _receive_state(self, form: Any, tensors: Any) -> Any:
-        if isinstance(form, _Form):
-            assert self.replicas is not None
-            device = self.replicas.device
-            x = next(tensors).to(device) if self.rank == 0 else torch.empty(form.shape, dtype=form.dtype, device=device)
-            return self._broadcast_tensor(x, None).to(form.device_type)
-        if isinstance(form, dict):
-            return {key: self._receive_state(value, tensors) for key, value in form.items()}
-        return [self._receive_state(value, tensors) for value in form] if isinstance(form, list) else form
+def has_group() -> bool:
+    """Whether this process is one of several of an initialized process group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class _Form(NamedTuple):
-    """Stands for a tensor in a state, while the tensor is sent by itself."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device_type: str
+def start_timeout(config: TrainConfig) -> float:
+    """Seconds that a rank waits for others until the first step is over."""
+    return max(config.timeout, START_TIMEOUT)
 
 
-def _strip_tensors(state: Any, tensors: list[Tensor]) -> Any:
-    """Replaces the tensors of a state by forms, and appends them to the list in order."""
-    if isinstance(state, Tensor):
-        tensors.append(state.contiguous())
-        return _Form(state.shape, state.dtype, state.device.type)
-    if isinstance(state, Mapping):
-        return {key: _strip_tensors(value, tensors) for key, value in state.items()}
-    return [_strip_tensors(value, tensors) for value in state] if isinstance(state, (list, tuple)) else state
+def _form(x: Tensor) -> tuple[str, list[int]]:
+    return str(x.dtype).removeprefix("torch."), list(x.shape)
+
+
+def _read_forms(value: Any, own: list[list[Any]]) -> tuple[Any, list[tuple[str, torch.dtype, list[int]]]]:
+    """Reads what rank 0 says of a state: the solver's without its tensors, and name, dtype and shape of each tensor.
+
+    own: Those of the model on this rank, which come first. Raises ValueError for anything else, before memory is used.
+    """
+    match value:
+        case [packed, [*forms]] if forms[: len(own)] == own:
+            pass
+        case _:
+            raise ValueError("the model of rank 0 has other parameters")
+    found, total = [], 0
+    for form in forms:
+        match form:
+            case [str(name), str(dtype), [*shape]] if dtype in _DTYPES and all(
+                type(size) is int and size >= 0 for size in shape
+            ):
+                found.append((name, _DTYPES[dtype], shape))
+                total += math.prod(shape) * _DTYPES[dtype].itemsize
+            case _:
+                raise ValueError("a tensor is of no known form")
+    of_model = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in found[: len(own)])
+    if total - of_model > _MOST_STATE[0] + _MOST_STATE[1] * of_model:
+        raise ValueError(f"the state of the solver would have {total - of_model} bytes")
+    return packed, found

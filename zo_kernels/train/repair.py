@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import ReplicaError, ReplicasDifferError, format_ranks
 from .begin import Beginning, share_state
 from .config import read_config
@@ -29,7 +31,13 @@ def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, recor
         right = solver.optimizer.digest()
         return [rank for rank, digest in enumerate(error.digests) if digest != right]
 
-    wrong = ranks.broadcast(rebuild)
+    def read(value: Any) -> list[int]:
+        match value:
+            case [*found] if all(type(rank) is int and 0 <= rank < ranks.count for rank in found):
+                return found
+        raise ValueError("it is no list of ranks")
+
+    wrong = ranks.broadcast(rebuild, read)
     if len(wrong) == ranks.count:
         raise ReplicaError(f"no rank holds the parameters of the journal before step {error.step}: resume the run")
     found = f"before step {error.step}, {format_ranks(wrong)} did not hold the parameters of the journal"

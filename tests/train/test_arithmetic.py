@@ -1,0 +1,105 @@
+"""A run goes on with losses that are rounded as before, or says what has changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.runs import SMALL
+from zo_kernels.backends import backend, cpu
+from zo_kernels.models import MODEL_NAMES, RecurrentLM, build_model
+from zo_kernels.models.cells import MODELS
+from zo_kernels.train.__main__ import main
+from zo_kernels.train.arithmetic import arithmetic_of
+from zo_kernels.train.defaults import default_config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A run of 5 steps, on the backend cpu."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def entries_of(run: Path) -> list[tuple[int, dict[str, str]]]:
+    return json.loads((run / "arithmetic.json").read_text())
+
+
+def test_what_describes_it() -> None:
+    config = default_config("copy", device="cpu")
+    kernel = arithmetic_of(config)
+    assert kernel["backend"] == "cpu"
+    assert kernel["forward"].startswith("kernel ")
+    with backend("reference"):
+        assert arithmetic_of(config)["forward"] == f"torch {torch.__version__}"
+    for change in ({"distribution": "normal"}, {"solver": "bptt"}, {"model": "slstm"}):
+        assert arithmetic_of(default_config("copy", device="cpu", **change))["forward"].startswith("torch ")
+
+
+def test_the_models_with_a_kernel() -> None:
+    sizes = {"embed_dim": 4, "hidden_size": 8, "num_heads": 2}
+    for name in MODEL_NAMES:
+        memory = {"memory_slots": 5, "memory_width": 4} if "dnc" in name else {}
+        assert isinstance(build_model(name, 7, **sizes, **memory), RecurrentLM) == (name in MODELS)
+
+
+def test_a_run_is_not_resumed_with_another_backend(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert main(["--resume", str(run), "--backend", "reference"]) == 2
+    said = capsys.readouterr().err
+    assert "losses that are rounded differently, for the backend was cpu and is reference here" in said
+    assert "or give --allow-other-arithmetic" in said
+    assert said.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert main(["--resume", str(run)]) == 0
+    assert [step for step, _ in entries_of(run)] == [0]
+
+
+def test_another_backend_is_recorded(run: Path) -> None:
+    other = ["--resume", str(run), "--backend", "reference", "--allow-other-arithmetic"]
+    assert main(other) == 0
+    assert [(step, a["backend"]) for step, a in entries_of(run)] == [(0, "cpu"), (5, "reference")]
+    assert main(["--resume", str(run), "--backend", "cpu"]) == 2  # its last steps were those of the other
+    assert main(["--resume", str(run), "--backend", "reference"]) == 0
+    assert main(["--fork", str(run), "--fork-step", "3", "--out", str(run.parent / "fork")]) == 0
+    assert [(step, a["backend"]) for step, a in entries_of(run.parent / "fork")] == [(3, "cpu")]
+
+
+def test_another_version_of_the_package_goes_on(run: Path) -> None:
+    path = run / "arithmetic.json"
+    path.write_text(path.read_text().replace('"zo_kernels": "', '"zo_kernels": "older-'))
+    assert main(["--resume", str(run)]) == 0
+    assert [step for step, _ in entries_of(run)] == [0, 5]
+
+
+def test_a_run_without_a_record_goes_on_and_gets_one(run: Path) -> None:
+    (run / "arithmetic.json").unlink()
+    assert main(["--resume", str(run), "--backend", "reference"]) == 0
+    assert [(step, a["backend"]) for step, a in entries_of(run)] == [(5, "reference")]
+
+
+@pytest.mark.parametrize("content", ["{", "[[1]]", '[["0", {}]]', '[[0, {"isa": 3}]]', "{}"])
+def test_a_damaged_record(run: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "arithmetic.json").write_text(content)
+    assert main(["--resume", str(run)]) == 2
+    assert "arithmetic.json" in capsys.readouterr().err
+    assert (run / "arithmetic.json").read_text() == content
+
+
+def test_a_run_is_not_resumed_with_another_instruction_set(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cpu._C is not None
+    own = cpu._C.active_isa()
+    cpu._C.set_isa(next(isa for isa in cpu._C.compiled_isas() if isa != own))
+    other = cpu._C.active_isa()
+    assert main(["--resume", str(run)]) == 2
+    assert f"for the instruction set was {own} and is {other} here" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--threads", "1", "--allow-other-arithmetic"]) == 0
+    assert [(step, a["isa"]) for step, a in entries_of(run)] == [(0, own), (5, other)]

@@ -1,0 +1,125 @@
+"""What decides about the bits of a run's losses besides its config, and when a run has to do with another one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends import backend_for
+from ..backends.cpu import _C
+from ..backends.recurrent import population_kernel
+from ..errors import UsageError
+from ..models.cells import MODELS
+from ..run.folder import write_text
+from .config import TrainConfig
+from .device import choose_device
+
+FILE = "arithmetic.json"
+"""In a run folder: a list of [first step, arithmetic], with a new entry wherever the arithmetic changed."""
+
+KERNEL_VERSION = 1
+"""To be raised whenever the population kernels give other bits, on any instruction set."""
+
+Arithmetic = dict[str, str]
+
+
+def arithmetic_of(config: TrainConfig) -> Arithmetic:
+    """Describes the arithmetic of a run's forward passes in this process, where `compute_with` has set the backend.
+
+    backend: Name of the backend in use. isa: The instruction set of the forward passes, or the compute capability of
+    the GPU. precision: That of their products. forward: What computes the forward passes of steps: a population kernel,
+    with the version of its bits, or torch. torch's own version counts only in the second case, since probes and updates
+    have the same bits everywhere. zo_kernels: Its version.
+    """
+    device = choose_device(config).type
+    backend = backend_for(device)
+    has_kernel = config.solver == "zo" and config.distribution == "rademacher" and config.model in MODELS
+    in_torch = f"torch {torch.__version__}"
+    if device == "cuda":
+        isa = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        kernel = f"kernel {KERNEL_VERSION}, {in_torch}" if population_kernel.turned_on() else in_torch
+    elif backend.name == "cpu" and _C is not None and has_kernel:
+        isa, kernel = _C.active_isa(), f"kernel {KERNEL_VERSION}"
+    else:
+        isa, kernel = torch.backends.cpu.get_cpu_capability().lower(), in_torch
+    return {
+        "backend": backend.name,
+        "isa": isa,
+        "precision": config.precision,
+        "forward": kernel if has_kernel else in_torch,
+        "zo_kernels": _version(),
+    }
+
+
+def as_terms(config: TrainConfig) -> Arithmetic:
+    """The arithmetic of this process, but for what is a flag, by the names that a message about ranks gives to it."""
+    return {_NAMES[key]: value for key, value in arithmetic_of(config).items() if key != "precision"}
+
+
+def check_arithmetic(run: Path, config: TrainConfig) -> None:
+    """Raises UsageError if the steps of a run so far were computed otherwise than this process would go on.
+
+    The version of zo_kernels may differ: that of the forward passes tells whether bits do. Runs of older versions have
+    no record, and go on.
+    """
+    entries = _read(run)
+    if not entries or config.allow_other_arithmetic:
+        return
+    then, now = entries[-1][1], arithmetic_of(config)
+    changed = [
+        f"{_NAMES[key]} was {then.get(key, 'unknown')} and is {now[key]} here"
+        for key in now
+        if key != "zo_kernels" and then.get(key) != now[key]
+    ]
+    if changed:
+        raise UsageError(
+            f"{run} would go on with losses that are rounded differently, for {', '.join(changed)}: continue it as it "
+            "began, or give --allow-other-arithmetic"
+        )
+
+
+def record_arithmetic(run: Path, step: int, config: TrainConfig) -> None:
+    """Records how the steps of a run from `step` on are computed, if that is not known yet. Raises OSError."""
+    entries, now = [entry for entry in _read(run) if entry[0] < step], arithmetic_of(config)
+    if not entries or entries[-1][1] != now:
+        entries.append((step, now))
+    write_text(run / FILE, json.dumps(entries, indent=2) + "\n")
+
+
+_NAMES = {
+    "backend": "the backend",
+    "isa": "the instruction set",
+    "precision": "the precision",
+    "forward": "the forward pass",
+    "zo_kernels": "the version of zo_kernels",
+}
+
+
+def _version() -> str:
+    import zo_kernels  # the package imports this module only when a run needs it
+
+    return zo_kernels.__version__
+
+
+def _read(run: Path) -> list[tuple[int, Arithmetic]]:
+    """The entries of a run's file; none if there is no file. Raises UsageError if it is damaged."""
+    path = run / FILE
+    try:
+        entries: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read ({error}): restore it, or remove it to do without its check") from error
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise UsageError(f"{path} is not a record of arithmetic: restore it, or remove it to do without its check")
+    return [(step, arithmetic) for step, arithmetic in entries]
+
+
+def _is_entry(entry: Any) -> bool:
+    match entry:
+        case [int(), {**values}]:
+            return all(isinstance(value, str) for value in values.values())
+    return False
