@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def test_file_holds_what_the_documentation_says(run: LoadedRun, state: DecodingS
     assert tensors.keys() == states.keys() | {"logits"}
     assert torch.equal(tensors["logits"], state.logits)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in states.items())
-    assert metadata_of(tmp_path / "state") == {
+    metadata = metadata_of(tmp_path / "state")
+    assert re.fullmatch("[0-9a-f]{32}", metadata.pop("digest"))
+    assert metadata == {
         "format": "zo_kernels decoding state",
         "version": "1",
         "model": run.path.name,
@@ -113,6 +116,11 @@ def test_what_is_not_a_state_is_refused(run: LoadedRun, state: DecodingState, tm
     assert refusal() == f"{path} is not a saved state: it was not written by --save-state"
     save_file(tensors, path)
     assert refusal() == f"{path} is not a saved state: it was not written by --save-state"
+    save_file({**tensors, "logits": tensors["logits"] + 1}, path, metadata)
+    assert refusal() == f"{path} is damaged: its content is not what was written, save it again"
+    del metadata["digest"]  # as in files of earlier versions
+    save_file(tensors, path, metadata)
+    assert torch.equal(load_state(path, run).logits, state.logits)
     save_file({**tensors, "h": tensors["h"][..., :1].clone()}, path, metadata)
     assert refusal() == f"{path} is damaged: its tensors don't fit its weights, save it again"
     save_file({"logits": tensors["logits"]}, path, metadata)

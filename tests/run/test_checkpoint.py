@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import resource
 import stat
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zo_kernels.errors import CheckpointError
-from zo_kernels.run import checkpoint as module
 from zo_kernels.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -113,8 +113,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_the_file_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    sync, replace = module._sync, os.replace
-    monkeypatch.setattr(module, "_sync", lambda path: (done.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
+    sync, replace = os.fsync, os.replace
+
+    def syncing(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"replace {a.name} {b.name}"), replace(a, b)))
     save_checkpoint(tmp_path / "c", example())
-    assert done == [f"sync .c.{os.getpid()}", "replace", f"sync {tmp_path.name}"]
+    unfinished = done[0].removeprefix("sync ")
+    assert re.fullmatch(r"\.c\.[0-9a-f]{8}", unfinished)
+    assert done == [f"sync {unfinished}", f"replace {unfinished} c", f"sync {tmp_path.name}"]

@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from tests.distributed.cells import spy_on_cells
 from tests.server import server
 from zo_kernels.distributed.replicas import Replicas
 from zo_kernels.optim import ZeroOrder
-from zo_kernels.run import checkpoint, folder
+from zo_kernels.run import folder
 from zo_kernels.run.folder import RunFolder
 from zo_kernels.run.journal import Journal
 from zo_kernels.train.__main__ import main
@@ -177,7 +178,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "row written": (Journal, "append", "after"),
     "step taken": (ZeroOrder, "apply", "after"),
     "checkpoint not begun": (RunFolder, "save_checkpoint", "before"),
-    "checkpoint unnamed": (checkpoint, "_sync", "after"),
+    "checkpoint unnamed": (safetensors.torch, "save_file", "after"),
     "checkpoint written": (folder, "save_checkpoint", "after"),
     "scores not written": (Journal, "add_scores", "before"),
     "scores written": (Journal, "add_scores", "after"),

@@ -59,10 +59,8 @@ def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
         kills += process.exitcode == -9
         if process.exitcode == 0:
             break
-        if (out / "journal.sqlite").exists():
+        if (out / "config.json").exists():  # else killed before there was anything to resume: begun anew
             arguments = ["--resume", str(out)]
-        else:  # killed before there was anything to resume
-            shutil.rmtree(out, ignore_errors=True)
     assert process.exitcode == 0
     assert kills >= 5
     assert runs_alike(out, whole)
@@ -83,7 +81,7 @@ def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
         ("checkpoint not begun", 0),
         ("checkpoint not begun", 3),
         ("checkpoint unnamed", 0),
-        ("checkpoint unnamed", 6),
+        ("checkpoint unnamed", 3),
         ("checkpoint written", 3),
         ("scores not written", 0),
         ("scores not written", 4),

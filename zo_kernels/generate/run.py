@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..backends.base import DTYPES
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..models import MODEL_NAMES, LanguageModel, build_model
+from ..run.files import open_regular, read_json
+from ..run.folder import VOCABULARY_LIMIT, vocabulary_digest
+from ..run.tensors import check_digest, companion_of, load_tensors
 
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
 _OPTIONAL = ("memory_slots", "memory_width")
@@ -77,13 +79,12 @@ def load_run(path: str | Path) -> LoadedRun:
             f"{path / 'vocabulary.json'} is not a vocabulary of characters, from which alone text is generated: "
             "it must be a JSON list, all different characters"
         )
-    data = _read(path / "weights.safetensors")
-    try:
-        weights = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise UsageError(f"{path / 'weights.safetensors'} is not a safetensors file ({error})") from error
+    file = path / "weights.safetensors"
+    sha256, companion, weights = _read_weights(file)
     model = _model(path, config, len(vocabulary), weights)
-    return LoadedRun(path, model, tuple(vocabulary), hashlib.sha256(data).hexdigest())
+    if companion not in (None, vocabulary_digest(vocabulary)):
+        raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with")
+    return LoadedRun(path, model, tuple(vocabulary), sha256)
 
 
 def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> LanguageModel:
@@ -116,9 +117,27 @@ def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tenso
     return model.requires_grad_(False)
 
 
-def _read(file: Path) -> bytes:
+def _read_weights(file: Path) -> tuple[str, str | None, dict[str, Tensor]]:
+    """SHA-256 of the file, the digest of the vocabulary if the file has it, and the weights."""
+    digest = hashlib.sha256()
+    with _read_errors(file), open(open_regular(file), "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
     try:
-        return file.read_bytes()
+        with _read_errors(file):
+            metadata, weights = load_tensors(file)
+        check_digest(file, metadata, weights)
+    except SafetensorError as error:
+        raise UsageError(f"{file} is not a safetensors file ({error})") from error
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    return digest.hexdigest(), companion_of(metadata), weights
+
+
+@contextmanager
+def _read_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         why = "has the run ended, and is it one of python -m zo_kernels.train?"
         if file.name == "vocabulary.json":
@@ -132,7 +151,8 @@ def _read(file: Path) -> bytes:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(_read(file))
+        with _read_errors(file):
+            return read_json(file, VOCABULARY_LIMIT)
     except ValueError as error:
         raise UsageError(f"{file} is not JSON ({error})") from error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
+from ..run.tensors import check_digest, load_tensors, save_tensors
 from .decoding import DecodingState
 from .run import LoadedRun
 
@@ -22,7 +22,8 @@ def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
     """Saves a state of the run's model to a safetensors file, which is never seen half-written.
 
     Its tensors are `logits` [1, V] and the model's states by their names (`state_names`), for a batch of one. Its
-    metadata are `format`, `version`, `model` and `weights_sha256`. An earlier state of that name is replaced.
+    metadata are `format`, `version`, `model`, `weights_sha256` and `digest`, that of all the rest. An earlier state of
+    that name is replaced.
 
     Raises UsageError if the file can't be written, or exists and is not a state.
     """
@@ -38,18 +39,10 @@ def save_state(path: str | Path, state: DecodingState, run: LoadedRun) -> None:
         "model": run.model.name,
         "weights_sha256": run.weights_sha256,
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("xb") as file:
-            try:
-                file.write(safetensors.torch.save(tensors, metadata))
-                file.close()
-                os.replace(unfinished, path)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UsageError(f"can't write {path}: {error.strerror}") from error
+        save_tensors(path, tensors, metadata)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
 
 
 def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
@@ -63,6 +56,10 @@ def load_state(path: str | Path, run: LoadedRun) -> DecodingState:
         raise UsageError(f"{path} is a state of format version {metadata['version']}, but this one reads {_VERSION}")
     if metadata["weights_sha256"] != run.weights_sha256:
         raise UsageError(f"{path} is a state of other weights than those of {run.path}: save it again with these")
+    try:
+        check_digest(path, metadata, tensors)
+    except CheckpointError as error:
+        raise UsageError(f"{error}, save it again") from error
     states = run.model.initial_states(1)
     names = run.model.state_names
     expected = dict(zip(names, (state.shape for state in states), strict=True), logits=(1, run.model.vocab_size))
@@ -86,11 +83,7 @@ def check_target(path: Path) -> None:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Returns the metadata and the tensors of a state of any version."""
     try:
-        with path.open("rb"):
-            pass  # safetensors' own errors name neither the file nor the reason
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        metadata, tensors = load_tensors(path, follow=True)
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except SafetensorError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..errors import UsageError
+from ..run.files import open_regular, write_atomically
 from .config import X
 from .losses import DPI, tidy
 from .runs import PlottedRun, labels, read_run
@@ -68,13 +68,8 @@ def plot_runs(
             raise UsageError(f"there is nothing to plot of {run.path}: it has no {' or '.join(metrics)}, but {there}")
     _check_target(out)
     figure = _draw(runs, x, y, sets, smooth, log_y)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        try:
-            figure.savefig(unfinished, format="png")
-            os.replace(unfinished, out)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_atomically(out, lambda unfinished: figure.savefig(unfinished, format="png"))
     except OSError as error:
         raise UsageError(f"can't write {out}: {error.strerror}") from error
 
@@ -137,7 +132,7 @@ def _check_target(out: Path) -> None:
         raise UsageError(f"can't write {out}: there is no folder {out.parent}")
     if out.exists():
         try:
-            with out.open("rb") as file:
+            with open(open_regular(out, follow=True), "rb") as file:
                 is_png = file.read(len(_PNG)) == _PNG
         except OSError as error:
             raise UsageError(f"can't write {out}: {error.strerror}") from error

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import JournalError, UsageError
+from ..run.entries import JOURNAL, check_entries
+from ..run.files import read_text
+from ..run.journal import Journal
+from ..run.metrics import as_written, metrics_from_journal
 
 _NO_DIFFERENCE = ("out", "threads", "device")
 """Flags that do not change what a run learns."""
 _MOST_SHOWN = 4
+_LIMIT = 1 << 30
+"""Bytes that a file may have: five million steps."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class PlottedRun:
 def read_run(path: Path) -> PlottedRun:
     """Reads a run's config and its metrics so far.
 
-    Raises UsageError if there is no such folder, or its config.json or metrics.jsonl is missing or not the trainer's.
+    Raises UsageError if there is no such folder, or its config.json or metrics.jsonl is missing or not the trainer's,
+    and if the metrics are not those of the journal.
     """
     if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
@@ -59,6 +68,7 @@ def read_run(path: Path) -> PlottedRun:
     metrics = [_decode(path / "metrics.jsonl", line) for line in lines]
     if not all(isinstance(line.get("step"), int) for line in metrics):
         raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
+    _check_metrics(path, metrics)
     return PlottedRun(path, config, metrics)
 
 
@@ -84,9 +94,34 @@ def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> st
     return f"{name} ({', '.join(parts[:_MOST_SHOWN] + more)})"
 
 
+def _check_metrics(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Compares the lines of metrics.jsonl with the journal, which has digests. Without a whole journal they count."""
+
+    def damage(what: str) -> UsageError:
+        return UsageError(f"{run / 'metrics.jsonl'} is damaged: {what} not those of {JOURNAL}; --resume writes it anew")
+
+    steps = [line["step"] for line in metrics]
+    if any(before >= after for before, after in pairwise(steps)):
+        raise damage("its steps are")
+    lines = dict(zip(steps, metrics, strict=True))
+    total = metrics[-1].get("forwards") if steps and steps[-1] else None
+    forwards = total // steps[-1] if isinstance(total, int) else 0
+    check_entries(run)
+    with suppress(JournalError), Journal.open(run / JOURNAL, writable=False) as journal:
+        if steps and not journal.first_step <= steps[-1] <= journal.next_step:
+            raise damage("its steps are")
+        for metrics_then in metrics_from_journal(journal, forwards):
+            expected = as_written(metrics_then)
+            line = lines.get(metrics_then["step"], expected)
+            if "forwards" not in line:  # as in older runs
+                expected.pop("forwards", None)
+            if line != expected:
+                raise damage(f"the values of step {expected['step']} are")
+
+
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file, _LIMIT)
     except FileNotFoundError as error:
         raise UsageError(f"{file.parent} is not the folder of a run: it has no {file.name}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -96,7 +131,7 @@ def _text(file: Path) -> str:
 def _decode(file: Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UsageError(f"{file} is not what a run writes: it holds {text.strip()[:40]!r} and not an object")

@@ -13,7 +13,7 @@ import tyro
 
 from ..command_line import EXIT_DONE, EXIT_ERROR, option, run_program
 from ..errors import CheckpointError, JournalError, UsageError
-from ..run.checkpoint import write_atomically
+from ..run.tensors import save_tensors
 from .weights import replay
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not config.out.parent.is_dir():
             raise UsageError(f"can't write {config.out}: there is no folder {config.out.parent}")
         replayed = replay(config.run, config.step, lambda warning: print(f"warning: {warning}", file=sys.stderr))
-        write_atomically(config.out, replayed.weights)
+        save_tensors(config.out, replayed.weights)
     except (UsageError, JournalError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR

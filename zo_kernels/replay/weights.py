@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..interrupts import InterruptGate
-from ..run.folder import checkpoint_steps
+from ..run.files import read_json
+from ..run.folder import VOCABULARY_LIMIT, checkpoint_steps
 from ..train.build import build_solver
 from ..train.config import read_config
-from ..train.restore import open_for_reading, restore
+from ..train.restore import check_config, open_for_reading, restore
 
 
 class Replayed(NamedTuple):
@@ -49,9 +49,13 @@ def replay(run: str | Path, step: int | None = None, warn: Callable[[str], None]
     if not torch.cuda.is_available():
         config = replace(config, device="cpu")
     try:
-        symbols = json.loads((run / "vocabulary.json").read_text(encoding="utf-8"))
+        symbols = read_json(run / "vocabulary.json", VOCABULARY_LIMIT)
     except (OSError, ValueError) as error:
         raise UsageError(f"{run / 'vocabulary.json'} can't be read: {error}") from error
+    if not isinstance(symbols, list) or not symbols:
+        raise UsageError(f"{run / 'vocabulary.json'} is not a vocabulary: it must be a JSON list")
+    with open_for_reading(run) as journal:
+        check_config(run, journal)  # before a model is built from it
     solver = build_solver(config, len(symbols), InterruptGate())
     with open_for_reading(run) as journal:
         target = journal.next_step if step is None else step

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import math
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .entries import JOURNAL, check_entries, is_half_made, lock_folder, remove_entries, remove_unfinished
+from .files import append, make_folders, open_regular, remove_folders, sync_folder, write_atomically, write_text
 from .journal import Journal, Row, Scores
+from .metrics import Metrics, as_line, metrics_of
+from .tensors import save_tensors
 
-Metrics = Mapping[str, float | None]
-"""One line of metrics.jsonl: `step`, and the values measured in or after that step."""
-
-JOURNAL = "journal.sqlite"
-
-_REPLACED = ("config.json", "vocabulary.json", "arithmetic.json", "metrics.jsonl", "loss.png")
-"""Files that are written under another name, with a dot before it, and then renamed."""
+VOCABULARY_LIMIT = 1 << 26
+"""Bytes that vocabulary.json may have."""
 
 
 class RunFolder:
@@ -37,100 +33,154 @@ class RunFolder:
     weights.safetensors and loss.png. A run continues from the journal and the checkpoints; metrics.jsonl repeats the
     journal as text. The journal and metrics.jsonl grow with each step; all other files are written whole or not at all.
 
-    Use `create` or `open`, which raise UsageError if the folder can't be used.
+    Use `create` or `open`, which raise UsageError if the folder can't be used, and JournalError.
     """
 
     path: Path
     journal: Journal
 
-    def __init__(self, path: Path, lock: int, journal: Journal) -> None:
+    def __init__(self, path: Path, lock: int, journal: Journal, made: list[Path] | None = None) -> None:
         self.path = path
         self.journal = journal
         self._lock = lock
-        self._metrics: TextIO | None = None
+        self._made = made
+        self._metrics = -1
 
     @classmethod
     def create(
-        cls, out: Path | None, config: str, symbols: Sequence[str], *, name: str = "run", first_step: int = 0
+        cls,
+        out: Path | None,
+        config: str,
+        symbols: Sequence[str],
+        *,
+        name: str = "run",
+        first_step: int = 0,
+        patience: float = 0.0,
     ) -> RunFolder:
-        """Creates the folder `out`, or runs/NAME-DATE-TIME if `out` is None.
+        """Creates the folder `out`, or runs/NAME-DATE-TIME if `out` is None. After an error, nothing is left of it.
 
-        config: text of config.json. symbols: the string of each token. first_step: as for `Journal.create`.
+        config: text of config.json. symbols: the string of each token. first_step: as for `Journal.create`. patience:
+        as for `open`.
         """
+        made: list[Path] = []
+        lock, is_ours = -1, False
         try:
-            path = _new_folder(name) if out is None else _empty_folder(out)
-            (path / "checkpoints").mkdir()
-            write_text(path / "config.json", config)
-            write_text(path / "vocabulary.json", json.dumps(list(symbols)) + "\n")
-        except OSError as error:
-            raise UsageError(f"can't make the folder {error.filename}: {error.strerror}") from error
+            path, made = _new_folder(name) if out is None else (out, make_folders(out))
+            lock = lock_folder(path, patience)
+            _check_empty(path)
+            is_ours = True
+            return cls._create(path, lock, made, config, symbols, first_step)
+        except BaseException as error:
+            if is_ours:
+                with suppress(OSError):
+                    remove_entries(path)
+            remove_folders(made)
+            if lock >= 0:
+                os.close(lock)
+            if isinstance(error, OSError):
+                raise UsageError(f"can't make the folder {out or 'runs'}: {error.strerror}") from error
+            raise
+
+    @classmethod
+    def _create(
+        cls, path: Path, lock: int, made: list[Path], config: str, symbols: Sequence[str], first_step: int
+    ) -> RunFolder:
+        sync_folder(path.parent)  # `out` may have been made a moment ago
+        make_folders(path / "checkpoints")
+        write_text(path / "vocabulary.json", _as_json(symbols))
         digest = config_digest(config)
-        folder = cls._with_lock(path, lambda: Journal.create(path / JOURNAL, first_step=first_step, digest=digest))
-        folder.begin_metrics([])
+        folder = cls(path, lock, Journal.create(path / JOURNAL, first_step=first_step, digest=digest), made)
+        try:
+            folder.journal.sync()
+            write_text(path / "config.json", config)  # last: without it the folder is that of no run
+            folder.begin_metrics([])
+        except BaseException:
+            folder._close_files()
+            raise
         return folder
 
     @classmethod
     def open(cls, path: Path, *, patience: float = 0.0) -> RunFolder:
         """Opens the folder of a run to continue it. patience: seconds to wait while another process has it open."""
-        folder = cls._with_lock(path, lambda: Journal.open(path / JOURNAL), patience)
-        _remove_unfinished(path)
-        return folder
-
-    @classmethod
-    def _with_lock(cls, path: Path, open_journal: Callable[[], Journal], patience: float = 0.0) -> RunFolder:
-        lock = _lock_folder(path, patience)
+        lock = lock_folder(path, patience)
         try:
-            return cls(path, lock, open_journal())
+            check_entries(path)
+            remove_unfinished(path)
+            return cls(path, lock, Journal.open(path / JOURNAL))
+        except OSError as error:
+            os.close(lock)
+            raise UsageError(f"can't use {error.filename or path}: {error.strerror}") from error
         except BaseException:
             os.close(lock)
             raise
 
     def begin_metrics(self, lines: Iterable[Metrics]) -> None:
-        """Replaces metrics.jsonl by these lines and opens it for more."""
+        """Replaces metrics.jsonl by these lines and opens it for more. Raises OSError."""
         path = self.path / "metrics.jsonl"
-        write_text(path, "".join(map(_as_line, lines)))
-        self._metrics = path.open("a", encoding="utf-8")
+        write_text(path, "".join(map(as_line, lines)))
+        self._close_metrics()
+        self._metrics = open_regular(path, os.O_WRONLY | os.O_APPEND)
 
     def add_metrics(self, row: Row, scores: Scores, forwards: int) -> Metrics:
-        """Appends the line of a step to metrics.jsonl, after `begin_metrics`, and returns it.
-
-        A value that is not finite becomes null, since JSON has no number for it.
-        """
-        assert self._metrics is not None
+        """Appends the line of a step to metrics.jsonl, after `begin_metrics`, and returns it. Raises OSError."""
         metrics = metrics_of(row, scores, forwards)
-        self._metrics.write(_as_line(metrics))
-        self._metrics.flush()
+        append(self._metrics, as_line(metrics).encode())
         return metrics
 
     def save_checkpoint(self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int) -> None:
-        """Writes a checkpoint, then removes all but the first and the `keep` newest."""
+        """Writes a checkpoint, then removes all but the first and the `keep` newest.
+
+        The journal is on the disk before the checkpoint is, so that no power cut leaves a checkpoint without its rows.
+        """
+        self.journal.sync()
         digest = self.journal.digest_before(step)
         save_checkpoint(checkpoint_path(self.path, step), Checkpoint(step, model, solver, digest))
         for old in checkpoint_steps(self.path)[1:-keep]:
             checkpoint_path(self.path, old).unlink()
 
-    def finish(self, weights: Mapping[str, Tensor], draw: Callable[[Path], object]) -> None:
-        """Saves the weights, and the plot that `draw` writes to a path. Raises CheckpointError."""
-        write_atomically(self.path / "weights.safetensors", weights)
+    def finish(self, weights: Mapping[str, Tensor], symbols: Sequence[str], draw: Callable[[Path], object]) -> None:
+        """Saves the weights, and the plot that `draw` writes to a path. Raises CheckpointError and JournalError.
+
+        symbols: as for `create`. Their digest is saved with the weights.
+        """
+        self.journal.sync()
+        save_tensors(self.path / "weights.safetensors", weights, companion=vocabulary_digest(symbols))
         try:
-            _replace(self.path / "loss.png", draw)
+            if self._metrics >= 0:
+                os.fsync(self._metrics)
+            write_atomically(self.path / "loss.png", draw)
         except OSError as error:
             raise CheckpointError(f"can't write {self.path / 'loss.png'}: {error.strerror}") from error
 
     def discard(self) -> None:
-        """Removes the folder with all that is in it, and closes it."""
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self.path)
+        """Closes the folder, and removes it if it was created and has no step yet."""
+        if self._made is None or self.journal.next_step != self.journal.first_step:
+            self.close()
+            return
+        self._close_files()
+        with suppress(OSError):
+            remove_entries(self.path)
+        remove_folders(self._made)
         self.close()
 
     def close(self) -> None:
         """Closes the files and unlocks the folder. Further calls do nothing."""
+        try:
+            self._close_files()
+        finally:
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    def _close_files(self) -> None:
+        self._close_metrics()
         self.journal.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+
+    def _close_metrics(self) -> None:
+        if self._metrics >= 0:
+            with suppress(OSError):  # nothing is buffered, and the journal has it all
+                os.close(self._metrics)
+            self._metrics = -1
 
     def __enter__(self) -> RunFolder:
         return self
@@ -145,9 +195,17 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints, in increasing order."""
-    names = [path.stem.removeprefix("step-") for path in (run / "checkpoints").glob("step-*.safetensors")]
-    return sorted(int(name) for name in names if name.isdecimal())
+    """The steps of a run's checkpoints, in increasing order. Raises CheckpointError if they can't be listed."""
+    folder = run / "checkpoints"
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder} must be a folder of its own, not a symbolic link: put the folder there")
+    try:
+        names = re.findall(r"^step-(\d{9,})\.safetensors$", "\n".join(os.listdir(folder)), re.MULTILINE)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"can't read {folder}: {error.strerror}") from error
+    return sorted(map(int, names))
 
 
 def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -174,91 +232,30 @@ def config_digest(config: str) -> bytes:
     return hashlib.blake2b(config.encode(), digest_size=8).digest()
 
 
-def metrics_of(row: Row, scores: Scores, forwards: int) -> dict[str, float]:
-    """The line of metrics.jsonl for a journal row. scores: validation scores after the step; may be empty."""
-    done = row.step + 1
-    return {
-        "step": done,
-        "train_loss": row.loss,
-        "lr": row.lr,
-        "skipped_probes": sum(map(math.isnan, row.coeffs.tolist())),
-        "seconds": row.seconds,
-        "forwards": done * forwards,
-        **named_scores(scores),
-    }
+def vocabulary_digest(symbols: Sequence[str]) -> str:
+    """Digest of vocabulary.json, in hexadecimal, which is saved with the weights."""
+    return hashlib.blake2b(_as_json(symbols).encode(), digest_size=16).hexdigest()
 
 
-def named_scores(scores: Scores) -> dict[str, float]:
-    """NAME_loss, in nats per token, and NAME_accuracy of each set as metrics."""
-    metrics = {}
-    for name, (loss, accuracy) in scores.items():
-        metrics[f"{name}_loss"] = loss
-        metrics[f"{name}_accuracy"] = accuracy
-    return metrics
+def _as_json(symbols: Sequence[str]) -> str:
+    return json.dumps(list(symbols)) + "\n"
 
 
-def metrics_from_journal(journal: Journal, forwards: int) -> Iterator[Metrics]:
-    """All lines of metrics.jsonl, rebuilt from the journal."""
-    if beginning := journal.scores(journal.first_step):
-        yield {"step": journal.first_step, **named_scores(beginning)}
-    for row in journal.rows():
-        yield metrics_of(row, journal.scores(row.step + 1), forwards)
-
-
-def _as_line(metrics: Metrics) -> str:
-    return json.dumps({k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically. Raises OSError."""
-    _replace(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    write(unfinished)
-    os.replace(unfinished, path)
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Removes what a killed process was writing when it died. The folder must be locked."""
-    for name in _REPLACED:
-        (path / f".{name}").unlink(missing_ok=True)
-    for unfinished in (*path.glob(".weights.safetensors.*"), *path.glob("checkpoints/.step-*.safetensors.*")):
-        unfinished.unlink(missing_ok=True)
-
-
-def _lock_folder(path: Path, patience: float) -> int:
-    """Locks the folder and returns its descriptor. The lock ends when that is closed or the process dies."""
-    descriptor = os.open(path, os.O_RDONLY)
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if time.monotonic() >= until:
-                os.close(descriptor)
-                raise UsageError(f"another process is training in {path}: wait until it ends") from error
-        time.sleep(0.1)
-
-
-def _empty_folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
+def _check_empty(path: Path) -> None:
+    """Raises UsageError if a folder is not empty. What is left of a run that was never made is removed."""
+    if is_half_made(path):
+        remove_entries(path)
     if any(path.iterdir()):
         raise UsageError(f"the folder {path} is not empty, and runs are never overwritten: give --out a new folder")
-    return path
 
 
-def _new_folder(name: str) -> Path:
-    """Creates runs/NAME-DATE-TIME, with a number appended if the name was taken in the same second."""
+def _new_folder(name: str) -> tuple[Path, list[Path]]:
+    """Makes runs/NAME-DATE-TIME, with a number appended if the name was taken in the same second."""
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 1
     while True:
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+        made = make_folders(path)
+        if path in made:
+            return path, made
+        number += 1

@@ -109,7 +109,9 @@ class Journal:
         """Opens an existing journal."""
         if not path.is_file():
             raise JournalError(f"there is no journal {path}")
-        connection = _connect(path, "rw" if writable else "ro")
+        # Without a -wal file nobody is writing. SQLite would make one in order to read, and fail in a read-only folder.
+        reading = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
+        connection = _connect(path, "rw" if writable else reading)
         with _as_journal_errors(path, connection):
             kind = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -189,6 +191,11 @@ class Journal:
                 "SELECT name, loss, accuracy FROM scores WHERE step = ? ORDER BY rowid", (step,)
             ).fetchall()
         return {name: (_as_float(loss), _as_float(accuracy)) for name, loss, accuracy in found}
+
+    def sync(self) -> None:
+        """Makes all rows and scores survive a power cut."""
+        with self._errors():
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
         """Closes the file. Further calls do nothing."""

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from ..run.files import open_regular, write_atomically
+
 _FORMAT = "zo_kernels tokens"
 _ERRORS = (OSError, ValueError, RuntimeError, ImportError)
 """Raised by datasets and transformers for an unknown or unusable name, or without a network."""
@@ -49,8 +51,7 @@ class TokenFile(NamedTuple):
 def read_tokens(path: Path, source: Source) -> TokenFile:
     """Reads a token file. Raises ValueError if it can't be read or was not made from `source`."""
     try:
-        with path.open("rb"):
-            pass  # raises a clearer error than safetensors
+        os.close(open_regular(path, follow=True))  # raises a clearer error than safetensors, and waits for no pipe
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
@@ -94,15 +95,11 @@ def make_tokens(path: Path, source: Source) -> None:
             break
     metadata = {name: str(value) for name, value in source._asdict().items()}
     metadata |= {"format": _FORMAT, "symbols": json.dumps(symbols)}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    taken = np.asarray(tokens)[: source.max_tokens]
     try:
-        taken = np.asarray(tokens)[: source.max_tokens]
-        unfinished.write_bytes(safetensors.numpy.save({"tokens": taken}, metadata))
-        os.replace(unfinished, path)
+        write_atomically(path, lambda file: file.write_bytes(safetensors.numpy.save({"tokens": taken}, metadata)))
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _require(module: str, path: Path) -> ModuleType:

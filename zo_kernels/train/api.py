@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,13 @@ from ..command_line import flag
 from ..distributed.agreement import agree
 from ..distributed.launch import is_launched
 from ..distributed.process_group import process_group, shared_store
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, JournalError, UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
 from ..plot.losses import plot_losses
-from ..run.folder import RunFolder, metrics_from_journal, write_text
+from ..run.files import write_text
+from ..run.folder import RunFolder
+from ..run.metrics import as_written, metrics_from_journal
 from .arithmetic import as_terms
 from .begin import Beginning, begin, resume_existing
 from .build import compute_with
@@ -132,11 +133,15 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
                 beginning.run.config, folder, beginning.run.model, [], outcome.interrupted, outcome.failure
             )
         with beginning.folder as opened:
-            for logger in loggers:
-                stack.callback(logger.close)
-                _start(logger, config, opened, beginning.step)
-            if found is not None:
-                _write_search(opened, found)
+            try:
+                for logger in loggers:
+                    stack.callback(logger.close)
+                    _start(logger, config, opened, beginning.step)
+                if found is not None:
+                    _write_search(opened, found)
+            except BaseException:
+                opened.discard()
+                raise
             print_header(console, beginning.run, backend, ranks.count, reason)
             return _train_in(opened, beginning, console, loggers, gate, ranks)
 
@@ -179,13 +184,15 @@ def _train_in(
     picture = title(config, run.model)
     try:
         folder.finish(
-            run.model.state_dict(), lambda path: plot_losses(path, metrics, picture, run.task.reference_losses)
+            run.model.state_dict(),
+            run.task.symbols,
+            lambda path: plot_losses(path, metrics, picture, run.task.reference_losses),
         )
-    except CheckpointError as error:
+    except (CheckpointError, JournalError) as error:
         outcome = replace(outcome, failure=outcome.failure or str(error))
     print_summary(console, run, metrics, outcome.validating)
     console.print(f"files in {folder.path}")
-    lines = [{k: v if v is not None and math.isfinite(v) else None for k, v in line.items()} for line in metrics]
+    lines = list(map(as_written, metrics))
     return TrainResult(config, folder.path, run.model, lines, outcome.interrupted, outcome.failure)
 
 
@@ -204,4 +211,7 @@ def _start(logger: Logger, config: TrainConfig, folder: RunFolder, step: int) ->
 
 
 def _write_search(folder: RunFolder, found: SearchResult) -> None:
-    write_text(folder.path / "lr_search.json", json.dumps(found.tried) + "\n")
+    try:
+        write_text(folder.path / "lr_search.json", json.dumps(found.tried) + "\n")
+    except OSError as error:
+        raise UsageError(f"can't write {folder.path / 'lr_search.json'}: {error.strerror}") from error

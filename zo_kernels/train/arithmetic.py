@@ -13,7 +13,7 @@ from ..backends.cpu import _C
 from ..backends.recurrent import population_kernel
 from ..errors import UsageError
 from ..models.cells import MODELS
-from ..run.folder import write_text
+from ..run.files import read_json, write_text
 from .config import TrainConfig
 from .device import choose_device
 
@@ -108,7 +108,7 @@ def _read(run: Path) -> list[tuple[int, Arithmetic]]:
     """The entries of a run's file; none if there is no file. Raises UsageError if it is damaged."""
     path = run / FILE
     try:
-        entries: Any = json.loads(path.read_text(encoding="utf-8"))
+        entries: Any = read_json(path, 1 << 20)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,13 +11,14 @@ from typing import Any, NamedTuple
 from ..command_line import flag
 from ..errors import ReplicaError, UsageError
 from ..interrupts import InterruptGate
-from ..run.folder import JOURNAL, RunFolder
-from .arithmetic import FILE as ARITHMETIC
+from ..run.entries import is_half_made
+from ..run.files import read_json
+from ..run.folder import VOCABULARY_LIMIT, RunFolder
 from .arithmetic import check_arithmetic, record_arithmetic
 from .build import Run, build, build_solver
 from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config
 from .ranks import Ranks
-from .restore import open_for_reading, restore
+from .restore import check_config, open_for_reading, restore
 
 Warn = Callable[[str], None]
 
@@ -51,12 +50,13 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
     Raises ReplicaError if it is impossible on another rank.
     """
     opened: list[tuple[Run, RunFolder, int]] = []
+    patience = _LOCK_TIMEOUT if ranks.is_launched else 0.0
 
     def open_on_rank_0() -> list[int | bool]:
         opened.append(
-            _start_new(config, gate, warn)
+            _start_new(config, gate, ranks, warn, patience)
             if config.resume is None
-            else _reopen(config, gate, warn, _LOCK_TIMEOUT if ranks.is_launched else 0.0)
+            else _reopen(config, gate, warn, patience)
         )
         _, folder, step = opened[0]
         return [step, folder.journal.first_step, bool(folder.journal.scores(step))]
@@ -96,14 +96,19 @@ def _read_place(value: Any) -> tuple[int, int, bool]:
     raise ValueError("it is not the place where a run begins")
 
 
-def _start_new(config: TrainConfig, gate: InterruptGate, warn: Warn) -> tuple[Run, RunFolder, int]:
+def _start_new(
+    config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn, patience: float
+) -> tuple[Run, RunFolder, int]:
     run = build(config, gate)
+    ranks.join(run.solver)  # refuses a solver before there is a folder
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
-    folder = RunFolder.create(config.out, as_json(config), run.task.symbols, name=config.task, first_step=step)
+    folder = RunFolder.create(
+        config.out, as_json(config), run.task.symbols, name=config.task, first_step=step, patience=patience
+    )
     try:
         record_arithmetic(folder.path, step, config)
     except OSError as error:
-        folder.close()
+        folder.discard()
         raise UsageError(f"can't write to the folder {folder.path}: {error.strerror}") from error
     return run, folder, step
 
@@ -114,7 +119,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
     try:
         check_arithmetic(folder.path, config)
         run = build(replace(config, resume=None), gate)
-        symbols = json.loads((folder.path / "vocabulary.json").read_text(encoding="utf-8"))
+        symbols = read_json(folder.path / "vocabulary.json", VOCABULARY_LIMIT)
         if symbols != list(run.task.symbols):
             raise UsageError(f"the data of {folder.path} have changed: their vocabulary is another one now")
         step = restore(folder.path, read_config(folder.path), folder.journal, run.solver, None, warn)
@@ -138,6 +143,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     assert config.fork is not None
     source = read_config(config.fork)
     with open_for_reading(config.fork) as journal:
+        check_config(config.fork, journal)  # before a model is built from it
         step = journal.next_step if config.fork_step is None else config.fork_step
         if step >= config.steps:
             reached = f"the fork begins at step {step} of {config.fork}, but --steps is {config.steps}"
@@ -161,8 +167,7 @@ def resume_existing(config: TrainConfig) -> TrainConfig:
     """Returns a config that resumes the run in the folder `out`, or the config itself if there is no such run.
 
     After a failure torchrun restarts the program with its first arguments, and the run must then continue. Without
-    `out`, the folder is runs/TASK-ID, with the id that torchrun gives the job. A folder whose run died before its first
-    step is removed.
+    `out`, the folder is runs/TASK-ID, with the id that torchrun gives the job.
 
     Raises UsageError if the folder holds a run with other flags, or if the job has no id.
     """
@@ -170,7 +175,7 @@ def resume_existing(config: TrainConfig) -> TrainConfig:
         return config
     out = config.out or _folder_of_job(config.task)
     config = replace(config, out=out)
-    if not out.is_dir() or not any(out.iterdir()) or _clear_unbegun(out):
+    if not out.is_dir() or not any(out.iterdir()) or is_half_made(out):
         return config
     stored = read_config(out)
     ignored = (*FREE_ON_RESUME, *_NOT_COMPARED, *(["lr"] if config.lr_search else []))
@@ -190,20 +195,3 @@ def _folder_of_job(task: str) -> Path:
     if job == "none":
         raise UsageError("give --out: a run of several processes needs it to continue after a restart")
     return Path("runs") / f"{task}-{job}"
-
-
-def _clear_unbegun(path: Path) -> bool:
-    """Removes the folder of a run that was killed while it was created. Returns False for any other folder.
-
-    Raises UsageError if config.json is not the config of a run.
-    """
-    checkpoints, made = path / "checkpoints", {"checkpoints", "config.json", "vocabulary.json", ARITHMETIC}
-    names = {item.name.removeprefix(".") for item in path.iterdir()}
-    if not checkpoints.is_dir() or any(checkpoints.iterdir()):
-        return False
-    if not all(name in made or name.startswith(JOURNAL) for name in names):  # a run with metrics.jsonl can be resumed
-        return False
-    if (path / "config.json").exists():
-        read_config(path)  # raises if another program wrote it
-    shutil.rmtree(path)
-    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
+from ..run.files import read_text
 from ..tasks import TASKS
 from .options import (
     FileOptions,
@@ -68,6 +69,9 @@ def task_options(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in inspect.signature(TASKS[config.task]).parameters}
 
 
+CONFIG_LIMIT = 1 << 20
+"""Bytes that config.json may have."""
+
 _RENAMED = {"gaf": "max_cosine_distance", "shard": "split", "heal": "repair"}
 """Fields of version 0.1, whose runs are still read, and their names now."""
 
@@ -89,7 +93,7 @@ def read_config(run: Path) -> TrainConfig:
     if not os.path.isdir(run):  # False for a name too long, too
         raise UsageError(f"there is no run folder {run}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, CONFIG_LIMIT)
     except OSError as error:
         raise UsageError(f"{run} is not the folder of a run: can't read {path.name}: {error.strerror}") from error
     except ValueError as error:

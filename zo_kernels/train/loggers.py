@@ -6,9 +6,12 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+
+from ..run.files import read_text, write_text
 
 
 class Logger(Protocol):
@@ -115,9 +118,9 @@ def _import_package(module: str, name: str) -> Any:
 
 def _read_or_create_id(file: Path) -> str:
     """Returns the id in a file. If there is no such file, it is created with a new id."""
-    if file.exists():
-        return file.read_text(encoding="utf-8").strip()
+    with suppress(FileNotFoundError):
+        return read_text(file, 1 << 10).strip()
     file.parent.mkdir(parents=True, exist_ok=True)
     name = secrets.token_hex(8)
-    file.write_text(name + "\n", encoding="utf-8")
+    write_text(file, name + "\n")
     return name

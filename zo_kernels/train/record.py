@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CheckpointError
-from ..run.folder import Metrics, RunFolder, metrics_from_journal
+from ..run.folder import RunFolder
 from ..run.journal import Row, Scores
+from ..run.metrics import Metrics, metrics_from_journal
 from ..tasks import Score
 from .build import Run
 from .loggers import Logger
@@ -102,7 +103,8 @@ class FolderRecord(Record):
         try:
             yield
         except OSError as error:
-            raise CheckpointError(f"can't write to {self._folder.path}: {error.strerror}") from error
+            where = error.filename or self._folder.path
+            raise CheckpointError(f"can't write to {where}: {error.strerror}") from error
 
     def _log(self, metrics: Metrics) -> None:
         values = dict(metrics)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import GridRangeError, JournalError, UsageError
-from ..run.folder import JOURNAL, config_digest, find_checkpoint
+from ..errors import CheckpointError, GridRangeError, JournalError, UsageError
+from ..run.entries import JOURNAL, check_journal_files
+from ..run.files import read_text
+from ..run.folder import config_digest, find_checkpoint
 from ..run.journal import Journal
-from .config import TrainConfig
+from .config import CONFIG_LIMIT, TrainConfig
 from .solvers import Solver, lr_at
 
 Warn = Callable[[str], None]
@@ -25,8 +27,7 @@ def restore(
     Raises UsageError for a step that can't be rebuilt, and JournalError or CheckpointError if a file is damaged or the
     journal belongs to another config.
     """
-    if journal.digest_before(journal.first_step) != config_digest((run / "config.json").read_text(encoding="utf-8")):
-        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} belongs to")
+    check_config(run, journal)
     target = journal.next_step if step is None else step
     if not journal.first_step <= target <= journal.next_step:
         raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, not {target}")
@@ -38,7 +39,10 @@ def restore(
             f"step {target} of {run} can't be rebuilt: the journal of back-propagation holds no gradients, and the "
             f"nearest checkpoint is that of step {checkpoint.step}"
         )
-    solver.model.load_state_dict(checkpoint.model)
+    try:
+        solver.model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:  # as if vocabulary.json has been changed
+        raise CheckpointError(f"the checkpoints of {run} do not fit its config.json and vocabulary.json") from error
     solver.load_state(checkpoint.solver)
     if not solver.replays:
         return checkpoint.step
@@ -53,5 +57,16 @@ def restore(
 
 
 def open_for_reading(run: Path) -> Journal:
-    """Opens the journal of a run, which may still be training. Raises JournalError."""
+    """Opens the journal of a run, which may still be training. Raises JournalError, and UsageError for links."""
+    check_journal_files(run)
     return Journal.open(run / JOURNAL, writable=False)
+
+
+def check_config(run: Path, journal: Journal) -> None:
+    """Raises JournalError if config.json is not what it was when the run began."""
+    try:
+        text = read_text(run / "config.json", CONFIG_LIMIT)
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{run / 'config.json'} can't be read: {error}") from error
+    if journal.digest_before(journal.first_step) != config_digest(text):
+        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} belongs to")
