@@ -144,3 +144,11 @@ def test_weights_of_other_precision_are_kept(dtype: torch.dtype, folder: Path) -
     run = load_run(folder)
     assert {parameter.dtype for parameter in run.model.parameters()} == {dtype}
     assert main(["--run", str(folder), "--prompt", "a"]) == 0
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(folder: Path) -> None:
+    (folder / "vocabulary.json").write_text(json.dumps(["a", "b", "c", "e", "|"]))
+    with pytest.raises(UsageError, match=r"vocabulary\.json is not the vocabulary that .* was saved with: restore it"):
+        load_run(folder)
+    with_weights(lambda weights: None)(folder)  # as an older version saved them
+    assert load_run(folder).symbols == ("a", "b", "c", "e", "|")

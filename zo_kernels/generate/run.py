@@ -83,7 +83,7 @@ def load_run(path: str | Path) -> LoadedRun:
     sha256, companion, weights = _read_weights(file)
     model = _model(path, config, len(vocabulary), weights)
     if companion not in (None, vocabulary_digest(vocabulary)):
-        raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with")
+        raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with: restore it")
     return LoadedRun(path, model, tuple(vocabulary), sha256)
 
 
