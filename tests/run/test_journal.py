@@ -170,7 +170,7 @@ def test_another_version(path: Path) -> None:
     write(path, 1)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(JournalError, match="a journal of version 9, but this zo_kernels reads version 1"):
+    with pytest.raises(JournalError, match="a journal of version 9, but this zo_kernels reads versions 1 and 2"):
         Journal.open(path)
 
 
@@ -213,3 +213,77 @@ def test_a_hundred_thousand_steps_take_the_bytes_they_should(path: Path) -> None
         for step in range(2000):
             journal.append(row(step, probes=96))
     assert path.stat().st_size / 2000 < 480  # 384 of them coefficients
+
+
+def test_rows_after_a_gap(path: Path) -> None:
+    rows = write(path, 3)
+    with Journal.open(path) as journal:
+        with pytest.raises(JournalError, match="has no gap before step 3: its next step is 3"):
+            journal.leave_gap(3, b"x")
+        journal.leave_gap(6, b"digest 6")
+        assert journal.last_row() is not None
+        journal.append(row(6))
+        journal.leave_gap(9, b"digest 9")
+        journal.leave_gap(12, b"digest 12")
+    for writable in (False, True):
+        with Journal.open(path, writable=writable) as journal:
+            assert (journal.first_step, journal.next_step) == (0, 12)
+            assert journal.stretches() == [(0, 3), (6, 7), (9, 9), (12, 12)]
+            assert [step for step in range(14) if journal.knows(step)] == [0, 1, 2, 3, 6, 7, 9, 12]
+            assert [journal.digest_before(step) for step in (6, 9, 12)] == [b"digest 6", b"digest 9", b"digest 12"]
+            assert all(map(same, journal.rows(0, 3), rows))
+            (last,) = journal.rows(6, 7)
+            assert same(last, row(6))
+            assert journal.last_row() is not None
+            for start, stop in ((2, 4), (3, 4), (5, 7), (0, 12), (7, 8)):
+                with pytest.raises(JournalError, match=r"the rows of steps . to . are missing from .*: they were lost"):
+                    list(journal.rows(start, stop))
+            with pytest.raises(JournalError, match="the rows of steps 3 to 5 are missing"):
+                journal.digest_before(5)
+
+
+@pytest.mark.parametrize(
+    ("step", "next_step", "stretches"),
+    [
+        (12, 12, [(0, 3), (6, 7), (9, 9), (12, 12)]),
+        (10, 9, [(0, 3), (6, 7), (9, 9)]),
+        (9, 9, [(0, 3), (6, 7), (9, 9)]),
+        (8, 7, [(0, 3), (6, 7)]),
+        (6, 6, [(0, 3), (6, 6)]),
+        (5, 3, [(0, 3)]),
+        (2, 2, [(0, 2)]),
+    ],
+)
+def test_a_journal_with_gaps_is_truncated(
+    step: int, next_step: int, stretches: list[tuple[int, int]], path: Path
+) -> None:
+    write(path, 3)
+    with Journal.open(path) as journal:
+        journal.leave_gap(6, b"digest 6")
+        journal.append(row(6))
+        journal.leave_gap(9, b"digest 9")
+        journal.leave_gap(12, b"digest 12")
+        journal.truncate(step)
+        assert journal.next_step == next_step
+    with Journal.open(path) as journal:
+        assert journal.stretches() == stretches
+        journal.append(row(next_step))
+    with Journal.open(path) as journal:
+        assert sum(len(list(journal.rows(*stretch))) for stretch in journal.stretches()) > 0
+        assert not journal.warnings
+
+
+def test_a_negative_nan_is_not_damage(path: Path) -> None:
+    with Journal.create(path) as journal:
+        journal.append(row(0, loss=-math.nan))
+        journal.add_scores(1, {"validation": (-math.nan, -0.0)})
+    with Journal.open(path) as journal:
+        assert math.isnan(next(journal.rows()).loss)
+        assert math.isnan(journal.scores(1)["validation"][0])
+
+
+def test_scores_of_earlier_steps_come_first(path: Path) -> None:
+    with Journal.create(path) as journal:
+        journal.add_scores(4, {"validation": (1.0, 0.5)})
+        with pytest.raises(JournalError, match="the next scores must be of step 4 or later, not 3"):
+            journal.add_scores(3, {"validation": (1.0, 0.5)})

@@ -17,7 +17,7 @@ from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, checkpoint_steps
 from ..train.build import build_solver
 from ..train.config import read_config
-from ..train.restore import check_config, open_for_reading, restore
+from ..train.restore import check_config, last_step, open_for_reading, restore
 
 
 class Replayed(NamedTuple):
@@ -58,7 +58,7 @@ def replay(run: str | Path, step: int | None = None, warn: Callable[[str], None]
         check_config(run, journal)  # before a model is built from it
     solver = build_solver(config, len(symbols), InterruptGate())
     with open_for_reading(run) as journal:
-        target = journal.next_step if step is None else step
+        target = last_step(run, journal, warn) if step is None else step
         nearest = max((s for s in checkpoint_steps(run) if s <= target), default=0)
         started = time.perf_counter()
         reached = restore(run, config, journal, solver, target, warn)

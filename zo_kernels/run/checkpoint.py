@@ -21,13 +21,15 @@ class Checkpoint(NamedTuple):
     """The content of a checkpoint.
 
     step: number of steps taken. model: the model's state_dict. solver: the solver's state, any nesting of dictionaries,
-    lists, tensors, numbers and strings. journal: digest of the journal's rows before `step`.
+    lists, tensors, numbers and strings. journal: digest of the journal's rows before `step`. run: digest with which the
+    journal begins; empty in checkpoints of version 0.1.
     """
 
     step: int
     model: Mapping[str, Tensor]
     solver: Any
     journal: bytes
+    run: bytes = b""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -43,6 +45,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "version": _VERSION,
         "step": str(checkpoint.step),
         "journal": checkpoint.journal.hex(),
+        "run": checkpoint.run.hex(),
         "solver": json.dumps(packed),
     }
     save_tensors(path, tensors, metadata)
@@ -70,7 +73,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
     try:
         solver = unpack(json.loads(metadata["solver"]), tensors)
-        return Checkpoint(int(metadata["step"]), model, solver, bytes.fromhex(metadata["journal"]))
+        journal, run = bytes.fromhex(metadata["journal"]), bytes.fromhex(metadata.get("run", ""))
+        return Checkpoint(int(metadata["step"]), model, solver, journal, run)
     except (KeyError, TypeError, ValueError, RecursionError) as error:  # written by another program
         raise CheckpointError(f"the checkpoint {path} is damaged: it does not hold the state of a solver") from error
 

@@ -21,7 +21,7 @@ _MADE_BEFORE = ("vocabulary.json", *(JOURNAL + suffix for suffix in ("", "-wal",
 _MADE_AFTER = ("arithmetic.json", "metrics.jsonl", "lr_search.json", "weights.safetensors", "loss.png")
 _LOGS = ("tensorboard", "wandb")
 
-_WRITTEN = "|".join(map(re.escape, (_CONFIG, *_MADE_BEFORE[:1], *_MADE_AFTER))) + r"|step-\d{9,}\.safetensors"
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, *_MADE_BEFORE[:2], *_MADE_AFTER))) + r"|step-\d{9,}\.safetensors"
 _UNFINISHED = re.compile(rf"\.({_WRITTEN})(\.{UNFINISHED})?|\.tmp[0-9A-Za-z]{{6}}")
 """Names of unfinished files: those of `write_atomically`, of safetensors, and of version 0.1, which had no suffix."""
 
@@ -38,14 +38,6 @@ def check_entries(run: Path) -> None:
                 if not is_right(mode):
                     found = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
                     raise UsageError(f"{run / name} must be a {kind} of its own, not {found}: put the {kind} there")
-
-
-def check_journal_files(run: Path) -> None:
-    """Raises UsageError if anything but a regular file is in place of the journal's files."""
-    for name in _MADE_BEFORE[1:]:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISREG((run / name).lstat().st_mode):
-                raise UsageError(f"{run / name} must be a file of its own, not a symbolic link or anything else")
 
 
 def is_half_made(run: Path) -> bool:

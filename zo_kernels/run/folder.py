@@ -133,8 +133,8 @@ class RunFolder:
         The journal is on the disk before the checkpoint is, so that no power cut leaves a checkpoint without its rows.
         """
         self.journal.sync()
-        digest = self.journal.digest_before(step)
-        save_checkpoint(checkpoint_path(self.path, step), Checkpoint(step, model, solver, digest))
+        journal, run = self.journal.digest_before(step), self.journal.digest_before(self.journal.first_step)
+        save_checkpoint(checkpoint_path(self.path, step), Checkpoint(step, model, solver, journal, run))
         for old in checkpoint_steps(self.path)[1:-keep]:
             checkpoint_path(self.path, old).unlink()
 
@@ -216,15 +216,28 @@ def find_checkpoint(run: Path, journal: Journal, step: int, warn: Callable[[str]
     steps = [s for s in checkpoint_steps(run) if s <= step]
     for number in reversed(steps):
         try:
-            found = load_checkpoint(checkpoint_path(run, number))
-            if found.step != number or found.journal != journal.digest_before(number):
-                raise CheckpointError(f"{checkpoint_path(run, number)} is a checkpoint of another run")
-            return found
+            return own_checkpoint(run, journal, number)
         except CheckpointError as error:
             warn(f"{error}; going back to an earlier one")
     if steps:
         raise CheckpointError(f"no checkpoint in {run / 'checkpoints'} is whole: start a new run, this one can't go on")
     return None
+
+
+def own_checkpoint(run: Path, journal: Journal, step: int) -> Checkpoint:
+    """Reads the checkpoint of a step. Raises CheckpointError if it is damaged or not one of this journal.
+
+    If the rows before it are missing from the journal, it is known by the config of its run.
+    """
+    path = checkpoint_path(run, step)
+    found = load_checkpoint(path)
+    if journal.knows(step):
+        is_own = found.journal == journal.digest_before(step)
+    else:
+        is_own = found.run == journal.digest_before(journal.first_step)
+    if found.step != step or not is_own:
+        raise CheckpointError(f"{path} is a checkpoint of another run")
+    return found
 
 
 def config_digest(config: str) -> bytes:

@@ -36,11 +36,12 @@ def named_scores(scores: Scores) -> dict[str, float]:
 
 
 def metrics_from_journal(journal: Journal, forwards: int) -> Iterator[Metrics]:
-    """All lines of metrics.jsonl, rebuilt from the journal."""
-    if beginning := journal.scores(journal.first_step):
-        yield {"step": journal.first_step, **named_scores(beginning)}
-    for row in journal.rows():
-        yield metrics_of(row, journal.scores(row.step + 1), forwards)
+    """All lines of metrics.jsonl, rebuilt from the journal. Those of missing rows are left out."""
+    for start, stop in journal.stretches():
+        if beginning := journal.scores(start):
+            yield {"step": start, **named_scores(beginning)}
+        for row in journal.rows(start, stop):
+            yield metrics_of(row, journal.scores(row.step + 1), forwards)
 
 
 def as_line(metrics: Metrics) -> str:

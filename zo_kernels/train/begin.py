@@ -18,7 +18,7 @@ from .arithmetic import check_arithmetic, record_arithmetic
 from .build import Run, build, build_solver
 from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config
 from .ranks import Ranks
-from .restore import check_config, open_for_reading, restore
+from .restore import check_config, last_step, open_for_reading, restore
 
 Warn = Callable[[str], None]
 
@@ -144,7 +144,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     source = read_config(config.fork)
     with open_for_reading(config.fork) as journal:
         check_config(config.fork, journal)  # before a model is built from it
-        step = journal.next_step if config.fork_step is None else config.fork_step
+        step = last_step(config.fork, journal, warn) if config.fork_step is None else config.fork_step
         if step >= config.steps:
             reached = f"the fork begins at step {step} of {config.fork}, but --steps is {config.steps}"
             raise UsageError(f"{reached}: raise it")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CheckpointError
-from ..run.folder import RunFolder
+from ..run.checkpoint import load_checkpoint
+from ..run.folder import RunFolder, checkpoint_path
 from ..run.journal import Row, Scores
 from ..run.metrics import Metrics, metrics_from_journal
 from ..tasks import Score
@@ -19,7 +20,10 @@ class Record:
     """The record of a rank that writes nothing: every method does nothing."""
 
     def begin(self, start: int) -> float:
-        """Removes the rows from step `start` on. Returns the seconds of training before it."""
+        """Removes the rows from step `start` on, and notes if rows before it are missing.
+
+        Returns the seconds of training before it, as far as the rows say.
+        """
         return 0.0
 
     def begin_metrics(self, start: int) -> None:
@@ -59,10 +63,11 @@ class FolderRecord(Record):
     def begin(self, start: int) -> float:
         journal = self._folder.journal
         journal.truncate(start)
-        if start == journal.first_step:
-            return 0.0
-        (last,) = journal.rows(start - 1, start)
-        return last.seconds
+        if start > journal.next_step:  # a checkpoint of this step is there, but not all rows before it
+            checkpoint = load_checkpoint(checkpoint_path(self._folder.path, start))
+            journal.leave_gap(start, checkpoint.journal)
+        last = journal.last_row()
+        return 0.0 if last is None else last.seconds
 
     def begin_metrics(self, start: int) -> None:
         lines = list(metrics_from_journal(self._folder.journal, self._run.solver.forwards))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CheckpointError, GridRangeError, JournalError, UsageError
-from ..run.entries import JOURNAL, check_journal_files
+from ..run.entries import JOURNAL
 from ..run.files import read_text
-from ..run.folder import config_digest, find_checkpoint
+from ..run.folder import checkpoint_steps, config_digest, find_checkpoint, own_checkpoint
 from ..run.journal import Journal
 from .config import CONFIG_LIMIT, TrainConfig
 from .solvers import Solver, lr_at
@@ -19,7 +19,7 @@ Warn = Callable[[str], None]
 def restore(
     run: Path, config: TrainConfig, journal: Journal, solver: Solver, step: int | None, warn: Warn
 ) -> int | None:
-    """Restores the solver and its model to the state after `step` steps of a run. None means all steps of the journal.
+    """Restores the solver and its model to the state after `step` steps of a run. None means the last step.
 
     A solver that can't replay rows goes back to the last checkpoint if step is None. Returns the step that was
     restored, or None, without changing anything, if the run was stopped before its first checkpoint.
@@ -28,12 +28,18 @@ def restore(
     journal belongs to another config.
     """
     check_config(run, journal)
-    target = journal.next_step if step is None else step
-    if not journal.first_step <= target <= journal.next_step:
+    while journal.warnings:
+        warn(journal.warnings.pop(0))
+    target = last_step(run, journal, warn) if step is None else step
+    is_beyond = target > journal.next_step
+    if target < journal.first_step or (is_beyond and target not in checkpoint_steps(run)):
         raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, not {target}")
-    checkpoint = find_checkpoint(run, journal, target, warn)
+    checkpoint = own_checkpoint(run, journal, target) if is_beyond else find_checkpoint(run, journal, target, warn)
     if checkpoint is None:
         return None
+    if is_beyond:
+        missing = f"the rows of steps {journal.next_step} to {target - 1} are missing from {journal.path}"
+        warn(f"{missing}: going on from the checkpoint behind them")
     if not solver.replays and step is not None and checkpoint.step != target:
         raise UsageError(
             f"step {target} of {run} can't be rebuilt: the journal of back-propagation holds no gradients, and the "
@@ -56,9 +62,25 @@ def restore(
     return target
 
 
+def last_step(run: Path, journal: Journal, warn: Warn) -> int:
+    """The last step of a run: that of its last row or, if a power cut took the newest rows, of a newer checkpoint.
+
+    Calls `warn` for each checkpoint that is passed over, as `find_checkpoint` does.
+    """
+    for step in reversed(checkpoint_steps(run)):
+        if step > journal.next_step:
+            try:
+                return own_checkpoint(run, journal, step).step
+            except CheckpointError as error:
+                warn(f"{error}; going back to an earlier one")
+    return journal.next_step
+
+
 def open_for_reading(run: Path) -> Journal:
-    """Opens the journal of a run, which may still be training. Raises JournalError, and UsageError for links."""
-    check_journal_files(run)
+    """Opens the journal of a run, which may still be training, in a folder that need not be writable.
+
+    Raises JournalError.
+    """
     return Journal.open(run / JOURNAL, writable=False)
 
 
