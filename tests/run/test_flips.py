@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,11 +93,7 @@ def flip(whole: Whole, run: Path, name: str, at: int, bit: int) -> None:
 
 
 def files(whole: Whole) -> list[str]:
-    """The files of the run, with a journal if its scores have digests, as they have since version 2 of its tables."""
-    with closing(sqlite3.connect(whole.run / "journal.sqlite")) as connection:
-        columns = [column[1] for column in connection.execute("PRAGMA table_info(scores)")]
-    names = sorted(str(path.relative_to(whole.run)) for path in whole.run.rglob("*") if path.is_file())
-    return [name for name in names if name != "journal.sqlite" or "digest" in columns]
+    return sorted(str(path.relative_to(whole.run)) for path in whole.run.rglob("*") if path.is_file())
 
 
 def check_flips(whole: Whole, run: Path, count: int, seed: int) -> dict[str, int]:
