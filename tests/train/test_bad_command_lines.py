@@ -115,7 +115,8 @@ def test_all(part: int, folder: Path) -> None:
     ("arguments", "message"),
     [
         (["--hidden-size", "100000"], "the model and what zo keeps of it take at least 160 GB"),
-        (["--hidden-size", "1000000000000"], "the model is too large: Storage size calculation overflowed"),
+        (["--hidden-size", "1000000000000"], "hidden_size must be below 2^31, not 1000000000000"),
+        (["--hidden-size", "2000000000"], "the model is too large: Storage size calculation overflowed"),
         (["--batch-size", "10000000000"], "the states of a batch take at least 2.56e+03 GB"),
         (["--max-length", "100000000000"], "the tokens of a batch take at least"),
         (["--threads", "2000"], "--threads must be at most"),

@@ -97,7 +97,7 @@ def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tenso
     sizes = {size: config[size] for size in _NEEDED[1:]} | {size: config.get(size) for size in _OPTIONAL}
     try:
         model = build_model(name, vocab_size, **sizes, device="meta")  # nothing is drawn or allocated yet
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of torch, if a product of sizes overflows
         raise UsageError(f"{path / 'config.json'} is not the config of a run: {error}") from error
 
     def misfit(problem: str) -> UsageError:

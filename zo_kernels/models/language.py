@@ -199,10 +199,12 @@ class LanguageModel(nn.Module):
         return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
 
     def _set_sizes(self, **sizes: int) -> None:
-        """Sets the sizes as attributes. Raises ValueError, without setting any, if one is not a positive integer."""
+        """Sets the sizes as attributes. Raises ValueError, without setting any, if one is no integer in [1, 2^31)."""
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, not {size!r}")
+            if size >= 2**31:  # torch would say the same in many lines
+                raise ValueError(f"{name} must be below 2^31, not {size}")
         for name, size in sizes.items():
             setattr(self, name, size)
 
