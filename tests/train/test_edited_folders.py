@@ -35,8 +35,8 @@ COMMANDS: dict[str, Callable[[], int]] = {
 }
 
 VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 10**9, 10**18, 10**30, -1.5, 1e300, float("nan"), float("inf")),
-    *("", "x", "[/]", "\x1b[2J", "a" * 5000, "\ud800", [], ["x", 3], {}, {"a": 1}),
+    *(None, True, -1, 10**9, 10**30, 1e300, float("nan")),
+    *("", "[/]\x1b[2J", "a" * 5000, "\ud800", ["x", 3], {"a": 1}),
 )
 TEXTS = (
     *(b"", b"null", b"[]", b"{}", b"3", b'"x"', b"\xff\xfe", b"{", b"[" * 100_000, b'{"a":' * 50_000, b"nonsense\n"),
