@@ -69,7 +69,7 @@ def _describe(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]
+    return next(iter(str(error).strip().splitlines()), "")[:200]
 
 
 def _is_program() -> bool:

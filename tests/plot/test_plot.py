@@ -1,6 +1,7 @@
 """Pictures of several runs: what they show, and what they refuse."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def test_labels(tmp_path: Path, figures: list[Figure]) -> None:
     many = write_run(tmp_path / "c", **{f"flag_{i}": i for i in range(6)})
     plot_runs([a, many], tmp_path / "x.png")
     assert legend(figures[1])[1] == "c (flag 0 0, flag 1 1, flag 2 2, flag 3 3, ...)"
+
+
+def test_folders_of_any_name_are_labelled(tmp_path: Path, figures: list[Figure]) -> None:
+    names = ["$\\frac{$", "_hidden", os.fsdecode(b"\xe4x"), "a$b$", "\\alpha"]
+    plot_runs([write_run(tmp_path / name) for name in names], tmp_path / "x.png", x=["step"])
+    assert legend(figures[0]) == [r"\$\frac{\$", " _hidden", r"\udce4x", r"a\$b\$", r"\alpha"]
 
 
 def test_many_runs_have_colours_of_their_own(tmp_path: Path, figures: list[Figure]) -> None:

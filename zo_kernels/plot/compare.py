@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from ..errors import UsageError
 from ..run.files import open_regular, write_atomically
 from .config import X
-from .losses import DPI, tidy
+from .losses import DPI, as_text, tidy
 from .runs import PlottedRun, labels, read_run
 
 _COLORS = ("#3b6fb6", "#d1495b", "#edae49", "#3a7d44", "#8e6cae", "#56b4c4", "#6b6b6b", "#a0522d")
@@ -113,7 +113,7 @@ def _draw(
             axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"{sets[0]} {_Y_LABELS[y]}" if len(sets) == 1 else _Y_LABELS[y])
     key = [
-        Line2D([], [], color=color, linewidth=2, label=label)
+        Line2D([], [], color=color, linewidth=2, label=as_text(label))
         for color, label in zip(colors, labels(runs), strict=False)
     ]
     if len(sets) > 1:
