@@ -57,20 +57,22 @@ def test_a_panel_for_each_x(tmp_path: Path, figures: list[Figure]) -> None:
     assert curves(figure) == [[([0, 3], y)] * 2, [([0, 90], y)] * 2, [([0, 1.5], y)] * 2]
     assert [axes.get_xlabel() for axes in figure.axes] == ["step", "forward passes", "training time (s)"]
     assert figure.axes[0].get_ylabel() == "validation loss (nats per token)"
-    assert legend(figure) == ["one (lr 0.3)", "two (lr 1.0)"]
+    assert legend(figure) == ["lr 0.3, zo with 4 probes (one)", "lr 1.0, zo with 4 probes (two)"]
     assert len({line.get_color() for line in figure.axes[0].lines}) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "x.png"}
 
 
 def test_training_losses_are_smoothed_over_a_faint_line(tmp_path: Path, figures: list[Figure]) -> None:
-    run = write_run(tmp_path / "one", [{"step": i, "train_loss": float(i % 2), "seconds": 1.0} for i in range(1, 41)])
+    run = write_run(tmp_path / "one", [{"step": i, "train_loss": float(i % 2), "seconds": 1.0} for i in range(1, 101)])
     plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=10)
     raw, smooth = figures[0].axes[0].lines
-    assert list(raw.get_ydata()) == [float(i % 2) for i in range(1, 41)]
+    assert list(raw.get_ydata()) == [float(i % 2) for i in range(1, 101)]
     assert raw.get_alpha() < 0.5
     assert abs(np.asarray(smooth.get_ydata())[5:-5] - 0.5).max() < 0.05
     plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=1)
     assert len(figures[1].axes[0].lines) == 1
+    plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=11)  # too long for a run of 100 steps
+    assert len(figures[2].axes[0].lines) == 1
 
 
 def test_running_mean_is_centred_and_keeps_straight_lines() -> None:
@@ -84,7 +86,11 @@ def test_sets_have_their_own_lines(tmp_path: Path, figures: list[Figure]) -> Non
     plot_runs([run], tmp_path / "x.png", x=["seconds"], sets=["validation", "train"], smooth=1)
     assert curves(figures[0]) == [[([0, 1.5], [2.0, 1.5]), ([0.5, 1.5], [1.9, 1.3])]]
     assert [line.get_linestyle() for line in figures[0].axes[0].lines] == ["-", "--"]
-    assert legend(figures[0]) == ["one", "validation", "train"]
+    assert legend(figures[0]) == ["zo with 4 probes (one)", "validation", "train"]
+    plot_runs([run], tmp_path / "x.png", x=["seconds"], sets=["validation", "longer"])  # which no run has
+    assert legend(figures[1]) == ["zo with 4 probes (one)", "validation"]
+    low, high = figures[1].axes[0].get_ylim()
+    assert 1 < low < 1.5 < 2 < high < 2.5
 
 
 def test_accuracy_and_logarithm(tmp_path: Path, figures: list[Figure]) -> None:
@@ -104,16 +110,21 @@ def test_labels(tmp_path: Path, figures: list[Figure]) -> None:
     a = write_run(tmp_path / "a" / "run", seed=1, momentum=0.9)
     b = write_run(tmp_path / "b" / "run", seed=2, threads=3)
     plot_runs([a, b], tmp_path / "x.png")
-    assert legend(figures[0]) == [f"{a} (seed 1, momentum 0.9)", f"{b} (seed 2)"]
+    assert legend(figures[0]) == [f"seed 1, momentum 0.9, zo with 4 probes ({a})", f"seed 2, zo with 4 probes ({b})"]
     many = write_run(tmp_path / "c", **{f"flag_{i}": i for i in range(6)})
     plot_runs([a, many], tmp_path / "x.png")
-    assert legend(figures[1])[1] == "c (flag 0 0, flag 1 1, flag 2 2, flag 3 3, ...)"
+    assert legend(figures[1])[1] == "flag 0 0, flag 1 1, flag 2 2, flag 3 3, ..., zo with 4 probes (c)"
+    other = write_run(tmp_path / "d", solver="bptt", probes=8)
+    plot_runs([many, other], tmp_path / "x.png")
+    assert legend(figures[2])[1] == "bptt (d)"
 
 
 def test_folders_of_any_name_are_labelled(tmp_path: Path, figures: list[Figure]) -> None:
     names = ["$\\frac{$", "_hidden", os.fsdecode(b"\xe4x"), "a$b$", "\\alpha"]
     plot_runs([write_run(tmp_path / name) for name in names], tmp_path / "x.png", x=["step"])
-    assert legend(figures[0]) == [r"\$\frac{\$", " _hidden", r"\udce4x", r"a\$b\$", r"\alpha"]
+    assert legend(figures[0]) == [
+        f"zo with 4 probes ({name})" for name in (r"\$\frac{\$", "_hidden", r"\udce4x", r"a\$b\$", r"\alpha")
+    ]
 
 
 def test_many_runs_have_colours_of_their_own(tmp_path: Path, figures: list[Figure]) -> None:
@@ -144,8 +155,11 @@ def test_command_line_draws_real_runs(
         assert main([*runs, "--out", str(out), "--set", "train", "validation", "longer", "--x", "step", "seconds"]) == 0
         assert capsys.readouterr().out == f"written to {out}\n"
     assert len(figures[0].axes) == 2
-    assert [len(axes.lines) for axes in figures[0].axes] == [2 * (2 + 1 + 1)] * 2
-    assert legend(figures[0]) == ["slow (lr 0.1)", "fast (lr 0.5)", "train", "validation", "longer"]
+    assert [len(axes.lines) for axes in figures[0].axes] == [2 * (1 + 1 + 1)] * 2
+    assert legend(figures[0]) == [
+        *("lr 0.1, zo with 3 probes (slow)", "lr 0.5, zo with 3 probes (fast)"),
+        *("train", "validation", "longer"),
+    ]
 
 
 def refused(match: str, *arguments: Any, **keywords: Any) -> None:

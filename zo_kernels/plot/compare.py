@@ -20,8 +20,11 @@ from .losses import DPI, as_text, tidy
 from .runs import PlottedRun, labels, read_run
 
 _COLORS = ("#3b6fb6", "#d1495b", "#edae49", "#3a7d44", "#8e6cae", "#56b4c4", "#6b6b6b", "#a0522d")
-_Line = Literal["-", "--", ":", "-."]
-_LINES: tuple[_Line, ...] = ("-", "--", ":", "-.")
+_Line = Literal["-"] | tuple[int, tuple[float, ...]]
+_LINES: tuple[_Line, ...] = ("-", (0, (5, 2.5)), (0, (1.2, 1.8)), (0, (6, 2, 1.2, 2)))
+"""Solid, dashed, dotted, and dashes with dots: lengths in line widths."""
+_LEAST_WINDOWS = 10
+"""A running mean moves a crossing by up to half its window, so that it is for runs of many windows only."""
 _X_LABELS = {"step": "step", "forwards": "forward passes", "seconds": "training time (s)"}
 _Y_LABELS = {"loss": "loss (nats per token)", "accuracy": "accuracy"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -44,7 +47,8 @@ def plot_runs(
     x: any of "step", "forwards" (forward passes so far) and "seconds" (of training so far).
     y: "loss" or "accuracy".
     sets: data sets: "train", "validation" and others that the runs were measured on.
-    smooth: steps of the running mean of training losses, behind which the losses themselves are drawn faintly.
+    smooth: steps of the running mean of training losses, behind which the losses themselves are drawn faintly. Runs of
+        fewer than 10 times as many steps are not smoothed.
     log_y: logarithmic vertical axis.
 
     Raises UsageError for other arguments, for a folder that is not that of a run, for a run without any of the curves,
@@ -93,11 +97,11 @@ def _draw(
             for number, name in enumerate(sets):
                 at, values = run.curve(quantity, f"{name}_{y}")
                 style = {"color": color, "linestyle": _LINES[number % len(_LINES)], "linewidth": 1.6}
-                if name == "train" and smooth > 1:
+                if name == "train" and smooth > 1 and len(values) >= _LEAST_WINDOWS * smooth:
                     axes.plot(at, values, color=color, linewidth=0.8, alpha=0.25)
                     axes.plot(at, running_mean(values, smooth), **style)
                 else:
-                    axes.plot(at, values, marker="" if name == "train" else "o", markersize=3, **style)
+                    axes.plot(at, values, marker="" if name == "train" or number > 0 else "o", markersize=3, **style)
         tidy(axes, _X_LABELS[quantity], "")
         if quantity == "step":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,8 +113,6 @@ def _draw(
             axes.yaxis.set_major_locator(MaxNLocator() if high < 10 * low else LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"{sets[0]} {_Y_LABELS[y]}" if len(sets) == 1 else _Y_LABELS[y])
     key = [
         Line2D([], [], color=color, linewidth=2, label=as_text(label))
@@ -120,8 +122,10 @@ def _draw(
         key += [
             Line2D([], [], color="#444444", linestyle=_LINES[number % len(_LINES)], label=name)
             for number, name in enumerate(sets)
+            if any(run.curve(quantity, f"{name}_{y}")[0] for run in runs for quantity in x)
         ]
-    figure.legend(handles=key, loc="outside lower center", frameon=False, ncols=min(2, len(x)), fontsize=9)
+    columns = min(2, len(x))
+    figure.legend(handles=key, loc="outside lower center", frameon=False, ncols=columns, fontsize=9, handlelength=3.5)
     return figure
 
 

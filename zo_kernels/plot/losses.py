@@ -49,21 +49,18 @@ def plot_losses(
         )
     axes.set_title(as_text(title), fontsize=11)
     tidy(axes, "step", "loss (nats per token)")
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:  # a run interrupted before its first validation has no curve
-        axes.legend(frameon=False, loc="lower left")
+        axes.legend(frameon=False)
     figure.savefig(path, format="png")
 
 
 def as_text(name: str) -> str:
     """A name for matplotlib to show as it is, which may be that of any folder.
 
-    matplotlib reads what is between dollar signs as mathematics, can't draw undecodable bytes, and hides labels that
-    begin with an underscore.
+    matplotlib reads what is between dollar signs as mathematics, and can't draw undecodable bytes.
     """
-    readable = name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
-    return f" {readable}" if readable.startswith("_") else readable
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def tidy(axes: Axes, x_label: str, y_label: str) -> None:

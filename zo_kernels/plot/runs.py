@@ -73,7 +73,10 @@ def read_run(path: Path) -> PlottedRun:
 
 
 def labels(runs: Sequence[PlottedRun]) -> list[str]:
-    """Returns a name for each run: that of its folder (its path if names repeat), and the flags that differ."""
+    """Returns a label for each run: the flags that differ, its solver, and the name of its folder.
+
+    Folders of the same name are named by their paths.
+    """
     names = [run.path.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
@@ -88,10 +91,12 @@ def labels(runs: Sequence[PlottedRun]) -> list[str]:
 
 def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> str:
     parts = [f"{flag.replace('_', ' ')} {config[flag]}" for flag in differing if config.get(flag) not in (None, "", [])]
-    if not parts:
-        return name
     more = [] if len(parts) <= _MOST_SHOWN else ["..."]
-    return f"{name} ({', '.join(parts[:_MOST_SHOWN] + more)})"
+    flags = [*parts[:_MOST_SHOWN], *more]
+    solver = "bptt" if config.get("solver") == "bptt" else f"zo with {config.get('probes')} probes"
+    if "solver" in differing or "probes" in differing:
+        flags = [part for part in flags if not part.startswith(("solver ", "probes "))]
+    return f"{', '.join([*flags, solver])} ({name})"
 
 
 def _check_metrics(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +25,9 @@ _MARGIN = 2.0
 """The best trial's learning rate is divided by this. The fastest one at the beginning of a run is close to one that
 diverges, and noisy over a whole run (bench/results/training.md)."""
 
+_USUAL_TRIALS = 11
+"""Seven of the first grid and four around the best, if that is not at an end of the grid."""
+
 _LOST = 1.3
 """A trial has diverged if its loss rises above the first one times this. In runs that learn, that ratio stays below
 1.02."""
@@ -38,12 +42,18 @@ def find_lr(config: TrainConfig, gate: InterruptGate, ranks: Ranks, console: Con
     """
     steps = min(config.steps, max(40, config.steps // 10))
     console.print(f"search  trials of {steps} steps around lr {config.lr:g}")
+    started = time.monotonic()
+    is_first = True
 
     def trial(lr: float) -> float:
+        nonlocal is_first
         loss = _final_loss(replace(config, lr=lr), steps, gate, ranks)
         console.print(
             f"        lr {lr:<10.3g} loss {loss:.3f}" if math.isfinite(loss) else f"        lr {lr:<10.3g} diverges"
         )
+        if is_first:
+            is_first, seconds = False, (time.monotonic() - started) * _USUAL_TRIALS
+            console.print(f"        {_USUAL_TRIALS} trials take about {seconds:.0f} s; there may be some more")
         return loss
 
     try:
