@@ -86,7 +86,7 @@ def test_long_work_is_cut_into_blocks_of_probes(monkeypatch: pytest.MonkeyPatch)
     population = model.population(tokens, targets)
     work = model.num_products * tokens.numel() * 2
     for call_work, threads, expected in ((work * 4.5, 1, [4, 4, 3]), (0, 3, [3, 3, 3, 2]), (work * 100, 1, [11])):
-        monkeypatch.setattr(language_module, "_CALL_WORK", call_work)
+        monkeypatch.setattr(language_module, "CALL_WORK", call_work)
         torch.set_num_threads(threads)
         calls.clear()
         assert torch.equal(population.population_loss(seeds, 0.1), whole)
@@ -190,7 +190,7 @@ def test_a_ctrl_c_between_blocks_leaves_theta(monkeypatch: pytest.MonkeyPatch) -
     optimizer = zo.optim.CDRGE(model.parameters(), lr=0.1, probes=8)
     optimizer.step(model.population(*batch))
     before, calls = flat(optimizer.space), []
-    monkeypatch.setattr(language_module, "_CALL_WORK", 0)
+    monkeypatch.setattr(language_module, "CALL_WORK", 0)
     population_nats = type(model).population_nats
 
     def interrupted(self, *args, **options):

@@ -174,7 +174,7 @@ def test_unusable_files_are_named_with_the_remedy(tmp_path: Path, monkeypatch: p
         ("dataset", "others", "has the tokens of dataset words, not others: give another file"),
         ("tokenizer", "others", "has the tokens of tokenizer letters, not others: give another file"),
         ("max_tokens", 299, "has the tokens of max_tokens 300, not 299: give another file"),
-        ("context_length", 15, "max_tokens must be at least 320 for context_length 15, not 300"),
+        ("context_length", 15, "^--max-tokens 300 is too few for --context-length 15: give at least --max-tokens 320$"),
         ("max_tokens", 0, "max_tokens must be at least 1, not 0"),
         ("batch_size", 0, "batch_size must be at least 1, not 0"),
     ):
@@ -184,8 +184,9 @@ def test_unusable_files_are_named_with_the_remedy(tmp_path: Path, monkeypatch: p
 
 def test_a_dataset_that_is_too_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub_hugging_face(monkeypatch, TEXTS[:4])
-    with pytest.raises(ValueError, match="has 41 tokens, but context_length 6 needs at least 140: give a larger"):
+    with pytest.raises(ValueError, match="has 41 tokens, but --context-length 6 needs at least 140: give at most "):
         make(tmp_path / "tokens")
+    assert make(tmp_path / "tokens", context_length=1).context_length == 1  # as it says
 
 
 def test_with_the_packages_themselves(tmp_path: Path) -> None:

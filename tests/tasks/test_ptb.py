@@ -42,7 +42,11 @@ def test_unusable_folders_are_named_with_the_remedy(tmp_path: Path) -> None:
     for name, texts, message in (
         ("alien", (TRAIN, VALID + "é", TEST), r"alien/ptb.valid.txt has the character 'é', which ptb.train.txt lacks"),
         ("foreign", (TRAIN, VALID, "Z" + TEST), r"ptb.test.txt has the character 'Z', which ptb.train.txt lacks"),
-        ("short", (TRAIN, VALID, TEST[:6]), "ptb.test.txt has 6 characters, but context_length 6 needs at least 7: "),
+        (
+            "short",
+            (TRAIN, VALID, TEST[:6]),
+            "test.txt has 6 characters, but --context-length 6 needs at least 7: give at most .* 5, or",
+        ),
         ("empty", (TRAIN, "", TEST), "ptb.valid.txt is empty: give a text file"),
     ):
         (tmp_path / name).mkdir()

@@ -98,7 +98,10 @@ def test_unusable_files_are_named_with_the_remedy(tmp_path: Path) -> None:
         (tmp_path, r"cannot read .*: Is a directory"),
         (latin, r"latin.txt is not UTF-8 text \(byte 0 can't be decoded\): convert it"),
         (empty, "empty.txt is empty: give a text file"),
-        (short, "short.txt has 139 characters, but context_length 6 needs at least 140: give a longer file"),
+        (
+            short,
+            "has 139 characters, but --context-length 6 needs at least 140: give at most --context-length 5, or",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make(path)

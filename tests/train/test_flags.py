@@ -31,8 +31,8 @@ from zo_kernels.train.defaults import DEFAULTS
         (["--task", "text", "--data", "{tmp}"], "cannot read {tmp}: Is a directory"),
         (
             ["--task", "text", "--data", "{tmp}/book.txt", "--context-length", "50"],
-            "{tmp}/book.txt has 820 characters, but context_length 50 needs at least 1020: "
-            "give a longer file or a shorter context",
+            "{tmp}/book.txt has 820 characters, but --context-length 50 needs at least 1020: "
+            "give at most --context-length 40, or a longer file",
         ),
         (["--task", "ptb", "--data", "{tmp}"], "cannot read {tmp}/ptb.train.txt: No such file or directory"),
         (["--task", "owt", "--data", "{tmp}/book.txt"], "{tmp}/book.txt is not a file of tokens "),
@@ -174,6 +174,8 @@ def test_help_shows_every_flag_and_the_task_s_default(
         ("--longer-length", "not for overfit, text, ptb, owt", "; default: twice --max-length"),
         ("--alphabet-size", "not for text, ptb, owt", ""),
         ("--curriculum", "not for overfit", ""),
+        ("--validation-data", "text only", "; default: a part of --data"),
+        ("--parts", "text only", "; default: 0.9,0.05,0.05"),
     ):
         default = getattr(DEFAULTS[task], flag[2:].replace("-", "_"))
         assert f"({known_to}{unset if default is None else f'; default: {default}'})" in said[flag]
@@ -192,7 +194,7 @@ def test_help_groups_the_flags_by_subject(
         elif flag := FLAG.match(line):
             flags.append(flag[1])
     first = {
-        **{"run": "--steps", "task": "--task", "model": "--model", "solver": "--solver"},
+        **{"run": "--steps", "task": "--task", "data": "--data", "model": "--model", "solver": "--solver"},
         **{"probe": "--probes", "file": "--out", "process": "--split"},
     }
     assert list(groups) == ["options", *(f"{subject} options" for subject in first)]

@@ -45,6 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--transforms", "momentum:0.9:4", "--distribution", "normal", "--lr", "0.01"], 3, ("losses heard", 17)),
         (["--dense", "adam", "--lr", "0.01", "--estimator", "1.5-spsa"], 2, ("losses heard", 33)),
         (["--max-cosine-distance", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33)),
+        (["--task", "text", "--data", __file__, "--stateful", "--segment-length", "4"], 2, ("losses heard", 17)),
     ],
 )
 def test_any_number_of_processes_is_the_run_of_one(

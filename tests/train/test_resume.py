@@ -25,7 +25,9 @@ KINDS = {
     "forward": ["--estimator", "1.5-spsa", "--distribution", "sparse-4", "--lr", "0.01"],
     "normal": ["--distribution", "normal", "--lr", "0.01"],
     "agreement": ["--max-cosine-distance", "1.2", "--micro-batch-size", "2"],
+    "segments": ["--segment-length", "3"],
     "bptt": ["--solver", "bptt", "--lr", "0.01"],
+    "truncated": ["--solver", "bptt", "--lr", "0.01", "--segment-length", "3"],
 }
 
 

@@ -29,6 +29,9 @@ class LanguageModel(nn.Module):
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     """The precisions that `population` takes, if the device has them too."""
 
+    batch_dim: ClassVar[int] = 0
+    """Dimension of the states that counts the sequences of a batch."""
+
     vocab_size: int
     embed_dim: int
     hidden_size: int
@@ -76,6 +79,24 @@ class LanguageModel(nn.Module):
 
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
+
+    def segment_nats(
+        self, tokens_BT: Tensor, targets_BT: Tensor, states: States | None = None
+    ) -> tuple[Tensor, States]:
+        """The cross-entropy in nats, summed over the scored positions, and the states after the last: for autograd.
+
+        The sum is a float64 scalar, 0 if no position is scored. `loss` is the sum over the segments of a text divided
+        by the number of scored positions, up to rounding.
+
+        tokens_BT, targets_BT: as for `loss`, whose errors it raises, but for wrong targets those of torch.
+        states: as for `forward`.
+        """
+        logits_BTV, states = self.forward(tokens_BT, states)
+        logits_XV = logits_BTV.flatten(0, 1)
+        if logits_XV.dtype.itemsize < 4:
+            logits_XV = logits_XV.float()
+        nats_X = F.cross_entropy(logits_XV, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+        return nats_X.sum(dtype=torch.float64), states
 
     @torch.no_grad()
     def score(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, int]:
@@ -155,12 +176,19 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up."""
 
-    def population_states(self, probes: int, batch_size: int) -> States:
-        """Initial states for n = `probes` probes, each [n, 2, *initial], float32 (float64 if the parameters are)."""
-        return tuple(
-            state.to(self.wide_dtype).expand(probes, 2, *state.shape).contiguous()
-            for state in self.initial_states(batch_size)
-        )
+    def population_states(self, probes: int, batch_size: int, states: States | None = None) -> States:
+        """States for n = `probes` probes, each [n, 2, *state], float32 (float64 if the parameters are).
+
+        states: those that all probes start from, of `batch_size` sequences; None is `initial_states`.
+        """
+        states = self.initial_states(batch_size) if states is None else states
+        return tuple(state.to(self.wide_dtype).expand(probes, 2, *state.shape).contiguous() for state in states)
+
+    def split_states(self, states: States | None, sizes: Sequence[int]) -> list[States | None]:
+        """The states of the micro-batches of these sizes, in order; None for each if `states` is None."""
+        if states is None:
+            return [None] * len(sizes)
+        return list(zip(*(state.split(list(sizes), self.batch_dim) for state in states), strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -184,19 +212,22 @@ class LanguageModel(nn.Module):
         *,
         micro_batch_size: int | None = None,
         segment_length: int | None = None,
+        states: States | None = None,
         precision: str = "float32",
     ) -> ModelPopulation:
         """The loss on this batch as a function of the probes, for `CDRGE.step`.
 
         micro_batch_size: number of sequences evaluated at once; None means all.
         segment_length: number of tokens evaluated at once, with the states carried over; None means all.
+        states: states of the unperturbed model that every probe starts from, as `forward` returns them; None starts
+            from `initial_states`. They are not changed.
         precision: as for `population_loss`.
 
         Smaller sizes need less memory and change the losses only by rounding. Raises the errors of `loss`, and
         ValueError if a size is below 1 or no position is scored.
         """
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
-        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, precision)
+        return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, states, precision)
 
     def _set_sizes(self, **sizes: int) -> None:
         """Sets the sizes as attributes. Raises ValueError, without setting any, if one is no integer in [1, 2^31)."""
@@ -223,6 +254,7 @@ class ModelPopulation:
         targets_BT: Tensor,
         micro_batch_size: int | None,
         segment_length: int | None,
+        states: States | None,
         precision: str,
     ) -> None:
         model.check_batch(tokens_BT, targets_BT)
@@ -236,6 +268,7 @@ class ModelPopulation:
             raise ValueError(f"there is nothing to learn from this batch: every target is {IGNORE_INDEX}")
         size = micro_batch_size or tokens_BT.shape[0]
         self._batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
+        self._states = model.split_states(states, [len(tokens) for tokens, _ in self._batches])
         self._segment_length = segment_length or tokens_BT.shape[1]
 
     @property
@@ -258,14 +291,18 @@ class ModelPopulation:
         tokens, targets = self._batches[part]
         block = len(seeds) or 1
         if tokens.device.type == "cpu":
-            block = max(int(CALL_WORK / (self.model.num_products * tokens.numel() * 2)), torch.get_num_threads())
-        return torch.cat([self._nats(tokens, targets, some, eps) for some in seeds.split(block)])
+            at_once = len(tokens) * min(tokens.shape[1], self._segment_length)
+            block = max(int(CALL_WORK / (self.model.num_products * at_once * 2)), torch.get_num_threads())
+        start = self._states[part]
+        return torch.cat([self._nats(tokens, targets, start, some, eps) for some in seeds.split(block)])
 
-    def _nats(self, tokens_BT: Tensor, targets_BT: Tensor, seeds: Tensor, eps: float) -> Tensor:
+    def _nats(self, tokens_BT: Tensor, targets_BT: Tensor, start: States | None, seeds: Tensor, eps: float) -> Tensor:
         total = torch.zeros(len(seeds), 2, dtype=torch.float64)
         length = self._segment_length
         segments = list(zip(tokens_BT.split(length, 1), targets_BT.split(length, 1), strict=True))
-        states = self.model.population_states(len(seeds), len(tokens_BT)) if len(segments) > 1 else ()
+        states: States = ()
+        if start is not None or len(segments) > 1:
+            states = self.model.population_states(len(seeds), len(tokens_BT), start)
         for tokens, targets in segments:
             total += self.model.population_nats(tokens, targets, seeds, eps, states=states, precision=self._precision)
         return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class RecurrentLayerLM(LanguageModel):
     The states are each [N, B, D]: the hidden state h, for an LSTM and sLSTM the cell state c, and for an sLSTM n and m.
     `torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
     """
+
+    batch_dim: ClassVar[int] = 1
 
     cell: str
     """Name of the cell in FlashRNN."""

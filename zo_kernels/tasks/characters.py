@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .text_file import CodePoints, EncodedText, from_code_points, to_code_points
+from .text_file import CodePoints, EncodedText, Tokens, from_code_points, to_code_points
 from .windows import Windows
 
 
@@ -22,6 +22,15 @@ class CharacterWindows(Windows):
         self._code_points = text.code_points
         self.vocab_size = len(self._code_points)
         self.symbols = tuple(self.alphabet)
+
+    def tokens_of(self, text: EncodedText, path: Path, training: Path) -> Tokens:
+        """The tokens of a held-out text, read from `path`.
+
+        Raises ValueError if it has a character that the vocabulary, of the file `training`, lacks.
+        """
+        if unknown := from_code_points(np.setdiff1d(text.code_points, self._code_points)):
+            raise ValueError(f"{path} has the character {unknown[0]!r}, which {training.name} lacks: clean it up")
+        return text.tokens_in(self._code_points)
 
     @property
     def alphabet(self) -> str:
@@ -39,12 +48,3 @@ class CharacterWindows(Windows):
     def decode(self, tokens_T: Tensor) -> str:
         """The text of the tokens [T], of any integer dtype."""
         return from_code_points(self._code_points[tokens_T.cpu().numpy()])
-
-
-def require_characters(path: Path, text: EncodedText, least: int, context_length: int) -> None:
-    """Raises ValueError, naming the file, if its text has fewer than `least` characters."""
-    if len(text.tokens) < least:
-        raise ValueError(
-            f"{path} has {len(text.tokens)} characters, but context_length {context_length} needs at least {least}: "
-            "give a longer file or a shorter context"
-        )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from .base import require_at_least
+from .parts import DEFAULT_PARTS, TextLength, require_context
 from .token_file import Source, make_tokens, read_tokens
-from .windows import PARTS, Windows
+from .windows import Windows
 
 
 class OpenWebText(Windows):
@@ -43,22 +44,22 @@ class OpenWebText(Windows):
         seed: int,
         curriculum: int = 0,
         eval_tokens: int | None = None,
+        stateful: bool = False,
     ) -> None:
-        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens)
+        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens, stateful)
         require_at_least(1, max_tokens=max_tokens)
-        least = PARTS * (context_length + 1)
-        if max_tokens < least:
-            raise ValueError(
-                f"max_tokens must be at least {least} for context_length {context_length}, not {max_tokens}"
-            )
         path, source = Path(data), Source(dataset, tokenizer, max_tokens)
+        most = TextLength(path, max_tokens, DEFAULT_PARTS)
+        if context_length > most.longest_context:  # before they are read
+            raise ValueError(
+                f"--max-tokens {max_tokens} is too few for --context-length {context_length}: "
+                f"give at least --max-tokens {most.least_count(context_length)}"
+            )
         if not path.exists():
             make_tokens(path, source)
         tokens, self.symbols = read_tokens(path, source)
-        if len(tokens) < least:
-            raise ValueError(
-                f"{path} has {len(tokens)} tokens, but context_length {context_length} needs at least {least}: "
-                "give a larger dataset or a shorter context"
-            )
+        require_context(
+            context_length, TextLength(path, len(tokens), DEFAULT_PARTS), unit="tokens", longer="a larger dataset"
+        )
         self.vocab_size = len(self.symbols)
         self.set_one_sequence(tokens)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from .characters import CharacterWindows, require_characters
-from .text_file import from_code_points, read_text
+from .characters import CharacterWindows
+from .parts import TextLength, require_context
+from .text_file import read_text
 
 
 class PennTreebank(CharacterWindows):
@@ -22,7 +21,7 @@ class PennTreebank(CharacterWindows):
     Raises the errors of `Windows`, and ValueError if a file can't be read, is compressed, is empty, is not UTF-8, is
     too short for the context length or has a character that does not occur in the training file.
 
-    Source: the files of Mikolov et al., Recurrent neural network based language model, Interspeech 2010.
+    TextLength: the files of Mikolov et al., Recurrent neural network based language model, Interspeech 2010.
     """
 
     def __init__(
@@ -34,13 +33,14 @@ class PennTreebank(CharacterWindows):
         seed: int,
         curriculum: int = 0,
         eval_tokens: int | None = None,
+        stateful: bool = False,
     ) -> None:
-        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens)
+        super().__init__(batch_size, context_length, seed, curriculum, eval_tokens, stateful)
         paths = [Path(data) / f"ptb.{part}.txt" for part in ("train", "valid", "test")]
         texts = [read_text(path) for path in paths]
         self.set_alphabet(texts[0])
-        for path, text in zip(paths, texts, strict=True):
-            require_characters(path, text, context_length + 1, context_length)
-            if unknown := from_code_points(np.setdiff1d(text.code_points, self._code_points)):
-                raise ValueError(f"{path} has the character {unknown[0]!r}, which {paths[0].name} lacks: clean it up")
-        self.set_tokens(*(text.tokens_in(self._code_points) for text in texts))
+        tokens = [self.tokens_of(text, path, paths[0]) for text, path in zip(texts, paths, strict=True)]
+        require_context(
+            context_length, *(TextLength(path, len(part)) for path, part in zip(paths, tokens, strict=True))
+        )
+        self.set_tokens(*tokens)

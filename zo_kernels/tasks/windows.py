@@ -11,12 +11,11 @@ import torch
 
 from ..ops.checks import IGNORE_INDEX
 from .base import TRAINING_STREAM, Batch, BatchSets, Task, curriculum_length, random_generator, require_at_least
+from .parts import DEFAULT_PARTS, Parts
 
 Tokens = npt.NDArray[np.integer]
 
 _COUNTED_AT_ONCE = 1 << 20
-PARTS = 20
-"""If there is only one sequence, 1 of 20 parts (5 %) is for validation and 1 for testing."""
 
 
 class Windows(Task):
@@ -32,6 +31,8 @@ class Windows(Task):
     curriculum: number of steps over which the scored part of a training window grows from its first token to all of it;
         0 for no curriculum.
     eval_tokens: number of tokens of a held-out set, but at least one window; None: `evaluated_tokens`.
+    stateful: windows of a batch are not at random places. Row b of step 0 begins b / B of the way into the text, and
+        each row goes on where it ended at the step before, at the end of the text from its beginning again.
 
     Raises ValueError if batch_size, context_length or eval_tokens is below 1 or curriculum below 0.
     """
@@ -39,7 +40,13 @@ class Windows(Task):
     evaluated_tokens: ClassVar[int] = 1 << 16
 
     def __init__(
-        self, batch_size: int, context_length: int, seed: int, curriculum: int, eval_tokens: int | None
+        self,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        curriculum: int,
+        eval_tokens: int | None,
+        stateful: bool,
     ) -> None:
         require_at_least(1, batch_size=batch_size, context_length=context_length, eval_tokens=eval_tokens or 1)
         require_at_least(0, curriculum=curriculum)
@@ -47,6 +54,7 @@ class Windows(Task):
         self.context_length = context_length
         self.seed = seed
         self.curriculum = curriculum
+        self.stateful = stateful
         self.eval_tokens = self.evaluated_tokens if eval_tokens is None else eval_tokens
 
     def set_tokens(self, training: Tokens, validation: Tokens, test: Tokens) -> None:
@@ -59,20 +67,27 @@ class Windows(Task):
         entropy = -float(np.sum(share[share > 0] * np.log(share[share > 0])))
         self.reference_losses = {"chance": log(self.vocab_size), "unigram entropy": entropy}
 
-    def set_one_sequence(self, tokens: Tokens) -> None:
-        """Sets one sequence: the first 90 % for training, the next 5 % for validation, the last 5 % for testing."""
-        part = len(tokens) // PARTS
-        self.set_tokens(*np.split(tokens, [-2 * part, -part]))
+    def set_one_sequence(self, tokens: Tokens, parts: Parts = DEFAULT_PARTS) -> None:
+        """Sets one sequence: its first part for training, the next for validation, the last for testing."""
+        training, validation, _ = parts.sizes(len(tokens))
+        self.set_tokens(*np.split(tokens, [training, training + validation]))
 
     def batch(self, step: int) -> Batch:
-        random = random_generator(self.seed, TRAINING_STREAM, step)
-        starts_B = random.integers(len(self._training) - self.context_length, size=self.batch_size)
-        tokens_BT, targets_BT = self._windows(self._training, starts_B)
+        tokens_BT, targets_BT = self._windows(self._training, self._starts(step))
         context = curriculum_length(self.context_length, step, self.curriculum)
         if context < self.context_length:
             targets_BT = targets_BT.clone()  # targets share memory with tokens
             targets_BT[:, context:] = IGNORE_INDEX
         return Batch(tokens_BT, targets_BT)
+
+    def _starts(self, step: int) -> npt.NDArray[np.int64]:
+        """Where the windows of a training batch begin, [B]."""
+        length = len(self._training)
+        if self.stateful:
+            first_B = np.arange(self.batch_size) * length // self.batch_size
+            return (first_B + step * self.context_length % length) % length
+        random = random_generator(self.seed, TRAINING_STREAM, step)
+        return random.integers(length - self.context_length, size=self.batch_size)
 
     def validation_batches(self) -> BatchSets:
         return {"validation": self._spread(self._validation)}
@@ -88,5 +103,7 @@ class Windows(Task):
         return [self._windows(part, starts[i : i + self.batch_size]) for i in range(0, kept, self.batch_size)]
 
     def _windows(self, part: Tokens, starts_B: npt.NDArray[np.int64]) -> Batch:
-        window = torch.from_numpy(part[starts_B[:, None] + np.arange(self.context_length + 1)].astype(np.int64))
+        """The windows that begin at these places; beyond the end of the part they go on at its beginning."""
+        places_BT = (starts_B[:, None] + np.arange(self.context_length + 1)) % len(part)
+        window = torch.from_numpy(part[places_BT].astype(np.int64))
         return Batch(window[:, :-1], window[:, 1:])

@@ -16,7 +16,7 @@ from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, RunFolder
 from .arithmetic import check_arithmetic, record_arithmetic
 from .build import Run, build, build_solver
-from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config
+from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config, task_options
 from .ranks import Ranks
 from .restore import check_config, last_step, open_for_reading, restore
 
@@ -122,7 +122,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
         symbols = read_json(folder.path / "vocabulary.json", VOCABULARY_LIMIT)
         if symbols != list(run.task.symbols):
             raise UsageError(f"the data of {folder.path} have changed: their vocabulary is another one now")
-        step = restore(folder.path, read_config(folder.path), folder.journal, run.solver, None, warn)
+        step = restore(folder.path, read_config(folder.path), folder.journal, run.solver, None, warn, run.batch)
         if step is None:  # stopped before its first checkpoint
             step = folder.journal.first_step
             if config.fork is not None:
@@ -142,6 +142,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     """Copies the parameters of a step of another run, and its solver's state if it fits. Returns the step."""
     assert config.fork is not None
     source = read_config(config.fork)
+    goes_on = task_options(source) == task_options(config)  # the batches are the same
     with open_for_reading(config.fork) as journal:
         check_config(config.fork, journal)  # before a model is built from it
         step = last_step(config.fork, journal, warn) if config.fork_step is None else config.fork_step
@@ -149,7 +150,8 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
             reached = f"the fork begins at step {step} of {config.fork}, but --steps is {config.steps}"
             raise UsageError(f"{reached}: raise it")
         solver = build_solver(replace(source, device=config.device), run.task.vocab_size, gate)
-        if restore(config.fork, source, journal, solver, step, warn) is None:
+        batch_of = run.batch if goes_on else None
+        if restore(config.fork, source, journal, solver, step, warn, batch_of) is None:
             raise UsageError(f"{config.fork} was stopped before its first checkpoint: there is nothing to fork")
     try:
         run.model.load_state_dict(solver.model.state_dict())
@@ -160,6 +162,8 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     except ValueError as error:
         warn(f"the fork takes only the parameters of {config.fork}: {error}")
         run.solver.start_at(step)
+    if not goes_on:
+        run.solver.forget()
     return step
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import DivergenceError
@@ -28,9 +27,14 @@ class BPTT:
     momentum: momentum of SGD, in [0, 1).
     micro_batch_size: sequences evaluated at once. None evaluates the whole batch at once. Losses and gradients are
         those of the whole batch.
-    checkpoint_length: tokens per segment of gradient checkpointing. The forward pass keeps only the states between
-        segments, and the backward pass computes each segment again. Memory then grows with T / checkpoint_length +
+    checkpoint_length: tokens per piece of gradient checkpointing. The forward pass keeps only the states between
+        pieces, and the backward pass computes each piece again. Memory then grows with T / checkpoint_length +
         checkpoint_length instead of T, at the cost of one more forward pass. None turns checkpointing off.
+    segment_length: tokens per segment of truncated back-propagation. Each segment starts from the states at the end of
+        the one before, but no gradient flows back into it. The gradient of the batch is the sum over its segments, and
+        there is one update per batch. The loss is that of the whole context up to rounding. Memory grows with
+        segment_length instead of T; with a smaller checkpoint_length, which then divides each segment, it is smaller
+        still. None lets gradients flow through the whole context.
     max_cosine_distance: filters the gradients of micro-batches by agreement. In order, each gradient is added to the
         sum of those kept, unless its cosine distance to the sum, in [0, 2], is larger than this. If no gradient agrees
         with the first, the step does not change the parameters. 2 keeps all. The filter holds one gradient per
@@ -56,6 +60,7 @@ class BPTT:
         momentum: float = 0.0,
         micro_batch_size: int | None = None,
         checkpoint_length: int | None = None,
+        segment_length: int | None = None,
         max_cosine_distance: float | None = None,
     ) -> None:
         if optimizer not in OPTIMIZERS:
@@ -68,7 +73,11 @@ class BPTT:
             raise ValueError(f"momentum must be in [0, 1), not {momentum}")
         if momentum and optimizer != "sgd":
             raise ValueError(f"momentum is sgd's: {optimizer} has its own, set momentum to 0")
-        for name, value in (("micro_batch_size", micro_batch_size), ("checkpoint_length", checkpoint_length)):
+        for name, value in (
+            ("micro_batch_size", micro_batch_size),
+            ("checkpoint_length", checkpoint_length),
+            ("segment_length", segment_length),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if max_cosine_distance is not None and not 0 <= max_cosine_distance <= 2:
@@ -77,6 +86,7 @@ class BPTT:
         self.name = optimizer
         self.micro_batch_size = micro_batch_size
         self.checkpoint_length = checkpoint_length
+        self.segment_length = segment_length
         self.max_cosine_distance = max_cosine_distance
         self.kept = self._agreeing = 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -87,16 +97,17 @@ class BPTT:
         else:
             self.optimizer = torch.optim.AdamW(self._parameters, lr, weight_decay=weight_decay)
 
-    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor, states: States | None = None) -> float:
         """One update: `backward`, then `update`. Returns the loss before it, and raises, as `backward` does."""
-        loss = self.backward(tokens_BT, targets_BT)
+        loss = self.backward(tokens_BT, targets_BT, states)
         self.update()
         return loss
 
-    def backward(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
+    def backward(self, tokens_BT: Tensor, targets_BT: Tensor, states: States | None = None) -> float:
         """Computes the gradients of the next update. Returns the mean loss of the batch in nats per scored position.
 
         tokens_BT, targets_BT: as for the model's `loss`; on the model's device.
+        states: states that the sequences start from, as constants; None starts from the model's `initial_states`.
 
         Raises ValueError as the model's `loss` does, if no position is scored, and if there are no two micro-batches to
         agree; DivergenceError if the loss or its gradient is NaN or infinite. Whatever is raised, there are then no
@@ -104,12 +115,14 @@ class BPTT:
         """
         self.model.check_batch(tokens_BT, targets_BT)
         size = self.micro_batch_size or len(tokens_BT)
+        parts = tokens_BT.split(size)
+        starts = self.model.split_states(states, [len(part) for part in parts])
         micro_batches = [
-            (tokens, targets, count)
-            for tokens, targets in zip(tokens_BT.split(size), targets_BT.split(size), strict=True)
+            (tokens, targets, start, count)
+            for tokens, targets, start in zip(parts, targets_BT.split(size), starts, strict=True)
             if (count := int((targets != IGNORE_INDEX).sum())) > 0
         ]
-        total = sum(count for _, _, count in micro_batches)
+        total = sum(count for *_, count in micro_batches)
         if total == 0:
             raise ValueError("no position of the batch is scored: all targets are -100")
         if self.max_cosine_distance is not None and len(micro_batches) < 2:
@@ -119,10 +132,8 @@ class BPTT:
         try:
             loss, gradients = 0.0, []
             self.optimizer.zero_grad()
-            for tokens, targets, count in micro_batches:
-                part = self._loss(tokens, targets, count) * (count / total)
-                part.backward()  # adds to the gradients so far
-                loss += part.item()
+            for tokens, targets, start, count in micro_batches:
+                loss += self._add_gradient(tokens, targets, start, count, total)
                 if self.max_cosine_distance is not None:
                     gradients.append(self._take_gradient())
             checked = gradients or [p.grad for p in self._parameters if p.grad is not None]
@@ -130,7 +141,7 @@ class BPTT:
                 raise DivergenceError(f"the loss is {loss} or its gradient is not finite: lower lr, or check the batch")
             self._agreeing = len(micro_batches)
             if gradients:
-                self._agreeing = self._keep_agreeing(gradients, [count / total for _, _, count in micro_batches])
+                self._agreeing = self._keep_agreeing(gradients, [count / total for *_, count in micro_batches])
         except BaseException:
             self.optimizer.zero_grad()
             raise
@@ -155,29 +166,43 @@ class BPTT:
             raise ValueError(f"this state is of {of}, but BPTT with {self.name} is to continue from it")
         self.optimizer.load_state_dict(state_dict["optimizer"])
 
+    def _add_gradient(
+        self, tokens_BT: Tensor, targets_BT: Tensor, states: States | None, count: int, total: int
+    ) -> float:
+        """Adds the gradient of a micro-batch to the gradients so far, and returns its share of the loss.
+
+        count: number of its scored positions. total: that of the whole batch.
+        """
+        length = self.segment_length or tokens_BT.shape[1]
+        if states is None and length >= tokens_BT.shape[1]:
+            part = self._loss(tokens_BT, targets_BT, count) * (count / total)
+            part.backward()
+            return part.item()
+        loss, states = 0.0, states or self.model.initial_states(len(tokens_BT))
+        for tokens, targets in zip(tokens_BT.split(length, 1), targets_BT.split(length, 1), strict=True):
+            nats, states = self._nats(tokens, targets, states)
+            part = nats / total
+            part.backward()
+            loss += part.item()
+            states = tuple(state.detach() for state in states)
+        return loss
+
     def _loss(self, tokens_BT: Tensor, targets_BT: Tensor, count: int) -> Tensor:
         """Mean over the `count` scored positions, float64."""
-        length = tokens_BT.shape[1]
-        segment_length = self.checkpoint_length or length
-        if segment_length >= length:
+        if (self.checkpoint_length or tokens_BT.shape[1]) >= tokens_BT.shape[1]:
             return self.model.loss(tokens_BT, targets_BT)
-        states = self.model.initial_states(len(tokens_BT))
-        parts = []
-        for tokens, targets in zip(
-            tokens_BT.split(segment_length, dim=1), targets_BT.split(segment_length, dim=1), strict=True
-        ):
-            nats, states = checkpoint(self._segment, tokens, targets, states, use_reentrant=False)
-            parts.append(nats)
-        return torch.stack(parts).sum() / count
+        return self._nats(tokens_BT, targets_BT, self.model.initial_states(len(tokens_BT)))[0] / count
 
-    def _segment(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[Tensor, States]:
-        """Sum of the cross-entropy over the scored positions of a segment, float64, and the states after it."""
-        logits_BTV, states = self.model(tokens_BT, states)
-        logits_XV = logits_BTV.flatten(0, 1)
-        if logits_XV.dtype.itemsize < 4:
-            logits_XV = logits_XV.float()
-        nats_X = F.cross_entropy(logits_XV, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-        return nats_X.sum(dtype=torch.float64), states
+    def _nats(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[Tensor, States]:
+        """Sum over the scored positions, float64, and the states at the end; checkpointed if it is long enough."""
+        length = self.checkpoint_length or tokens_BT.shape[1]
+        if length >= tokens_BT.shape[1]:
+            return self.model.segment_nats(tokens_BT, targets_BT, states)
+        parts = []
+        for tokens, targets in zip(tokens_BT.split(length, 1), targets_BT.split(length, 1), strict=True):
+            nats, states = checkpoint(self.model.segment_nats, tokens, targets, states, use_reentrant=False)
+            parts.append(nats)
+        return torch.stack(parts).sum(), states
 
     def _take_gradient(self) -> Tensor:
         """The gradient so far, flattened [d]; the next one starts from 0."""

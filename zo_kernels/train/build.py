@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
-from ..tasks import TASKS, Task
+from ..tasks import TASKS, Batch, Task
 from .config import TrainConfig, task_options
 from .device import choose_device
 from .memory import check_memory
@@ -34,6 +34,10 @@ class Run:
     def model(self) -> LanguageModel:
         """The model that is trained."""
         return self.solver.model
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of a step, on the device."""
+        return self.task.batch(step).to(self.device)
 
 
 def build(config: TrainConfig, gate: InterruptGate) -> Run:

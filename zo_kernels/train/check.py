@@ -34,7 +34,7 @@ _CHOICES: dict[str, Iterable[str]] = {
 }
 _POSITIVE = (
     *("steps", "validate_every", "threads", "micro_batch_size", "eval_batch_size", "eval_tokens"),
-    *("checkpoint_every", "keep_checkpoints", "check_every"),
+    *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length"),
 )
 _MOST_THREADS = 128
 """Of any machine, and four for each core of a larger one. OpenMP ends the process if it can't create a thread."""
@@ -74,7 +74,7 @@ def _check_task(config: TrainConfig) -> None:
     for name in TASK_OPTIONS:
         if name in known and known[name].default is not None and getattr(config, name) is None:
             raise UsageError(f"the task {config.task} needs {flag(name)}")
-        if name not in known and getattr(config, name) is not None:
+        if name not in known and getattr(config, name) not in (None, False):
             raise UsageError(f"{flag(name)} does not apply to the task {config.task}")
 
 

@@ -14,6 +14,7 @@ from .check import check
 from .config import TrainConfig
 from .defaults import base_config
 from .options import (
+    DataOptions,
     FileOptions,
     ModelOptions,
     ProbeOptions,
@@ -37,6 +38,7 @@ class _Groups:
 
     run: RunOptions
     task: TaskOptions
+    data: DataOptions
     model: ModelOptions
     solver: SolverOptions
     probe: ProbeOptions
@@ -79,6 +81,7 @@ def _grouped(config: TrainConfig) -> _Groups:
     return _Groups(
         run=part(RunOptions),
         task=part(TaskOptions),
+        data=part(DataOptions),
         model=part(ModelOptions),
         solver=part(SolverOptions),
         probe=part(ProbeOptions),

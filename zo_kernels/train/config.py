@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..run.files import read_text
 from ..tasks import TASKS
 from .options import (
+    DataOptions,
     FileOptions,
     ModelOptions,
     ProbeOptions,
@@ -25,7 +26,7 @@ from .options import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(  # dataclasses collects fields from the last base to the first
-    ProcessOptions, FileOptions, ProbeOptions, SolverOptions, ModelOptions, TaskOptions, RunOptions
+    ProcessOptions, FileOptions, ProbeOptions, SolverOptions, ModelOptions, DataOptions, TaskOptions, RunOptions
 ):
     """Configures a training run. It has one field for each flag of `python -m zo_kernels.train`.
 
@@ -49,7 +50,7 @@ FIELD_TYPES = get_type_hints(TrainConfig)
 
 _PATHS = tuple(name for name, hint in FIELD_TYPES.items() if Path in get_args(hint))
 
-TASK_OPTIONS = tuple(field.name for field in fields(TaskOptions) if field.name != "task")
+TASK_OPTIONS = tuple(field.name for field in (*fields(TaskOptions), *fields(DataOptions)) if field.name != "task")
 """Fields that apply to some tasks only."""
 
 FREE_ON_RESUME = (
@@ -75,7 +76,15 @@ CONFIG_LIMIT = 1 << 20
 _RENAMED = {"gaf": "max_cosine_distance", "shard": "split", "heal": "repair"}
 """Fields of version 0.1, whose runs are still read, and their names now."""
 
-_ADDED: dict[str, Any] = {"eval_batch_size": None, "eval_tokens": None, "allow_other_arithmetic": False}
+_ADDED: dict[str, Any] = {
+    "eval_batch_size": None,
+    "eval_tokens": None,
+    "allow_other_arithmetic": False,
+    "segment_length": None,
+    "validation_data": None,
+    "parts": None,
+    "stateful": False,
+}
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 
 

@@ -71,8 +71,7 @@ def _final_loss(config: TrainConfig, steps: int, gate: InterruptGate, ranks: Ran
     losses: list[float] = []
     try:
         for step in range(steps):
-            batch = run.task.batch(step).to(run.device)
-            losses.append(run.solver.step(batch, lr_at(config, step)).loss)
+            losses.append(run.solver.step(run.batch(step), lr_at(config, step)).loss)
             if losses[-1] > _LOST * losses[0]:
                 return math.inf
     except (DivergenceError, GridRangeError):

@@ -137,7 +137,7 @@ class _Loop:
     def _step(self, step: int) -> tuple[Row, Estimate]:
         run, lr = self._run, lr_at(self._run.config, step)
         with self._clock.running():
-            batch = run.task.batch(step).to(run.device)
+            batch = run.batch(step)
             estimate = self._with_repair(lambda: run.solver.estimate(batch, lr))
             eps = estimate.eps[0] if estimate.eps else 0.0
             seconds = self._clock.elapsed()

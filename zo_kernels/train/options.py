@@ -80,18 +80,8 @@ class TaskOptions:
 
     task: Annotated[str, choice(TASKS)]
     """A rule for random letters or digits, one batch to memorise (overfit), or a text (text, ptb, owt)."""
-    data: Annotated[Path | None, _task_option("data", "PATH", unset="required")] = None
-    """A text file (text), the folder of ptb.train.txt and the like (ptb), or a file to keep the tokens in (owt)."""
-    dataset: Annotated[str | None, _task_option("dataset", "NAME")] = None
-    """Hugging Face dataset with a text column: a name on the Hub, or a folder."""
-    tokenizer: Annotated[str | None, _task_option("tokenizer", "NAME")] = None
-    """Hugging Face tokenizer: a name on the Hub, or a folder."""
-    max_tokens: Annotated[int | None, _task_option("max_tokens")] = None
-    """Maximum number of tokens to take from the dataset."""
     context_length: Annotated[int | None, _task_option("context_length")] = None
     """Tokens in a training sequence. Tokens are characters, except for owt."""
-    eval_tokens: Annotated[int | None, _task_option("eval_tokens", unset="default: 65536, or 4096 for owt")] = None
-    """Maximum number of tokens to score of each held-out part of a text, in windows spread over it."""
     max_length: Annotated[int | None, _task_option("max_length")] = None
     """Maximum number of letters, or of digits of a number, in training."""
     longer_length: Annotated[int | None, _task_option("longer_length", unset="default: twice --max-length")] = None
@@ -102,6 +92,30 @@ class TaskOptions:
     """Maximum number of times that the letters are repeated."""
     curriculum: Annotated[int | None, _task_option("curriculum")] = None
     """Steps over which the length, or the scored part of the context, grows from 1 to its maximum; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The texts of the tasks text, ptb and owt."""
+
+    data: Annotated[Path | None, _task_option("data", "PATH", unset="required")] = None
+    """A text file (text), the folder of ptb.train.txt and the like (ptb), or a file to keep the tokens in (owt)."""
+    validation_data: Annotated[
+        Path | None, _task_option("validation_data", "PATH", unset="default: a part of --data")
+    ] = None
+    """Another text file to validate on. Its characters must all occur in --data."""
+    parts: Annotated[str | None, _task_option("parts", "LIST", unset="default: 0.9,0.05,0.05")] = None
+    """Shares of the text for training, validation and the test, in this order; they sum to 1."""
+    stateful: Annotated[bool, _task_option("stateful", "")] = False
+    """Go on in the text where the last batch ended, with the states carried over, instead of at random places."""
+    eval_tokens: Annotated[int | None, _task_option("eval_tokens", unset="default: 65536, or 4096 for owt")] = None
+    """Maximum number of tokens to score of each held-out part of a text, in windows spread over it."""
+    dataset: Annotated[str | None, _task_option("dataset", "NAME")] = None
+    """Hugging Face dataset with a text column: a name on the Hub, or a folder."""
+    tokenizer: Annotated[str | None, _task_option("tokenizer", "NAME")] = None
+    """Hugging Face tokenizer: a name on the Hub, or a folder."""
+    max_tokens: Annotated[int | None, _task_option("max_tokens")] = None
+    """Maximum number of tokens to take from the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +156,8 @@ class SolverOptions:
     """Transforms of the gradient estimate, such as clip-norm:1,momentum:0.9:8. docs/training.md lists them."""
     dense: Annotated[str | None, choice(DENSE_RULES, "default: none")] = None
     """Update rule that keeps a state as large as the parameters."""
+    segment_length: Annotated[int | None, option("INT", "default: the whole context")] = None
+    """Tokens read at a time in training, with the states carried over. For bptt, gradients end at segments."""
     max_cosine_distance: Annotated[float | None, option("FLOAT", "default: no filter")] = None
     """Gradient Agreement Filtering: drop micro-batches whose gradient is at a larger cosine distance from the rest."""
     optimizer: Annotated[str, choice(OPTIMIZERS)] = "adamw"

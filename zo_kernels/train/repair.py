@@ -27,7 +27,7 @@ def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, recor
 
     def rebuild() -> list[int]:
         assert folder is not None
-        restore(folder.path, read_config(folder.path), folder.journal, solver, error.step, record.warn)
+        restore(folder.path, read_config(folder.path), folder.journal, solver, error.step, record.warn, run.batch)
         right = solver.optimizer.digest()
         return [rank for rank, digest in enumerate(error.digests) if digest != right]
 

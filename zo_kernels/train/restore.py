@@ -10,6 +10,7 @@ from ..run.entries import JOURNAL
 from ..run.files import read_text
 from ..run.folder import checkpoint_steps, config_digest, find_checkpoint, own_checkpoint
 from ..run.journal import Journal
+from ..tasks import Batch
 from .config import CONFIG_LIMIT, TrainConfig
 from .solvers import Solver, lr_at
 
@@ -17,9 +18,18 @@ Warn = Callable[[str], None]
 
 
 def restore(
-    run: Path, config: TrainConfig, journal: Journal, solver: Solver, step: int | None, warn: Warn
+    run: Path,
+    config: TrainConfig,
+    journal: Journal,
+    solver: Solver,
+    step: int | None,
+    warn: Warn,
+    batch_of: Callable[[int], Batch] | None = None,
 ) -> int | None:
     """Restores the solver and its model to the state after `step` steps of a run. None means the last step.
+
+    batch_of: the batch of a step. A stateful run that is to go on needs it: the states that it carries are computed
+    again from the checkpoint on. Without it the parameters are restored all the same.
 
     A solver that can't replay rows goes back to the last checkpoint if step is None. Returns the step that was
     restored, or None, without changing anything, if the run was stopped before its first checkpoint.
@@ -56,7 +66,7 @@ def restore(
         if (row.seed, row.lr) != (config.seed, lr_at(config, row.step)):
             raise JournalError(f"the row of step {row.step} in {journal.path} belongs to another run")
         try:
-            solver.replay(row)
+            solver.replay(row, batch_of(row.step) if config.stateful and batch_of is not None else None)
         except (ValueError, GridRangeError) as error:
             raise JournalError(f"step {row.step} of {run} can't be replayed: {error}") from error
     return target

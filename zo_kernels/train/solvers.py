@@ -13,11 +13,15 @@ from ..backends import backend_for
 from ..estimators import Estimate, Population
 from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
+from ..models.language import States
 from ..optim import ZeroOrder
 from ..run.journal import Row
 from ..tasks import Batch
 from .bptt import BPTT
 from .config import TrainConfig
+
+_STATES = "carried_states"
+"""Key of the states in a solver's state."""
 
 
 class Solver(ABC):
@@ -25,11 +29,43 @@ class Solver(ABC):
 
     forwards: forward passes of a step. The backward pass of back-propagation counts as two.
     replays: whether a step can be repeated from its row in the journal.
+    states: for a stateful run, the states that the next step starts from; else None. They are those of the unperturbed
+        model: each step carries them on with the parameters before its update.
     """
 
     model: LanguageModel
     forwards: int
     replays: bool
+    states: States | None = None
+
+    def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
+        self.model = model
+        self._config = config
+        self._gate = gate
+        self._states_after: States | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Makes the next step of a stateful run start from the initial states."""
+        if self._config.stateful:
+            states = self.model.initial_states(self._config.batch_size)
+            self.states = tuple(state.detach().to(self.model.wide_dtype) for state in states)
+
+    def _read(self, batch: Batch) -> None:
+        """Carries the states of a stateful run over the batch; `_go_on` then makes them those of the next step."""
+        if self.states is None:
+            return
+        parts = []
+        micro_batches = _split(batch, self._config.micro_batch_size)
+        starts = self.model.split_states(self.states, [len(part.tokens) for part in micro_batches])
+        for part, start in zip(micro_batches, starts, strict=True):
+            with self._gate.open():
+                parts.append(self.model.next_logits(part.tokens, start)[1])
+        self._states_after = tuple(torch.cat(each, self.model.batch_dim) for each in zip(*parts, strict=True))
+
+    def _go_on(self) -> None:
+        if self.states is not None:
+            self.states = self._states_after
 
     @abstractmethod
     def estimate(self, batch: Batch, lr: float) -> Estimate:
@@ -45,20 +81,43 @@ class Solver(ABC):
         self.apply(estimate)
         return estimate
 
-    @abstractmethod
-    def replay(self, row: Row) -> None:
-        """Repeats the step of a journal row, bit for bit, if the solver `replays`."""
+    def replay(self, row: Row, batch: Batch | None) -> None:
+        """Repeats the step of a journal row, bit for bit, if the solver `replays`.
+
+        batch: that of the step, to carry the states of a stateful run over; None leaves them where they are.
+        """
+        if batch is not None:
+            self._read(batch)
+        self._replay(row)
+        if batch is not None:
+            self._go_on()
 
     @abstractmethod
+    def _replay(self, row: Row) -> None:
+        """Repeats the update of a journal row."""
+
     def state(self) -> Any:
         """Returns all that the next step depends on besides the model's state_dict, as `save_checkpoint` takes it."""
+        state = self._optimizer_state()
+        return state if self.states is None else {**state, _STATES: list(self.states)}
 
-    @abstractmethod
     def load_state(self, state: Any) -> None:
         """Restores a `state`, after the model's state_dict. Hyper-parameters remain those of the config.
 
         Raises ValueError, changing nothing, if it is another solver's.
         """
+        self._load_optimizer_state({key: value for key, value in state.items() if key != _STATES})
+        if self.states is not None:
+            device = self.model.device
+            self.states = tuple(each.to(device) for each in state.get(_STATES, self.states))
+
+    @abstractmethod
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The state of the optimizer."""
+
+    @abstractmethod
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Restores the state of the optimizer. Raises as `load_state` does."""
 
     @abstractmethod
     def start_at(self, step: int) -> None:
@@ -71,7 +130,7 @@ class ZeroOrderSolver(Solver):
     replays = True
 
     def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
-        self.model = model
+        super().__init__(config, model, gate)
         self.optimizer = ZeroOrder(
             model.named_parameters(),
             lr=config.lr,
@@ -86,29 +145,31 @@ class ZeroOrderSolver(Solver):
             weight_decay=config.weight_decay,
             check_every=0,  # the models are deterministic, and forward passes are counted
         )
-        self.forwards = self.optimizer.estimator.forwards(config.probes)
-        self._config = config
-        self._gate = gate
+        self.forwards = self.optimizer.estimator.forwards(config.probes) + config.stateful
 
     def estimate(self, batch: Batch, lr: float) -> Estimate:
         self._set_lr(lr)
+        self._read(batch)  # before anything that a replayed step does not do, so that it finds the same parameters
         size = self._config.micro_batch_size
         if self._config.max_cosine_distance is None:
-            return self.optimizer.estimate(self._loss(batch, size), guard=self._gate.open)
-        parts = [self._loss(part, None) for part in _split(batch, size)]
+            return self.optimizer.estimate(self._loss(batch, self.states, size), guard=self._gate.open)
+        micro_batches = _split(batch, size)
+        starts = self.model.split_states(self.states, [len(part.tokens) for part in micro_batches])
+        parts = [self._loss(part, start, None) for part, start in zip(micro_batches, starts, strict=True)]
         return self.optimizer.estimate(parts, guard=self._gate.open)
 
     def apply(self, estimate: Estimate) -> None:
         self.optimizer.apply(estimate)
+        self._go_on()
 
-    def replay(self, row: Row) -> None:
+    def _replay(self, row: Row) -> None:
         self._set_lr(row.lr)
         self.optimizer.replay(torch.from_numpy(row.coeffs.copy()))
 
-    def state(self) -> Any:
+    def _optimizer_state(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 
-    def load_state(self, state: Any) -> None:
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
         config, optimizer = self._config, self.optimizer
         optimizer.load_state_dict(state)
         optimizer.seed, optimizer.probes = config.seed, config.probes
@@ -122,27 +183,34 @@ class ZeroOrderSolver(Solver):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _loss(self, batch: Batch, micro_batch_size: int | None) -> Population | Callable[[], Tensor]:
-        """Returns the loss on the batch, as a population or a closure."""
+    def _loss(
+        self, batch: Batch, states: States | None, micro_batch_size: int | None
+    ) -> Population | Callable[[], Tensor]:
+        """Returns the loss on the batch, read from these states on, as a population or a closure."""
         config = self._config
         # RecurrentLM's population is a kernel of the backend, that of the others a batch of members in torch.
         at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
         if config.distribution == "rademacher" and at_once:
-            return self.model.population(*batch, micro_batch_size=micro_batch_size, precision=config.precision)
+            return self.model.population(
+                *batch,
+                micro_batch_size=micro_batch_size,
+                segment_length=config.segment_length,
+                states=states,
+                precision=config.precision,
+            )
         micro_batches = _split(batch, micro_batch_size)
-        return lambda: mean_loss(self.model, micro_batches)
+        starts = self.model.split_states(states, [len(part.tokens) for part in micro_batches])
+        return lambda: mean_loss(self.model, micro_batches, config.segment_length, starts)
 
 
 class BPTTSolver(Solver):
     """Trains with `BPTT`, gradients by back-propagation."""
 
-    forwards = 3
     replays = False
 
     def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
-        self.model = model
-        self._config = config
-        self._gate = gate
+        super().__init__(config, model, gate)
+        self.forwards = 3 + config.stateful
         self._bptt = BPTT(
             model,
             config.optimizer,
@@ -150,27 +218,29 @@ class BPTTSolver(Solver):
             weight_decay=config.weight_decay,
             micro_batch_size=config.micro_batch_size,
             checkpoint_length=config.checkpoint_length,
+            segment_length=config.segment_length,
             max_cosine_distance=config.max_cosine_distance,
         )
 
     def estimate(self, batch: Batch, lr: float) -> Estimate:
         for group in self._bptt.optimizer.param_groups:
             group["lr"] = lr
-        with self._gate.open():
-            pass  # a step is short: it may be stopped before, not within
-        loss = self._bptt.backward(*batch)
+        with self._gate.open():  # stopped within, `backward` leaves no gradients
+            loss = self._bptt.backward(*batch, self.states)
+        self._read(batch)
         return Estimate(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.tensor([loss], dtype=torch.float64))
 
     def apply(self, estimate: Estimate) -> None:
         self._bptt.update()
+        self._go_on()
 
-    def replay(self, row: Row) -> None:
+    def _replay(self, row: Row) -> None:
         raise NotImplementedError("the rows of back-propagation do not hold its gradients")
 
-    def state(self) -> Any:
+    def _optimizer_state(self) -> dict[str, Any]:
         return self._bptt.state_dict()
 
-    def load_state(self, state: Any) -> None:
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
         self._bptt.load_state_dict(state)
         for group in self._bptt.optimizer.param_groups:
             group["weight_decay"] = self._config.weight_decay
@@ -188,12 +258,41 @@ def lr_at(config: TrainConfig, step: int) -> float:
     return config.lr * (1 + (config.lr_decay - 1) * min(step, config.steps) / config.steps)
 
 
-def mean_loss(model: LanguageModel, batches: Sequence[Batch]) -> Tensor:
-    """Returns the mean loss over the scored positions of all batches: float64."""
+def mean_loss(
+    model: LanguageModel,
+    batches: Sequence[Batch],
+    segment_length: int | None = None,
+    states: Sequence[States | None] | None = None,
+) -> Tensor:
+    """Returns the mean loss over the scored positions of all batches: float64.
+
+    segment_length: number of tokens evaluated at once, with the states carried over; None means all. For losses alone:
+        gradients would flow through all segments.
+    states: states that each batch starts from; None is the initial ones.
+    """
+    starts = [None] * len(batches) if states is None else states
     scored = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
     return torch.stack(
-        [model.loss(*batch) * count for batch, count in zip(batches, scored, strict=True) if count > 0]
+        [
+            _nats(model, batch, start, count, segment_length)
+            for batch, start, count in zip(batches, starts, scored, strict=True)
+            if count > 0
+        ]
     ).sum() / sum(scored)
+
+
+def _nats(
+    model: LanguageModel, batch: Batch, states: States | None, count: Tensor, segment_length: int | None
+) -> Tensor:
+    """Sum over the `count` scored positions of a batch: float64."""
+    length = segment_length or batch.tokens.shape[1]
+    if states is None and length >= batch.tokens.shape[1]:
+        return model.loss(*batch) * count
+    total = torch.zeros((), dtype=torch.float64, device=batch.tokens.device)
+    for tokens, targets in zip(*(x.split(length, 1) for x in batch), strict=True):
+        nats, states = model.segment_nats(tokens, targets, states)
+        total = total + nats
+    return total
 
 
 def _split(batch: Batch, size: int | None) -> list[Batch]:
