@@ -104,6 +104,7 @@ class Windows(Task):
 
     def _windows(self, part: Tokens, starts_B: npt.NDArray[np.int64]) -> Batch:
         """The windows that begin at these places; beyond the end of the part they go on at its beginning."""
-        places_BT = (starts_B[:, None] + np.arange(self.context_length + 1)) % len(part)
+        places_BT = starts_B[:, None] + np.arange(self.context_length + 1)
+        places_BT %= len(part)
         window = torch.from_numpy(part[places_BT].astype(np.int64))
         return Batch(window[:, :-1], window[:, 1:])
