@@ -1,6 +1,7 @@
 """A run goes on with losses that are rounded as before, or says what has changed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tests.train.runs import SMALL
+from zo_kernels import _C
 from zo_kernels.backends import backend, cpu
 from zo_kernels.models import MODEL_NAMES, RecurrentLM, build_model
 from zo_kernels.models.cells import MODELS
@@ -42,6 +44,18 @@ def test_what_describes_it() -> None:
         assert arithmetic_of(config)["forward"] == f"torch {torch.__version__}"
     for change in ({"distribution": "normal"}, {"solver": "bptt"}, {"model": "slstm"}):
         assert arithmetic_of(default_config("copy", device="cpu", **change))["forward"].startswith("torch ")
+
+
+def test_the_kernel_that_carries_states_is_part_of_it() -> None:
+    def forward(**options: object) -> str:
+        return arithmetic_of(default_config("text", device="cpu", stateful=True, **options))["forward"]
+
+    assert forward() == arithmetic_of(default_config("text", device="cpu"))["forward"]
+    for change in ({"distribution": "normal"}, {"solver": "bptt"}):
+        assert re.fullmatch(rf"torch \S+, states of kernel \d+ on {_C.active_isa()}", forward(**change))
+    assert forward(model="slstm") == f"torch {torch.__version__}"
+    with backend("reference"):
+        assert forward(solver="bptt") == f"torch {torch.__version__}"
 
 
 def test_the_models_with_a_kernel() -> None:

@@ -188,6 +188,17 @@ def test_a_fork_with_other_batches_starts_from_the_initial_states(tmp_path: Path
     assert all(torch.equal(weights_of(tmp_path / "again")[k], v) for k, v in weights_of(tmp_path / "fork").items())
 
 
+@pytest.mark.parametrize("name", ["lstm", "dnc"])
+def test_states_of_another_batch_or_model_are_refused(name: str) -> None:
+    model, (tokens, targets) = model_of(name), batch()
+    states = model.initial_states(5)
+    for evaluate in (model.population, BPTT(model, lr=0.1).backward):
+        with pytest.raises(ValueError, match=r"state \w+ must be of 6 sequences, but its shape is \[.*5"):
+            evaluate(tokens, targets, states=states)
+        with pytest.raises(ValueError, match=rf"the model {name} has \d states, but 1 were given"):
+            evaluate(tokens, targets, states=states[:1])
+
+
 @pytest.mark.parametrize("task", ["copy", "overfit"])
 def test_only_texts_can_be_gone_on_in(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--task", task, "--stateful", "--out", str(tmp_path / "run")]) == 2

@@ -185,9 +185,20 @@ class LanguageModel(nn.Module):
         return tuple(state.to(self.wide_dtype).expand(probes, 2, *state.shape).contiguous() for state in states)
 
     def split_states(self, states: States | None, sizes: Sequence[int]) -> list[States | None]:
-        """The states of the micro-batches of these sizes, in order; None for each if `states` is None."""
+        """The states of the micro-batches of these sizes, in order; None for each if `states` is None.
+
+        Raises ValueError if the states are not those of as many sequences, or of another model.
+        """
         if states is None:
             return [None] * len(sizes)
+        if len(states) != len(self.state_names):
+            raise ValueError(f"the model {self.name} has {len(self.state_names)} states, but {len(states)} were given")
+        for name, state in zip(self.state_names, states, strict=True):
+            if state.dim() <= self.batch_dim or state.shape[self.batch_dim] != sum(sizes):
+                raise ValueError(
+                    f"state {name} must be of {sum(sizes)} sequences, but its shape is {list(state.shape)}: "
+                    f"dimension {self.batch_dim} counts them"
+                )
         return list(zip(*(state.split(list(sizes), self.batch_dim) for state in states), strict=True))
 
     @property
@@ -224,7 +235,7 @@ class LanguageModel(nn.Module):
         precision: as for `population_loss`.
 
         Smaller sizes need less memory and change the losses only by rounding. Raises the errors of `loss`, and
-        ValueError if a size is below 1 or no position is scored.
+        ValueError if a size is below 1, no position is scored, or the states are of another batch or model.
         """
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, states, precision)

@@ -32,7 +32,8 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
     backend: Name of the backend in use. isa: The instruction set of the forward passes, or the compute capability of
     the GPU. precision: That of their products. forward: What computes the forward passes of steps: a population kernel,
     with the version of its bits, or torch. torch's own version counts only in the second case, since probes and updates
-    have the same bits everywhere. zo_kernels: Its version.
+    have the same bits everywhere. Where torch does, but a kernel carries the states of a stateful run, both are named.
+    zo_kernels: Its version.
     """
     device = choose_device(config).type
     backend = backend_for(device)
@@ -45,6 +46,8 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
         isa, kernel = _C.active_isa(), f"kernel {KERNEL_VERSION}"
     else:
         isa, kernel = torch.backends.cpu.get_cpu_capability().lower(), in_torch
+        if config.stateful and backend.name == "cpu" and _C is not None and config.model in MODELS:
+            in_torch += f", states of kernel {KERNEL_VERSION} on {_C.active_isa()}"
     return {
         "backend": backend.name,
         "isa": isa,

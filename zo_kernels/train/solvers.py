@@ -225,9 +225,9 @@ class BPTTSolver(Solver):
     def estimate(self, batch: Batch, lr: float) -> Estimate:
         for group in self._bptt.optimizer.param_groups:
             group["lr"] = lr
+        self._read(batch)
         with self._gate.open():  # stopped within, `backward` leaves no gradients
             loss = self._bptt.backward(*batch, self.states)
-        self._read(batch)
         return Estimate(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.tensor([loss], dtype=torch.float64))
 
     def apply(self, estimate: Estimate) -> None:
