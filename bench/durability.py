@@ -8,7 +8,6 @@ and compared with the weights that the other one saved there. Writes bench/resul
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -85,5 +84,4 @@ def replay_of(run: Path, whole: Path, step: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     main()

@@ -218,6 +218,5 @@ def main(parts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     main(sys.argv[1:] or [*PARTS, "flips"])

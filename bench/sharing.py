@@ -8,7 +8,6 @@ bench/results/sharing.json.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from typing import Any
@@ -93,5 +92,4 @@ def _steps(state: dict[str, Any], way: str, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     main()

@@ -3,18 +3,20 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.train.runs import SMALL
 from zo_kernels import command_line
-from zo_kernels.command_line import run_program
+from zo_kernels.command_line import SCRIPTS, run_program
 from zo_kernels.generate.__main__ import main as generate
 from zo_kernels.plot.__main__ import main as plot
 from zo_kernels.replay.__main__ import main as replay
@@ -27,6 +29,11 @@ PRESSES_CTRL_C = """
 import os, signal, time
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(10)
+"""
+NAMES_THE_POLICY = """
+import os
+print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+os._exit(0)
 """
 NAMES_THE_HANDLER = """
 import os, signal
@@ -48,10 +55,20 @@ class Child:
         (folder / "torch.py").write_text(torch)
         (folder / "user.py").write_text("import zo_kernels\n")
 
-    def run(self, *arguments: str, ignores: bool = False) -> subprocess.CompletedProcess[str]:
+    def script(self, name: str) -> str:
+        """A file as pip writes it for the script `name`."""
+        entry = re.search(rf'^{name} = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        assert entry is not None
+        module, function = entry.groups()
+        path = self.folder / name
+        path.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+        return str(path)
+
+    def run(self, *arguments: str, ignores: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         return subprocess.run(
             [sys.executable, *arguments],
-            env=os.environ | {"PYTHONPATH": f"{self.folder}:{ROOT}"},
+            env=environment | {"PYTHONPATH": f"{self.folder}:{ROOT}"} | variables,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -64,6 +81,49 @@ class Child:
 def test_ctrl_c_while_torch_is_imported(module: str, tmp_path: Path) -> None:
     ended = Child(tmp_path, PRESSES_CTRL_C).run("-m", module)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_ctrl_c_while_an_installed_script_imports_torch(name: str, tmp_path: Path) -> None:
+    child = Child(tmp_path, PRESSES_CTRL_C)
+    ended = child.run(child.script(name), "--help")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_installed_script_is_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = import_module(f"zo_kernels.{name.removeprefix('zo-')}.__main__").program
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "stdout", terminal := screen("utf-8"))
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert ended.value.code == 0
+    assert f"zo_kernels.{name.removeprefix('zo-')}" in shown(terminal)
+
+
+def test_the_threads_of_programs_sleep_when_idle(tmp_path: Path) -> None:
+    """torch's OpenMP reads the variable when torch is imported."""
+    child = Child(tmp_path, NAMES_THE_POLICY)
+    assert child.run("-m", "zo_kernels.train").stdout == "passive\n"
+    assert child.run(child.script("zo-replay")).stdout == "passive\n"
+    assert child.run("-m", "bench.cpu").stdout == "passive\n"
+    assert child.run("-m", "zo_kernels.train", OMP_WAIT_POLICY="active").stdout == "active\n"
+    assert child.run("-c", "import zo_kernels").stdout == "None\n"
+    assert child.run("-m", "user").stdout == "None\n"
+
+
+def test_openmp_hears_of_it() -> None:
+    """With its own words, from a process in which nothing else has set the variable."""
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "zo_kernels"],
+        env=variables | {"OMP_DISPLAY_ENV": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in ended.stderr
 
 
 def test_only_the_programs_handle_ctrl_c(tmp_path: Path) -> None:

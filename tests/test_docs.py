@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+import zo_kernels.__main__
 import zo_kernels.generate.__main__
 import zo_kernels.plot.__main__
 import zo_kernels.replay.__main__
@@ -20,6 +21,7 @@ PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")
 PROGRAMS = {
     program.__name__.removesuffix(".__main__"): program.main  # type: ignore[attr-defined]
     for program in (
+        zo_kernels.__main__,
         zo_kernels.train.__main__,
         zo_kernels.generate.__main__,
         zo_kernels.plot.__main__,
@@ -180,7 +182,7 @@ def test_the_help_of_the_trainer_is_understood(flags_of):
 def test_commands_have_the_flags_that_they_are_given(page, flags_of):
     for words in commands(page):
         program = program_of(words)
-        if program is None or program == "bench" or program == "zo_kernels":
+        if program is None or program == "bench":
             continue
         assert is_program(program), f"{program} is not there"
         at = words.index(program)
@@ -205,7 +207,7 @@ def test_flags_in_the_text_exist(page, flags_of):
     programs = set(PROGRAMS) | {program for words in commands(page) if (program := program_of(words))}
     programs |= {program for span in spans if (program := program_of(span.split()))}
     known = torchrun_flags()
-    for program in sorted(programs - {"bench", "zo_kernels"}):
+    for program in sorted(programs - {"bench"}):
         if mentioned <= known:
             break
         known |= flags_of(program)

@@ -7,9 +7,9 @@ loss = opt.step(lambda: model.loss(tokens, targets))
 
 # ruff: noqa: E402  (the imports follow a call)
 
-from .command_line import exit_if_interrupted
+from .command_line import set_up_program
 
-exit_if_interrupted()  # before the imports that take long
+set_up_program()  # before the imports that take long
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version

@@ -9,22 +9,31 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import PurePath
 from types import FrameType
 from typing import Any, NoReturn
 
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 """Exit codes: everything was done, a message on stderr says why not, or Ctrl-C came first."""
 
+SCRIPTS = ("zo-generate", "zo-plot", "zo-replay", "zo-train")
+"""The commands that an installation puts on PATH."""
+
 _is_main_running = False
 
 
-def exit_if_interrupted() -> None:
-    """From here on, Ctrl-C ends a program of this package without a traceback, except while its `main` runs.
+def set_up_program() -> None:
+    """Prepares this process if it is a program of this package; does nothing in any other that imports the package.
 
-    It does nothing in any other process that imports the package. The package calls it before it imports torch, which
-    takes long.
+    The package calls it before it imports torch, which takes long and whose OpenMP reads its settings only then.
+
+    From here on, Ctrl-C ends the program without a traceback, except while its `main` runs. OpenMP's threads sleep when
+    they have nothing to do, unless OMP_WAIT_POLICY says otherwise: threads that spin hold the cores which others need.
     """
-    if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, by nohup
+    if not _is_program():
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, by nohup
         signal.signal(signal.SIGINT, _handle_interrupt)
 
 
@@ -73,7 +82,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_program() -> bool:
-    """Whether `python -m` is importing this package in order to run one of its modules."""
+    """Whether this package is being imported to run one of its modules, by `python -m` or by an installed script."""
+    if PurePath(sys.argv[0] if sys.argv else "").name in SCRIPTS:
+        return True
     # Until -m has found the module, argv[0] is "-m". The name of the module stands before the program's own arguments.
     return sys.argv[:1] == ["-m"] and bool(
         re.fullmatch(rf"(-\w*m)?{__package__}(\.\w+)*", sys.orig_argv[-len(sys.argv)])

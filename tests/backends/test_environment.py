@@ -1,5 +1,6 @@
 """`import zo_kernels` is silent, `python -m zo_kernels` says what works here, a wrong ZO_KERNELS_ISA is an error."""
 
+import json
 import os
 import platform
 import runpy
@@ -36,6 +37,7 @@ def processes():
     return {
         "import": start("-c", "import zo_kernels"),
         "config": start("-m", "zo_kernels", isa="sse9"),
+        "json": start("-m", "zo_kernels", "--json", isa="sse9"),
         "op": start("-c", op, isa="sse9"),
     }
 
@@ -72,10 +74,17 @@ def test_op_with_a_wrong_isa(processes):
     assert NONSENSE in err
 
 
-def test_python_m_zo_kernels(capsys):
+def run_main(monkeypatch, *arguments):
+    """What `python -m zo_kernels` prints, in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["zo_kernels", *arguments])
+    monkeypatch.delitem(sys.modules, "zo_kernels.__main__", raising=False)  # runpy warns of an imported one
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("zo_kernels", run_name="__main__")
-    assert ended.value.code == 0
+    return ended.value.code
+
+
+def test_python_m_zo_kernels(capsys, monkeypatch):
+    assert run_main(monkeypatch) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = as_lines(printed.out)
@@ -90,6 +99,24 @@ def test_python_m_zo_kernels(capsys):
     assert {"CUDA built", "CUDA device"} <= set(lines)
     for name in BACKENDS:
         assert lines[f"backend {name}"] == (BACKENDS[name].unavailable() or "works")
+
+
+def test_json(capsys, monkeypatch):
+    assert run_main(monkeypatch, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == environment.describe()
+    assert (printed["zo_kernels"], printed["torch"]) == (zo.__version__, torch.__version__)
+    assert printed["backends"] == {name: backend.unavailable() for name, backend in BACKENDS.items()}
+    build = printed["build"]
+    assert (build["isa"], build["isas"]) == (_C.active_isa(), list(_C.compiled_isas()))
+    assert build["openmp"] is True
+
+
+def test_json_with_a_wrong_isa(processes):
+    code, out, err = finish(processes["json"])
+    assert (code, err) == (0, "")
+    build = json.loads(out)["build"]
+    assert (build["isa"], build["isa_problem"], build["isa_forced_by"]) == (None, NONSENSE, "sse9")
 
 
 def test_columns_line_up(capsys):
@@ -109,6 +136,7 @@ def test_config_without_the_compiled_module(capsys, monkeypatch):
     monkeypatch.setattr(cpu, "_C", None)
     monkeypatch.setattr(cpu, "_import_error", "no _C.so", raising=False)
     zo.show_config()
+    assert environment.describe()["build"] is None
     lines = as_lines(capsys.readouterr().out)
     assert lines["compiled module"] == "missing; install the package with `pip install .`"
     assert "no _C.so" in lines["backend cpu"]

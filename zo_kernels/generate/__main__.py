@@ -1,4 +1,4 @@
-"""The command line: `python -m zo_kernels.generate --help`."""
+"""The command line: `python -m zo_kernels.generate --help`, or `zo-generate --help`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -95,5 +96,10 @@ def _show(text: str) -> None:
         raise UsageError(f"can't print the text: {error.strerror}") from error
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The script `zo-generate`: runs `main` and ends the process."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,9 +1,10 @@
-"""The command line: `python -m zo_kernels.plot --help`."""
+"""The command line: `python -m zo_kernels.plot --help`, or `zo-plot --help`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..command_line import EXIT_DONE, EXIT_ERROR, run_program
 from ..errors import UsageError
@@ -25,5 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The script `zo-plot`: runs `main` and ends the process."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    program()

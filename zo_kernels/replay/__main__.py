@@ -1,4 +1,4 @@
-"""The command line: `python -m zo_kernels.replay --help`."""
+"""The command line: `python -m zo_kernels.replay --help`, or `zo-replay --help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -52,5 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The script `zo-replay`: runs `main` and ends the process."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,10 +1,11 @@
-"""The command line: `python -m zo_kernels.train --help`."""
+"""The command line: `python -m zo_kernels.train --help`, or `zo-train --help`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..command_line import EXIT_DONE, EXIT_ERROR, run_program
 from ..distributed.launch import read_launch, read_local_rank
@@ -60,5 +61,10 @@ def _report(error: Exception | str, who: str = "") -> None:
     print(f"{who}error: {error}", file=sys.stderr)
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The script `zo-train`: runs `main` and ends the process."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    program()
