@@ -1,9 +1,17 @@
-"""`--device auto`, on machines with and without a GPU."""
+"""`--device auto`, on machines with and without a GPU, and a checkout that was not built."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
+import zo_kernels
+from tests.train.runs import SMALL
+from zo_kernels import backends
+from zo_kernels.backends import cpu
 from zo_kernels.train import device as module
+from zo_kernels.train import run
+from zo_kernels.train.__main__ import main
 from zo_kernels.train.defaults import default_config
 from zo_kernels.train.device import choose_device
 
@@ -78,3 +86,29 @@ def test_a_backend_that_is_asked_for(gpu: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     assert choose_device(default_config(backend="cpu")) == ("cpu", "backend cpu is not for cuda")
     assert choose_device(default_config(backend="reference")) == ("cuda", "NVIDIA H200 found")
+
+
+@pytest.fixture
+def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a checkout that was not built, in a process in which nothing was computed yet."""
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "_import_error", "no _C.so", raising=False)
+    monkeypatch.setattr(backends, "_automatic", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_an_unbuilt_checkout_does_not_train(
+    unbuilt: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: build first: pip install -e . (the package in ")
+    assert (printed.err.count("\n"), caplog.text) == (1, "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unbuilt_checkout_trains_on_the_reference(unbuilt: None, tmp_path: Path) -> None:
+    few = [*SMALL, "--steps", "1", "--probes", "2"]
+    assert main([*few, "--backend", "reference", "--out", str(tmp_path / "run")]) == 0
+    zo_kernels.set_backend("reference")
+    assert run(default_config("copy", steps=1, probes=2, out=tmp_path / "other"), quiet=True).failure is None

@@ -58,6 +58,11 @@ def backend(name: str) -> Iterator[Backend]:
         _override.reset(token)
 
 
+def is_named() -> bool:
+    """Whether `set_backend` or `backend` has named the backend, so that the device of a tensor does not choose it."""
+    return (_override.get() or _default) is not None
+
+
 def backend_for(device_type: str) -> Backend:
     """Returns the backend that computes on tensors of `device_type` ("cpu", "cuda") now.
 

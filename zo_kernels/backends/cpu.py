@@ -30,6 +30,11 @@ def missing_module() -> str:
     return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
 
 
+def is_built() -> bool:
+    """Whether the compiled module could be imported."""
+    return _C is not None
+
+
 class CpuBackend(Backend):
     """Computes on CPU tensors, on as many threads as torch.set_num_threads says.
 

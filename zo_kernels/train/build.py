@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from ..backends import backend, backend_for
+from ..backends import backend, backend_for, is_named
+from ..backends.cpu import is_built
 from ..distributed.launch import is_launched
 from ..errors import UsageError
 from ..interrupts import InterruptGate
@@ -19,6 +21,8 @@ from .config import TrainConfig, task_options
 from .device import choose_device
 from .memory import check_memory
 from .solvers import SOLVERS, Solver
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def compute_with(config: TrainConfig) -> Iterator[str]:
     """Sets torch's number of threads and the backend within its block. Yields the backend's name.
 
     Raises UsageError if the device, the backend or the precision is unknown, does not work on this machine, or does not
-    work with the others.
+    work with the others; and if the package was not built and nobody asked for the slow reference.
     """
     device = choose_device(config).type
     if device == "cuda" and not torch.cuda.is_available():
@@ -94,6 +98,11 @@ def compute_with(config: TrainConfig) -> Iterator[str]:
         try:
             if config.backend != "auto":
                 stack.enter_context(backend(config.backend))
+            elif device == "cpu" and not is_built() and not is_named():  # as in a checkout that was not built
+                raise UsageError(
+                    f"build first: pip install -e . (the package in {_PACKAGE} has no compiled module, without which a "
+                    "run takes hundreds of times as long; --backend reference starts it all the same)"
+                )
             chosen = backend_for(device)
             check_precision(chosen, config.precision)
         except (ValueError, RuntimeError) as error:
