@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -27,8 +28,25 @@ def cuda_compiler() -> str | None:
     return str(real) if real.exists() else nvcc
 
 
+def cuda_choice() -> tuple[str, str | None]:
+    """What ZO_KERNELS_CUDA asks for, as ZO_CUDA of CMake, and the path of nvcc where it is to be used."""
+    asked = os.environ.get("ZO_KERNELS_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SetupError(f"ZO_KERNELS_CUDA is {asked!r}: give 0 (never build CUDA) or 1 (fail without it), or unset it")
+    if asked == "0":
+        return "OFF", None
+    nvcc = cuda_compiler()
+    if nvcc is not None:
+        return "ON" if asked else "AUTO", nvcc
+    if asked:
+        raise SetupError("ZO_KERNELS_CUDA=1, but there is no nvcc on PATH or in CUDA_HOME: install the CUDA toolkit")
+    print("zo_kernels: no nvcc on PATH or in CUDA_HOME, building for the CPU only", file=sys.stderr)
+    return "OFF", None
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        cuda, nvcc = cuda_choice()  # first: what it refuses needs no more than this
         import pybind11
 
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -43,11 +61,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
+            f"-DZO_CUDA={cuda}",
         ]
-        nvcc = cuda_compiler()
-        if nvcc is None:
-            configure.append("-DZO_CUDA=OFF")
-            print("zo_kernels: no nvcc on PATH or in CUDA_HOME, building for the CPU only", file=sys.stderr)
         build.mkdir(parents=True, exist_ok=True)
         subprocess.run(configure, check=True, env={**os.environ, **({"CUDACXX": nvcc} if nvcc else {})})
         subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)

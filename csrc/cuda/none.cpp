@@ -9,7 +9,7 @@ namespace zo::cuda {
 namespace {
 
 [[noreturn]] void refuse() {
-  throw std::runtime_error("built without CUDA: no nvcc was found when zo_kernels was installed");
+  throw std::runtime_error("built without CUDA: no nvcc from CUDA 11.8 on was used when zo_kernels was installed");
 }
 
 }  // namespace

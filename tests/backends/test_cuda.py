@@ -197,7 +197,11 @@ def test_the_queue_is_torchs_current_stream(monkeypatch):
 def test_says_what_is_missing():
     with pytest.raises(RuntimeError, match=r"^backend 'cuda' can't be used: ") as info:
         zo.set_backend("cuda")
-    expected = "no nvcc was found" if not _C.cuda_build() else "this torch was built without CUDA|finds no CUDA device"
+    expected = (
+        "no nvcc from CUDA 11.8 on was used"
+        if not _C.cuda_build()
+        else "this torch was built without CUDA|finds no CUDA device"
+    )
     assert info.match(expected)
     assert zo.ops.probe(5, 3).shape == (5,)
 
@@ -217,7 +221,7 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reasons = {
         "the module": r"its compiled module is missing \(gone\); install the package with `pip install .`",
-        "nvcc": "it was not built, for no nvcc was found when zo_kernels was installed",
+        "nvcc": "it was not built, for no nvcc from CUDA 11.8 on was used when zo_kernels was installed",
         "torch's CUDA": "this torch was built without CUDA; install a CUDA build of torch",
         "a device": "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES",
     }
@@ -228,7 +232,7 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", CALLS | LIST_CALLS)
 def test_a_kernel_without_a_device_raises_and_nothing_crashes(name):
-    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc was found"
+    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc from CUDA 11.8 on was used"
     with pytest.raises(RuntimeError, match=expected):
         getattr(_C, name)(*(CALLS | LIST_CALLS)[name])
 
@@ -252,7 +256,7 @@ def test_arguments_that_no_kernel_survives(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_population_without_a_device():
-    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc was found"
+    expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc from CUDA 11.8 on was used"
     with pytest.raises(RuntimeError, match=expected):
         _C.cuda_population(*POPULATION)
     with pytest.raises(RuntimeError, match=expected):
