@@ -30,7 +30,7 @@ def evaluate(**changes):
     weights, tokens, seeds = ONES.data_ptr(), TOKENS.data_ptr(), ROWS.ctypes.data
     arguments = {"cell": 0, "dtype": F32, "parameters": [(weights, 0)] * 6, "sizes": [2, 1, 1, 1], "tokens": tokens}
     arguments |= {"targets": tokens, "batch_size": 1, "num_steps": 1, "seeds": seeds, "num_seeds": 1, "num_signs": 2}
-    arguments |= {"eps": 0.5, "bfloat16": False, "h": 0, "c": 0, "nats": NATS.data_ptr(), "logits": 0}
+    arguments |= {"eps": 0.5, "bfloat16": False, "h": 0, "c": 0, "nats": NATS.data_ptr(), "correct": 0, "logits": 0}
     assert changes.keys() <= arguments.keys()
     _C.evaluate_population(*(arguments | changes).values())
 
