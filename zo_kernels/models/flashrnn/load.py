@@ -22,25 +22,32 @@ def flashrnn() -> ModuleType:
     On a CUDA machine this sets CUDA_HOME to the toolkit's folder, unless it is set. torch, which compiles for flashrnn,
     would take the folder above nvcc's, which is wrong if nvcc is a wrapper script.
     """
+    talk = logging.getLogger("torch.utils.cpp_extension")
+    level = talk.level
+    if not torch.cuda.is_available():
+        talk.setLevel(logging.ERROR)  # hides the warning that there is no GPU, which torch's own import may give too
+    try:
+        return _import()
+    finally:
+        talk.setLevel(level)
+
+
+def _import() -> ModuleType:
     from torch.utils import cpp_extension
 
     toolkit = find_toolkit() if torch.cuda.is_available() else None
     if toolkit is not None and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
         os.environ["CUDA_HOME"] = toolkit.home
         _logger.info("CUDA_HOME set to %s, for flashrnn", toolkit.home)
-    before, talk = cpp_extension.CUDA_HOME, logging.getLogger(cpp_extension.__name__)
-    level = talk.level
+    before = cpp_extension.CUDA_HOME
     if torch.cuda.is_available():
         # torch may have looked it up before CUDA_HOME was set. Without a toolkit any folder lets the import succeed.
         cpp_extension.CUDA_HOME = toolkit.home if toolkit else sys.prefix
-    else:
-        talk.setLevel(logging.ERROR)  # hides the warning that there is no GPU
     try:
         import flashrnn as package
     except ImportError as error:
         raise RuntimeError(f"flashrnn can't be imported ({error}): install it with `pip install flashrnn`") from error
     finally:
-        talk.setLevel(level)
         if toolkit is None:
             cpp_extension.CUDA_HOME = before
     return package
