@@ -31,8 +31,9 @@ os.kill(os.getpid(), signal.SIGINT)
 time.sleep(10)
 """
 NAMES_THE_POLICY = """
-import os
+import os, sys
 print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+print(os.environ.get("MPLBACKEND", ""), file=sys.stderr, end="", flush=True)
 os._exit(0)
 """
 NAMES_THE_HANDLER = """
@@ -110,6 +111,12 @@ def test_the_threads_of_programs_sleep_when_idle(tmp_path: Path) -> None:
     assert child.run("-m", "zo_kernels.train", OMP_WAIT_POLICY="active").stdout == "active\n"
     assert child.run("-c", "import zo_kernels").stdout == "None\n"
     assert child.run("-m", "user").stdout == "None\n"
+
+
+def test_programs_do_not_care_about_matplotlibs_backend(tmp_path: Path) -> None:
+    child = Child(tmp_path, NAMES_THE_POLICY)
+    assert child.run("-m", "zo_kernels.plot", MPLBACKEND="nonsense").stderr == ""
+    assert child.run("-m", "user", MPLBACKEND="nonsense").stderr == "nonsense"
 
 
 def test_openmp_hears_of_it() -> None:

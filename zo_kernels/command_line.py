@@ -29,10 +29,12 @@ def set_up_program() -> None:
 
     From here on, Ctrl-C ends the program without a traceback, except while its `main` runs. OpenMP's threads sleep when
     they have nothing to do, unless OMP_WAIT_POLICY says otherwise: threads that spin hold the cores which others need.
+    MPLBACKEND is ignored.
     """
     if not _is_program():
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.pop("MPLBACKEND", None)  # no program shows a window, and matplotlib can't be imported with a wrong one
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, by nohup
         signal.signal(signal.SIGINT, _handle_interrupt)
 
