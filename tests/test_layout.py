@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "zo_kernels"
 
 LAYERS = (
     ("philox", "errors", "interrupts", "command_line"),
-    ("distributions",),
+    ("distributions", "extensions"),
     ("backends",),
     ("ops",),
     ("gradient",),

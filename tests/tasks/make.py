@@ -26,6 +26,11 @@ def any_task(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int
         return algorithmic(name, seed=seed)
     if name == "overfit":
         return TASKS[name](batch_size=2, context_length=30, alphabet_size=4, seed=seed)
+    if name == "pairs":
+        file = folder / "pairs.csv"
+        file.write_text("question,answer\n" + "".join(f"{i},{i * i}\n" for i in range(200)))
+        columns = {"input": "question", "target": "answer"}
+        return TASKS[name](data=file, **columns, batch_size=4, max_length=20, seed=seed)
     options: dict[str, Any] = {"data": folder, "batch_size": 4, "context_length": 6, "seed": seed}
     sentence = "to be or not to be, that is the question\n"
     if name == "text":

@@ -22,11 +22,12 @@ from zo_kernels.train.defaults import DEFAULTS
         (
             ["--task", "chess"],
             "unknown task 'chess': choose one of copy, reverse, sort, repeat-copy, add, rolling-sum, overfit, text, "
-            "ptb, owt",
+            "ptb, owt, pairs",
         ),
         (["--task", "text"], "the task text needs --data"),
         (["--task", "ptb"], "the task ptb needs --data"),
         (["--task", "owt"], "the task owt needs --data"),
+        (["--task", "pairs", "--data", "{tmp}/book.txt", "--input", "a"], "the task pairs needs --target"),
         (["--task", "text", "--data", "{tmp}/nowhere.txt"], "cannot read {tmp}/nowhere.txt: No such file or directory"),
         (["--task", "text", "--data", "{tmp}"], "cannot read {tmp}: Is a directory"),
         (
@@ -46,7 +47,12 @@ from zo_kernels.train.defaults import DEFAULTS
         ),
         (
             ["--task", "text", "--data", "{tmp}/book.txt", "--tokenizer", "gpt2"],
-            "--tokenizer does not apply to the task text",
+            "tokenizer must be characters, bytes, bpe:N or a tokenizer.json: cannot read gpt2: No such file",
+        ),
+        (["--tokenizer", "bytes"], "--tokenizer does not apply to the task copy"),
+        (
+            ["--task", "text", "--data", "{tmp}/book.txt", "--tokenizer", "bpe:3"],
+            "tokenizer bpe:N must have a number of tokens N of at least 256, not 3",
         ),
         (["--hidden-size", "10", "--num-heads", "4"], "hidden_size 10 is not divisible by num_heads 4"),
         (["--embed-dim", "0"], "embed_dim must be a positive integer, not 0"),
@@ -166,14 +172,15 @@ def test_help_shows_every_flag_and_the_task_s_default(
         if default not in (None, "", ()):
             assert f"default: {default})" in said["--" + field.name.replace("_", "-")]
     for flag, known_to, unset in (
-        ("--data", "text, ptb, owt only", "; required"),
+        ("--data", "text, ptb, owt, pairs only", "; required"),
         ("--dataset", "owt only", ""),
         ("--max-repeats", "repeat-copy only", ""),
         ("--context-length", "overfit, text, ptb, owt only", ""),
         ("--max-length", "not for overfit, text, ptb, owt", ""),
-        ("--longer-length", "not for overfit, text, ptb, owt", "; default: twice --max-length"),
-        ("--alphabet-size", "not for text, ptb, owt", ""),
-        ("--curriculum", "not for overfit", ""),
+        ("--target", "pairs only", "; required"),
+        ("--longer-length", "not for overfit, text, ptb, owt, pairs", "; default: twice --max-length"),
+        ("--alphabet-size", "not for text, ptb, owt, pairs", ""),
+        ("--curriculum", "not for overfit, pairs", ""),
         ("--validation-data", "text only", "; default: a part of --data"),
         ("--parts", "text only", "; default: 0.9,0.05,0.05"),
     ):

@@ -23,8 +23,10 @@ def arguments(task: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     (folder / "book.txt").write_text(sentence * 20)
     write_ptb(folder, sentence, sentence, sentence)
     stub_hugging_face(monkeypatch, [sentence] * 30)
-    data = {"text": "book.txt", "ptb": ".", "owt": "tokens"}
-    return ["--task", task, *(["--data", str(folder / data[task])] if task in data else [])]
+    (folder / "pairs.csv").write_text("question,answer\n" + "".join(f"{i},{i * i}\n" for i in range(200)))
+    data = {"text": "book.txt", "ptb": ".", "owt": "tokens", "pairs": "pairs.csv"}
+    columns = ["--input", "question", "--target", "answer"] if task == "pairs" else []
+    return ["--task", task, *(["--data", str(folder / data[task])] if task in data else []), *columns]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -41,8 +43,8 @@ def test_it_runs(
     assert len(symbols) == len(weights_of(out)["output_bias"])
     lines = metrics_of(out)
     assert all("train_loss" in line for line in lines[1:])
-    assert ("longer_loss" in lines[-1]) == (task not in ("overfit", "text", "ptb", "owt"))
-    assert ("test_loss" in lines[-1]) == (task in ("text", "ptb", "owt"))
+    assert ("longer_loss" in lines[-1]) == (task not in ("overfit", "text", "ptb", "owt", "pairs"))
+    assert ("test_loss" in lines[-1]) == (task in ("text", "ptb", "owt", "pairs"))
     assert f"task    {task}: {len(symbols)} different tokens" in capsys.readouterr().out
     if task == "owt":  # its tokens are no characters, so that there is no text to generate
         with pytest.raises(UsageError, match="is not a vocabulary of characters"):

@@ -16,6 +16,7 @@ from .config import GenerateConfig, parse
 from .decoding import generate, read_prompt
 from .run import load_run
 from .state_file import check_target, load_state, save_state
+from .stream import TextStream
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,18 +54,21 @@ def _main(arguments: Sequence[str]) -> int:
 def _continue_text(config: GenerateConfig) -> None:
     # All input is checked before the first character appears. --save-state is checked before the prompt is read, since
     # that may take long.
-    run = load_run(config.run)
+    run = load_run(config.run, allow_import=config.allow_import)
     if config.save_state is not None:
         check_target(config.save_state)
     state = None if config.load_state is None else load_state(config.load_state, run)
-    if config.prompt:
-        state = read_prompt(run.model, run.encode(config.prompt), state)
+    prompt = config.prompt
+    if state is None and run.separator not in prompt:  # an input alone: ask for its target
+        prompt += run.separator
+    if prompt:
+        state = read_prompt(run.model, run.encode(prompt), state)
     assert state is not None  # as `check` requires
     if config.save_state is not None:
         save_state(config.save_state, state, run)
 
     shown = str if config.raw else _escape_controls
-    _show(shown(config.prompt))
+    _show(shown(prompt))
     tokens = generate(
         run.model,
         state,
@@ -73,9 +77,12 @@ def _continue_text(config: GenerateConfig) -> None:
         top_k=config.top_k,
         generator=torch.Generator().manual_seed(config.seed),
     )
+    stream = TextStream(run.decode, run.encode(prompt)[0].tolist() if prompt else [])
     for token in tokens:
-        _show(shown(run.symbols[token]))
-    _show("\n")
+        if token == run.end:
+            break
+        _show(shown(stream.push(token)))
+    _show(shown(stream.close()) + "\n")
 
 
 def _escape_controls(text: str) -> str:

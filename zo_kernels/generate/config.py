@@ -23,7 +23,7 @@ class GenerateConfig:
     prompt: Annotated[str, option("TEXT", "required without --load-state")] = ""
     """Text to continue, which is printed first. Write --prompt=TEXT if it begins with a dash."""
     tokens: int = 200
-    """Number of characters to generate; 0 only reads the prompt."""
+    """Number of tokens to generate, which are characters by default; 0 only reads the prompt."""
     temperature: float = 1.0
     """Sampling temperature. Lower values favour likely characters; 0 always takes the likeliest."""
     top_k: Annotated[int | None, option("INT", "default: all")] = None
@@ -32,6 +32,8 @@ class GenerateConfig:
     """Seed of the sampling. The same command prints the same text."""
     threads: int = 1
     """CPU threads. More than one helps with large models only."""
+    allow_import: bool = False
+    """Import the model if it is code outside zo_kernels. That runs it: look at the run's config.json before."""
     raw: bool = False
     """Print control characters as they are. By default they are shown as escapes, such as \\x1b, for a terminal obeys
     them; newlines, carriage returns and tabs are always printed."""

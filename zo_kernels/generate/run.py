@@ -16,10 +16,14 @@ from torch import Tensor
 
 from ..backends.base import DTYPES
 from ..errors import CheckpointError, UsageError
+from ..extensions import entry_names, is_import, require_allowed
 from ..models import MODEL_NAMES, LanguageModel, build_model
-from ..run.files import open_regular, read_json
+from ..run.entries import TOKENIZER
+from ..run.files import open_regular, read_json, read_text
 from ..run.folder import VOCABULARY_LIMIT, vocabulary_digest
 from ..run.tensors import check_digest, companion_of, load_tensors
+from ..tasks.codecs import Bytes, Codec, Subwords
+from ..tasks.pair_file import END, SEPARATOR
 
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
 _OPTIONAL = ("memory_slots", "memory_width")
@@ -35,17 +39,28 @@ class LoadedRun:
 
     path: folder of the run.
     model: the model with the run's weights, frozen, on the CPU.
-    symbols: the character of each token, [V].
+    symbols: the character of each token, or the codec's string for it, [V].
     weights_sha256: SHA-256 of weights.safetensors, in hexadecimal. Saved states belong to these weights.
+    separator: what stands between a question and its answer; "" if the run knows no such texts.
+    end: token that ends an answer; None if there is none. The token of the separator is the one before.
+    codec: how text becomes tokens; None if each is a character.
     """
 
     path: Path
     model: LanguageModel
     symbols: tuple[str, ...]
     weights_sha256: str
+    separator: str = ""
+    end: int | None = None
+    codec: Codec | None = None
 
     def encode(self, text: str) -> Tensor:
-        """Returns the tokens of a text, int64 [1, T]. Raises UsageError if a character is not in the vocabulary."""
+        """Returns the tokens of a text, int64 [1, T].
+
+        Raises UsageError if a character is not in the vocabulary, or a text has no tokens in the codec.
+        """
+        if self.codec is not None:
+            return torch.tensor([self._encode(self.codec, text)], dtype=torch.int64)
         tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
         for symbol in text:
             if symbol not in tokens:
@@ -56,7 +71,25 @@ class LoadedRun:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of tokens."""
-        return "".join(self.symbols[token] for token in tokens)
+        if self.codec is None:
+            return "".join(self.symbols[token] for token in tokens)
+        text, part = "", list[int]()
+        for token in tokens:
+            if self.end is None or token < self.end - 1:
+                part.append(token)
+            else:
+                text += self.codec.decode(part) + self.symbols[token]
+                part = []
+        return text + self.codec.decode(part)
+
+    def _encode(self, codec: Codec, text: str) -> list[int]:
+        parts = text.split(self.separator) if self.separator else [text]
+        tokens: list[int] = codec.encode(parts[0]).tolist()
+        for part in parts[1:]:
+            tokens += [len(codec.symbols), *codec.encode(part).tolist()]
+        if not tokens:
+            raise UsageError(f"the tokenizer of {self.path} makes no tokens of {text!r}: give another prompt")
+        return tokens
 
     def _describe_vocabulary(self) -> str:
         if len(self.symbols) <= _SHOWN_SYMBOLS:
@@ -64,35 +97,59 @@ class LoadedRun:
         return f"{self.path / 'vocabulary.json'} lists its {len(self.symbols)} characters"
 
 
-def load_run(path: str | Path) -> LoadedRun:
+def load_run(path: str | Path, *, allow_import: bool = False) -> LoadedRun:
     """Loads the model and the vocabulary of a run of `python -m zo_kernels.train`.
 
-    Raises UsageError if there is no such folder, if one of its files is missing or not what it should be, or if the
-    weights don't fit the config.
+    allow_import: import the model if config.json names one outside zo_kernels, which runs its code.
+
+    Raises UsageError if there is no such folder, if one of its files is missing or not what it should be, if the
+    weights don't fit the config, or if the model is one to import and that is not allowed.
     """
     path = Path(path)
     if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
     config, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
-    if not _is_vocabulary(vocabulary):
+    codec = _codec(path, config)
+    if codec is not None and not _fits(vocabulary, codec):
+        raise UsageError(f"{path / 'vocabulary.json'} does not have the tokens of the run's tokenizer")
+    if codec is None and not _is_vocabulary(vocabulary):
         raise UsageError(
-            f"{path / 'vocabulary.json'} is not a vocabulary of characters, from which alone text is generated: "
-            "it must be a JSON list, all different characters"
+            f"{path / 'vocabulary.json'} is not a vocabulary of characters, from which alone text is generated without "
+            "a tokenizer.json: it must be a JSON list, all different characters"
         )
     file = path / "weights.safetensors"
     sha256, companion, weights = _read_weights(file)
-    model = _model(path, config, len(vocabulary), weights)
+    model = _model(path, config, len(vocabulary), weights, allow_import)
     if companion not in (None, vocabulary_digest(vocabulary)):
         raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with: restore it")
-    return LoadedRun(path, model, tuple(vocabulary), sha256)
+    if config.get("task") == "pairs" and vocabulary[-2:] == [SEPARATOR, END]:
+        return LoadedRun(path, model, tuple(vocabulary), sha256, SEPARATOR, len(vocabulary) - 1, codec)
+    return LoadedRun(path, model, tuple(vocabulary), sha256, codec=codec)
 
 
-def _model(path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor]) -> LanguageModel:
+def _codec(path: Path, config: Any) -> Codec | None:
+    if isinstance(config, dict) and config.get("tokenizer") == "bytes":
+        return Bytes()
+    file = path / TOKENIZER
+    if not os.path.lexists(file):
+        return None
+    try:
+        with _read_errors(file):
+            return Subwords(read_text(file, VOCABULARY_LIMIT), str(file))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _model(
+    path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor], allow_import: bool
+) -> LanguageModel:
     for name in _NEEDED:
         if not isinstance(config, dict) or name not in config:
             raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {name}")
     name = config["model"]
-    if name not in MODEL_NAMES:
+    if isinstance(name, str) and is_import(name):
+        require_allowed([name], path, allow_import)
+    elif name not in MODEL_NAMES and name not in entry_names("zo_kernels.models"):
         raise UsageError(f"{path / 'config.json'} has an unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
     sizes = {size: config[size] for size in _NEEDED[1:]} | {size: config.get(size) for size in _OPTIONAL}
     try:
@@ -161,3 +218,9 @@ def _is_vocabulary(value: Any) -> bool:
     if not isinstance(value, list) or not all(isinstance(symbol, str) and len(symbol) == 1 for symbol in value):
         return False
     return 0 < len(value) == len(set(value))
+
+
+def _fits(vocabulary: Any, codec: Codec) -> bool:
+    """Whether a vocabulary is that of a codec, with or without the two marks of pairs."""
+    marks = len(vocabulary) - len(codec.symbols) if isinstance(vocabulary, list) else -1
+    return marks in (0, 2) and all(isinstance(symbol, str) for symbol in vocabulary)

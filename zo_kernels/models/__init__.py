@@ -2,7 +2,7 @@
 
 from ..ops.checks import IGNORE_INDEX
 from .base import RecurrentLM
-from .build import MODEL_NAMES, build_model, has_memory
+from .build import MODEL_NAMES, build_model, find_model, has_memory
 from .cells import GRU, LSTM, MODELS, Elman
 from .dnc import DNC
 from .flashrnn.language_model import FlashLM
@@ -27,5 +27,6 @@ __all__ = [
     "RecurrentLM",
     "States",
     "build_model",
+    "find_model",
     "has_memory",
 ]

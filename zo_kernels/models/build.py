@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
+from ..extensions import call, entry_names, find_class
 from .cells import MODELS
 from .dnc import DNC
 from .flashrnn.language_model import FlashLM
@@ -22,6 +25,18 @@ def has_memory(name: str) -> bool:
     return name in _WITH_MEMORY
 
 
+def find_model(name: str) -> type[LanguageModel]:
+    """Returns the class package.module:Class, or that of an entry point of the group zo_kernels.models.
+
+    Raises ValueError for any other name, and for one that can't be imported or is no model.
+    """
+    found = find_class(name, LanguageModel, "zo_kernels.models")
+    if found is None:
+        known = [*MODEL_NAMES, *entry_names("zo_kernels.models")]
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(known)}")
+    return found
+
+
 def build_model(
     name: str,
     vocab_size: int,
@@ -34,7 +49,9 @@ def build_model(
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> LanguageModel:
-    """Builds the float32 model with a name in MODEL_NAMES.
+    """Builds the float32 model with a name in MODEL_NAMES, or one that `find_model` finds.
+
+    The latter is called as `LSTM` is, and with memory_slots and memory_width if they are given.
 
     hidden_size: size of all heads together; for a DNC, of its controller.
     num_heads: number of independent heads of the recurrent layer, which must divide hidden_size; for a DNC, number of
@@ -46,10 +63,14 @@ def build_model(
     Raises ValueError if the name is unknown, a size is missing or not a positive integer, num_heads does not divide
     hidden_size, or a model without memory is given a memory size.
     """
-    if name not in MODEL_NAMES:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_NAMES)}")
     memory = {"memory_slots": memory_slots, "memory_width": memory_width}
     given = [option for option, size in memory.items() if size is not None]
+    if name not in MODEL_NAMES:
+        own = find_model(name)
+        if unknown := [option for option in given if option not in inspect.signature(own).parameters]:
+            raise ValueError(f"the model {name} has no memory: leave {unknown[0]} out")
+        sizes = {option: memory[option] for option in given}
+        return call(name, own, vocab_size, embed_dim, hidden_size, num_heads, seed=seed, device=device, **sizes)
     if not has_memory(name):
         if given:
             raise ValueError(f"the model {name} has no memory: leave {given[0]} out")

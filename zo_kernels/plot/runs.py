@@ -17,7 +17,7 @@ from ..run.files import read_text
 from ..run.journal import Journal
 from ..run.metrics import as_written, metrics_from_journal
 
-_NO_DIFFERENCE = ("out", "threads", "device")
+_NO_DIFFERENCE = ("out", "threads", "device", "allow_import")
 """Flags that do not change what a run learns."""
 _MOST_SHOWN = 4
 _LIMIT = 1 << 30

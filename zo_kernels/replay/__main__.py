@@ -27,6 +27,8 @@ class ReplayConfig:
     """New safetensors file to write the weights to."""
     step: Annotated[int | None, option("INT", "default: the last one")] = None
     """Number of steps after which to take the weights."""
+    allow_import: bool = False
+    """Import the code outside zo_kernels that the run names. That runs it: look at its config.json before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"{config.out} exists and is not overwritten: give --out another name")
         if not config.out.parent.is_dir():
             raise UsageError(f"can't write {config.out}: there is no folder {config.out.parent}")
-        replayed = replay(config.run, config.step, lambda warning: print(f"warning: {warning}", file=sys.stderr))
+        replayed = replay(
+            config.run,
+            config.step,
+            lambda warning: print(f"warning: {warning}", file=sys.stderr),
+            allow_import=config.allow_import,
+        )
         save_tensors(config.out, replayed.weights)
     except (UsageError, JournalError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..extensions import require_allowed
 from ..interrupts import InterruptGate
 from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, checkpoint_steps
 from ..train.build import build_solver
-from ..train.config import read_config
+from ..train.config import imports_of, read_config
 from ..train.restore import check_config, last_step, open_for_reading, restore
 
 
@@ -33,19 +34,29 @@ class Replayed(NamedTuple):
     seconds: float
 
 
-def replay(run: str | Path, step: int | None = None, warn: Callable[[str], None] = lambda warning: None) -> Replayed:
+def replay(
+    run: str | Path,
+    step: int | None = None,
+    warn: Callable[[str], None] = lambda warning: None,
+    *,
+    allow_import: bool = False,
+) -> Replayed:
     """Rebuilds the weights that a run had after `step` steps, bit for bit. It needs neither the task nor its data.
 
     run: folder of the run, which may still be training; nothing in it changes. step: None means the last one.
     warn: is called with a message for each checkpoint that is damaged and passed over.
 
+    allow_import: import the code outside zo_kernels that config.json names, which runs it.
+
     The weights are on the run's device, or on the CPU where there is no GPU. They do not depend on the device, except
     to rounding with a dense rule.
 
-    Raises UsageError if there is no such folder or step, and JournalError or CheckpointError for damaged files.
+    Raises UsageError if there is no such folder or step, or if there is code to import and that is not allowed; and
+    JournalError or CheckpointError for damaged files.
     """
     run = Path(run)
     config = read_config(run)
+    require_allowed(imports_of(config), run, allow_import)
     if not torch.cuda.is_available():
         config = replace(config, device="cpu")
     try:

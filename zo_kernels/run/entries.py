@@ -15,13 +15,14 @@ from ..errors import UsageError
 from .files import UNFINISHED
 
 JOURNAL = "journal.sqlite"
+TOKENIZER = "tokenizer.json"
 
 _CONFIG = "config.json"  # made last: without it there is no run yet
-_MADE_BEFORE = ("vocabulary.json", *(JOURNAL + suffix for suffix in ("", "-wal", "-shm", "-journal")))
+_MADE_BEFORE = ("vocabulary.json", TOKENIZER, *(JOURNAL + suffix for suffix in ("", "-wal", "-shm", "-journal")))
 _MADE_AFTER = ("arithmetic.json", "metrics.jsonl", "lr_search.json", "weights.safetensors", "loss.png")
 _LOGS = ("tensorboard", "wandb")
 
-_WRITTEN = "|".join(map(re.escape, (_CONFIG, *_MADE_BEFORE[:2], *_MADE_AFTER))) + r"|step-\d{9,}\.safetensors"
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, *_MADE_BEFORE[:3], *_MADE_AFTER))) + r"|step-\d{9,}\.safetensors"
 _UNFINISHED = re.compile(rf"\.({_WRITTEN})(\.{UNFINISHED})?|\.tmp[0-9A-Za-z]{{6}}")
 """Names of unfinished files: those of `write_atomically`, of safetensors, and of version 0.1, which had no suffix."""
 

@@ -16,22 +16,23 @@ from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .entries import JOURNAL, check_entries, is_half_made, lock_folder, remove_entries, remove_unfinished
+from .entries import JOURNAL, TOKENIZER, check_entries, is_half_made, lock_folder, remove_entries, remove_unfinished
 from .files import append, make_folders, open_regular, remove_folders, sync_folder, write_atomically, write_text
 from .journal import Journal, Row, Scores
 from .metrics import Metrics, as_line, metrics_of
 from .tensors import save_tensors
 
 VOCABULARY_LIMIT = 1 << 26
-"""Bytes that vocabulary.json may have."""
+"""Bytes that vocabulary.json and tokenizer.json may have."""
 
 
 class RunFolder:
     """An open run folder. It is a context manager that closes the folder, and only one process can have it open.
 
     The folder has config.json, vocabulary.json, arithmetic.json, journal.sqlite, checkpoints/, metrics.jsonl,
-    weights.safetensors and loss.png. A run continues from the journal and the checkpoints; metrics.jsonl repeats the
-    journal as text. The journal and metrics.jsonl grow with each step; all other files are written whole or not at all.
+    weights.safetensors and loss.png, and tokenizer.json if a tokenizer makes its tokens. A run continues from the
+    journal and the checkpoints; metrics.jsonl repeats the journal as text. The journal and metrics.jsonl grow with each
+    step; all other files are written whole or not at all.
 
     Use `create` or `open`, which raise UsageError if the folder can't be used, and JournalError.
     """
@@ -53,14 +54,15 @@ class RunFolder:
         config: str,
         symbols: Sequence[str],
         *,
+        tokenizer: str | None = None,
         name: str = "run",
         first_step: int = 0,
         patience: float = 0.0,
     ) -> RunFolder:
         """Creates the folder `out`, or runs/NAME-DATE-TIME if `out` is None. After an error, nothing is left of it.
 
-        config: text of config.json. symbols: the string of each token. first_step: as for `Journal.create`. patience:
-        as for `open`.
+        config: text of config.json. symbols: the string of each token. tokenizer: text of tokenizer.json, if there is
+            one. first_step: as for `Journal.create`. patience: as for `open`.
         """
         made: list[Path] = []
         lock, is_ours = -1, False
@@ -69,7 +71,7 @@ class RunFolder:
             lock = lock_folder(path, patience)
             _check_empty(path)
             is_ours = True
-            return cls._create(path, lock, made, config, symbols, first_step)
+            return cls._create(path, lock, made, config, symbols, tokenizer, first_step)
         except BaseException as error:
             if is_ours:
                 with suppress(OSError):
@@ -83,11 +85,20 @@ class RunFolder:
 
     @classmethod
     def _create(
-        cls, path: Path, lock: int, made: list[Path], config: str, symbols: Sequence[str], first_step: int
+        cls,
+        path: Path,
+        lock: int,
+        made: list[Path],
+        config: str,
+        symbols: Sequence[str],
+        tokenizer: str | None,
+        first_step: int,
     ) -> RunFolder:
         sync_folder(path.parent)  # `out` may have been made a moment ago
         make_folders(path / "checkpoints")
         write_text(path / "vocabulary.json", _as_json(symbols))
+        if tokenizer is not None:
+            write_text(path / TOKENIZER, tokenizer)
         digest = config_digest(config)
         folder = cls(path, lock, Journal.create(path / JOURNAL, first_step=first_step, digest=digest), made)
         try:

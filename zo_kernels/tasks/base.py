@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ..ops.checks import IGNORE_INDEX
 TRAINING_STREAM = 0
 VALIDATION_STREAM = 1
 REFERENCE_STREAM = 2
+SPLIT_STREAM = 3
 
 
 class Batch(NamedTuple):
@@ -44,6 +45,9 @@ class Task(ABC):
     A task's constructor takes its options as keywords, named like the flags of `python -m zo_kernels.train`.
     """
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values that flags of the trainer have by default for a task of your own, by field of `TrainConfig`."""
+
     vocab_size: int
     """V, the number of tokens 0 .. V-1."""
 
@@ -52,6 +56,9 @@ class Task(ABC):
 
     reference_losses: Mapping[str, float]
     """Losses in nats per token of predictors without memory, by name. The first is that of uniform guessing."""
+
+    tokenizer_json: str | None = None
+    """Text of the tokenizer.json that turns text into the tokens; None if there is none."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:

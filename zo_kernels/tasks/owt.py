@@ -57,7 +57,7 @@ class OpenWebText(Windows):
             )
         if not path.exists():
             make_tokens(path, source)
-        tokens, self.symbols = read_tokens(path, source)
+        tokens, self.symbols, self.tokenizer_json = read_tokens(path, source)
         require_context(
             context_length, TextLength(path, len(tokens), DEFAULT_PARTS), unit="tokens", longer="a larger dataset"
         )

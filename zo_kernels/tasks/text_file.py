@@ -47,6 +47,10 @@ class EncodedText(NamedTuple):
     code_points: CodePoints
     tokens: Tokens
 
+    def decode(self) -> str:
+        """The text itself."""
+        return from_code_points(self.code_points[self.tokens])
+
     def tokens_in(self, code_points: CodePoints) -> Tokens:
         """The tokens of the text in another vocabulary, which has all of its characters."""
         token_of = np.searchsorted(code_points, self.code_points).astype(token_dtype(len(code_points)))
@@ -61,7 +65,7 @@ def read_text(path: Path) -> EncodedText:
 
     Raises ValueError if the file can't be read, is in another format, is not UTF-8 or is empty.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     occurs = np.zeros(_ALL_CODE_POINTS, dtype=bool)
     length = 0
@@ -101,7 +105,8 @@ def from_code_points(code_points: CodePoints) -> str:
     return code_points.astype("<u4").tobytes().decode("utf-32-le")
 
 
-def _read_bytes(path: Path) -> bytearray:
+def read_bytes(path: Path) -> bytearray:
+    """Reads a file. Raises ValueError if it can't be read, is a device, or begins as one of another format."""
     data = bytearray()
     try:
         with path.open("rb") as file:

@@ -42,10 +42,12 @@ class TokenFile(NamedTuple):
 
     tokens: [N], mapped from the file; uint16, or uint32 for a vocabulary of more than 65536 tokens.
     symbols: [V], the tokenizer's string for each token.
+    tokenizer_json: text of the tokenizer.json; None for a tokenizer that has none, and in files of version 0.1.
     """
 
     tokens: npt.NDArray[np.integer]
     symbols: tuple[str, ...]
+    tokenizer_json: str | None = None
 
 
 def read_tokens(path: Path, source: Source) -> TokenFile:
@@ -64,7 +66,7 @@ def read_tokens(path: Path, source: Source) -> TokenFile:
     for name, asked in source._asdict().items():
         if metadata[name] != str(asked):
             raise ValueError(f"{path} has the tokens of {name} {metadata[name]}, not {asked}: give another file")
-    return TokenFile(tokens, tuple(json.loads(metadata["symbols"])))
+    return TokenFile(tokens, tuple(json.loads(metadata["symbols"])), metadata.get("tokenizer_json"))
 
 
 def make_tokens(path: Path, source: Source) -> None:
@@ -95,6 +97,8 @@ def make_tokens(path: Path, source: Source) -> None:
             break
     metadata = {name: str(value) for name, value in source._asdict().items()}
     metadata |= {"format": _FORMAT, "symbols": json.dumps(symbols)}
+    if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        metadata["tokenizer_json"] = fast.to_str()
     taken = np.asarray(tokens)[: source.max_tokens]
     try:
         write_atomically(path, lambda file: file.write_bytes(safetensors.numpy.save({"tokens": taken}, metadata)))

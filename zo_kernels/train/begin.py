@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from ..command_line import flag
 from ..errors import ReplicaError, UsageError
+from ..extensions import require_allowed
 from ..interrupts import InterruptGate
 from ..run.entries import is_half_made
 from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, RunFolder
 from .arithmetic import check_arithmetic, record_arithmetic
-from .build import Run, build, build_solver
-from .config import FREE_ON_RESUME, TrainConfig, as_json, read_config, task_options
+from .build import Run, build, build_solver, read_tokenizer
+from .config import FREE_ON_RESUME, TrainConfig, as_json, imports_of, read_config, task_options
 from .ranks import Ranks
 from .restore import check_config, last_step, open_for_reading, restore
 
@@ -52,19 +53,20 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
     opened: list[tuple[Run, RunFolder, int]] = []
     patience = _LOCK_TIMEOUT if ranks.is_launched else 0.0
 
-    def open_on_rank_0() -> list[int | bool]:
+    def open_on_rank_0() -> list[int | bool | str | None]:
         opened.append(
             _start_new(config, gate, ranks, warn, patience)
             if config.resume is None
             else _reopen(config, gate, warn, patience)
         )
-        _, folder, step = opened[0]
-        return [step, folder.journal.first_step, bool(folder.journal.scores(step))]
+        run, folder, step = opened[0]
+        tokenizer = None if config.task == "owt" else run.task.tokenizer_json
+        return [step, folder.journal.first_step, bool(folder.journal.scores(step)), tokenizer]
 
     try:
         # Rank 0 goes first: it may write data files that the other ranks read.
-        step, first_step, is_scored = ranks.broadcast(open_on_rank_0, _read_place)
-        run = opened[0][0] if opened else build(replace(config, resume=None), gate)
+        step, first_step, is_scored, tokenizer = ranks.broadcast(open_on_rank_0, _read_place)
+        run = opened[0][0] if opened else build(replace(config, resume=None), gate, tokenizer)
         ranks.join(run.solver)
         if step > 0:
             share_state(run, ranks)
@@ -88,11 +90,13 @@ def share_state(run: Run, ranks: Ranks) -> None:
             raise ReplicaError("rank 0 sent the state of another solver") from error
 
 
-def _read_place(value: Any) -> tuple[int, int, bool]:
-    """Reads the step, the first step and whether the step is scored, as rank 0 announces them."""
+def _read_place(value: Any) -> tuple[int, int, bool, str | None]:
+    """Reads the step, the first step, whether the step is scored, and the tokenizer.json, as rank 0 announces them."""
     match value:
-        case [step, first_step, bool(is_scored)] if type(step) is type(first_step) is int and 0 <= first_step <= step:
-            return step, first_step, is_scored
+        case [step, first_step, bool(is_scored), (str() | None) as tokenizer] if (
+            type(step) is type(first_step) is int and 0 <= first_step <= step
+        ):
+            return step, first_step, is_scored, tokenizer
     raise ValueError("it is not the place where a run begins")
 
 
@@ -103,7 +107,13 @@ def _start_new(
     ranks.join(run.solver)  # refuses a solver before there is a folder
     step = 0 if config.fork is None else _start_from(config, run, gate, warn)
     folder = RunFolder.create(
-        config.out, as_json(config), run.task.symbols, name=config.task, first_step=step, patience=patience
+        config.out,
+        as_json(config),
+        run.task.symbols,
+        tokenizer=run.task.tokenizer_json,
+        name=config.task.rpartition(":")[2],
+        first_step=step,
+        patience=patience,
     )
     try:
         record_arithmetic(folder.path, step, config)
@@ -118,7 +128,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
     folder = RunFolder.open(config.resume, patience=patience)
     try:
         check_arithmetic(folder.path, config)
-        run = build(replace(config, resume=None), gate)
+        run = build(replace(config, resume=None), gate, read_tokenizer(folder.path))
         symbols = read_json(folder.path / "vocabulary.json", VOCABULARY_LIMIT)
         if symbols != list(run.task.symbols):
             raise UsageError(f"the data of {folder.path} have changed: their vocabulary is another one now")
@@ -142,6 +152,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     """Copies the parameters of a step of another run, and its solver's state if it fits. Returns the step."""
     assert config.fork is not None
     source = read_config(config.fork)
+    require_allowed(imports_of(source), config.fork, config.allow_import)
     goes_on = task_options(source) == task_options(config)  # the batches are the same
     with open_for_reading(config.fork) as journal:
         check_config(config.fork, journal)  # before a model is built from it
@@ -198,4 +209,4 @@ def _folder_of_job(task: str) -> Path:
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job == "none":
         raise UsageError("give --out: a run of several processes needs it to continue after a restart")
-    return Path("runs") / f"{task}-{job}"
+    return Path("runs") / f"{task.rpartition(':')[2]}-{job}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,11 +15,16 @@ from ..backends import backend, backend_for, is_named
 from ..backends.cpu import is_built
 from ..distributed.launch import is_launched
 from ..errors import UsageError
+from ..extensions import call
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
-from ..tasks import TASKS, Batch, Task
-from .config import TrainConfig, task_options
+from ..run.entries import TOKENIZER
+from ..run.files import read_text
+from ..run.folder import VOCABULARY_LIMIT
+from ..tasks import TASKS, Batch, Task, find_task
+from ..tasks.codecs import Subwords
+from .config import TrainConfig, read_config, task_options
 from .device import choose_device
 from .memory import check_memory
 from .solvers import SOLVERS, Solver
@@ -44,8 +51,10 @@ class Run:
         return self.task.batch(step).to(self.device)
 
 
-def build(config: TrainConfig, gate: InterruptGate) -> Run:
+def build(config: TrainConfig, gate: InterruptGate, tokenizer: str | None = None) -> Run:
     """Builds the task, the model and the solver of a config, on its device.
+
+    tokenizer: text of the tokenizer.json of a run that goes on. None: that of the run that is forked, if it has one.
 
     Raises UsageError for a value that a constructor or the optimizer's first step would refuse.
     """
@@ -53,11 +62,39 @@ def build(config: TrainConfig, gate: InterruptGate) -> Run:
     reading = nullcontext() if is_launched() else gate.open()
     try:
         with reading:
-            task = TASKS[config.task](**task_options(config))
+            task = _build_task(config.task, _options(config, tokenizer))
     except ValueError as error:
         raise UsageError(str(error)) from error
     device = torch.device(choose_device(config).type)
     return Run(config, device, task, build_solver(config, task.vocab_size, gate))
+
+
+def _build_task(name: str, options: dict[str, Any]) -> Task:
+    return TASKS[name](**options) if name in TASKS else call(name, find_task(name), **options)
+
+
+def _options(config: TrainConfig, tokenizer: str | None) -> dict[str, Any]:
+    options = task_options(config)
+    if tokenizer is None and config.fork is not None:
+        kept = read_tokenizer(config.fork)  # None if the folder is gone, which a resumed fork does not need
+        if kept is not None and read_config(config.fork).tokenizer == config.tokenizer:
+            tokenizer = kept
+    if tokenizer is not None and "tokenizer" in options and config.task != "owt":  # its file holds tokens
+        options["tokenizer"] = Subwords(tokenizer)
+    return options
+
+
+def read_tokenizer(run: Path) -> str | None:
+    """Returns the text of a run's tokenizer.json, or None if it has none. Raises UsageError if it can't be read."""
+    path = run / TOKENIZER
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_text(path, VOCABULARY_LIMIT)
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> Solver:

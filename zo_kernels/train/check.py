@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import get_args
 
 from ..command_line import flag
 from ..distributed.replicas import SPLITS
 from ..errors import UsageError
-from ..estimators import ESTIMATORS
-from ..models import MODEL_NAMES
+from ..estimators import get_estimator
+from ..extensions import require_allowed
+from ..models import MODEL_NAMES, find_model
 from ..optim.dense import DENSE_RULES
-from ..tasks import TASKS
+from ..tasks import find_task
 from .bptt import OPTIMIZERS
-from .config import FIELD_TYPES, FREE_ON_RESUME, TASK_OPTIONS, TrainConfig, check_types, read_config
+from .config import (
+    FIELD_TYPES,
+    FREE_ON_RESUME,
+    TASK_OPTIONS,
+    TrainConfig,
+    check_types,
+    imports_of,
+    read_config,
+    task_parameters,
+)
 from .loggers import LOGGERS
 from .options import DEVICES, SOLVERS
 
 _CHOICES: dict[str, Iterable[str]] = {
-    "task": TASKS,
-    "model": MODEL_NAMES,
     "solver": SOLVERS,
-    "estimator": ESTIMATORS,
     "optimizer": OPTIMIZERS,
     "dense": DENSE_RULES,
     "log": LOGGERS,
     "device": DEVICES,
     "split": SPLITS,
 }
+_FINDERS: dict[str, Callable[[str], object]] = {
+    "task": find_task,
+    "model": lambda name: name in MODEL_NAMES or find_model(name),
+    "estimator": get_estimator,
+}
+"""Fields whose value may be the name of code outside the package."""
 _POSITIVE = (
     *("steps", "validate_every", "threads", "micro_batch_size", "eval_batch_size", "eval_tokens"),
     *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length"),
@@ -50,6 +62,13 @@ def check(config: TrainConfig) -> None:
     the solver needs, or does not have; and for options that exclude each other.
     """
     check_types(config)
+    if (run := config.fork if config.resume is None else config.resume) is not None:
+        require_allowed(imports_of(read_config(run)), run, config.allow_import)
+    for name, find in _FINDERS.items():
+        try:
+            find(getattr(config, name))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     for name, known in _CHOICES.items():
         _check_choice(name, getattr(config, name), tuple(known))
     if config.resume is not None:
@@ -70,7 +89,10 @@ def _check_choice(name: str, value: str | tuple[str, ...] | None, known: tuple[s
 
 
 def _check_task(config: TrainConfig) -> None:
-    known = inspect.signature(TASKS[config.task]).parameters
+    try:
+        known = task_parameters(config.task)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     for name in TASK_OPTIONS:
         if name in known and known[name].default is not None and getattr(config, name) is None:
             raise UsageError(f"the task {config.task} needs {flag(name)}")

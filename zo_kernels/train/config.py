@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
+from ..extensions import is_import
 from ..run.files import read_text
-from ..tasks import TASKS
+from ..tasks import find_task
+from ..transforms.registry import imported_name
 from .options import (
     DataOptions,
     FileOptions,
@@ -34,7 +36,8 @@ class TrainConfig(  # dataclasses collects fields from the last base to the firs
     and `log` as a list.
 
     A config is plain data, since a run is resumed from the JSON in its folder: estimators, transforms and dense rules
-    are given by name. Your own get a name by a line such as `zo_kernels.estimators.ESTIMATORS["mine"] = MyEstimator`.
+    are given by name. Your own are named package.module:Class, or get a name by a line such as
+    `zo_kernels.estimators.ESTIMATORS["mine"] = MyEstimator`.
     """
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ TASK_OPTIONS = tuple(field.name for field in (*fields(TaskOptions), *fields(Data
 """Fields that apply to some tasks only."""
 
 FREE_ON_RESUME = (
-    *("resume", "device", "threads", "backend", "eval_batch_size", "allow_other_arithmetic"),
+    *("resume", "device", "threads", "backend", "eval_batch_size", "allow_other_arithmetic", "allow_import"),
     *("checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
     *(field.name for field in fields(ProcessOptions)),
 )
@@ -67,7 +70,29 @@ With another device or backend, losses would be rounded differently: `zo_kernels
 
 def task_options(config: TrainConfig) -> dict[str, Any]:
     """Returns the arguments of the constructor of the config's task. Each is named like its field."""
-    return {name: getattr(config, name) for name in inspect.signature(TASKS[config.task]).parameters}
+    return {name: getattr(config, name) for name in task_parameters(config.task)}
+
+
+def task_parameters(task: str) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a task's constructor that are fields of the config.
+
+    Raises ValueError if there is no such task, or its constructor needs others.
+    """
+    found = inspect.signature(find_task(task)).parameters
+    for name, parameter in found.items():
+        is_optional = parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if name not in FIELD_TYPES and not is_optional:
+            raise ValueError(f"the task {task} needs {name}, which is no flag: give it a default value")
+    return {name: parameter for name, parameter in found.items() if name in FIELD_TYPES}
+
+
+def imports_of(config: TrainConfig) -> list[str]:
+    """Returns the names in a config for which code outside the package would be imported."""
+    names = [name for name in (config.task, config.model, config.estimator) if is_import(name)]
+    return names + [name for item in config.transforms.split(",") if (name := imported_name(item)) is not None]
 
 
 CONFIG_LIMIT = 1 << 20
@@ -84,6 +109,9 @@ _ADDED: dict[str, Any] = {
     "validation_data": None,
     "parts": None,
     "stateful": False,
+    "input": None,
+    "target": None,
+    "allow_import": False,
 }
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 

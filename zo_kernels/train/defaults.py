@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..models.presets import PRESETS
-from ..tasks import TASKS
-from .config import TrainConfig, read_config
+from ..tasks import find_task
+from .config import FIELD_TYPES, TrainConfig, read_config
 
 _LETTERS = TrainConfig(
     task="copy",
@@ -35,6 +36,7 @@ _CHARACTERS = TrainConfig(
     eps=0.05,
     steps=800,
 )
+_OWN = replace(_LETTERS, max_length=None, alphabet_size=None, curriculum=None)
 DEFAULTS = {
     "copy": _LETTERS,
     "reverse": replace(_LETTERS, task="reverse"),
@@ -58,6 +60,7 @@ DEFAULTS = {
         probes=32,
         steps=100,
     ),
+    "pairs": replace(_LETTERS, task="pairs", max_length=256, alphabet_size=None, curriculum=None),
 }
 """The default config of each task. Each trains in under two minutes on two cores.
 
@@ -99,7 +102,7 @@ def base_config(task: str | None, preset: str | None, resume: Path | None, fork:
     run = resume if fork is None else fork
     if run is None:
         return _with_preset(_task_default(task or "copy"), preset)
-    stored = replace(read_config(Path(run)), allow_other_arithmetic=False)
+    stored = replace(read_config(Path(run)), allow_other_arithmetic=False, allow_import=False)
     if task not in (None, stored.task):
         raise UsageError(f"the task of {run} is {stored.task}, not {task}")
     if fork is not None:
@@ -108,9 +111,16 @@ def base_config(task: str | None, preset: str | None, resume: Path | None, fork:
 
 
 def _task_default(task: str) -> TrainConfig:
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    return DEFAULTS[task]
+    if task in DEFAULTS:
+        return DEFAULTS[task]
+    try:
+        own = find_task(task).defaults
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    unknown = own.keys() - FIELD_TYPES.keys() if isinstance(own, Mapping) else {"no dict"}
+    if unknown:
+        raise UsageError(f"the defaults of {task} must be a dict with the names of flags, not {min(unknown, key=str)}")
+    return replace(_OWN, **{**own, "task": task})
 
 
 def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:

@@ -79,11 +79,11 @@ class TaskOptions:
     """What to learn. Most of these options apply to some tasks only."""
 
     task: Annotated[str, choice(TASKS)]
-    """A rule for random letters or digits, one batch to memorise (overfit), or a text (text, ptb, owt)."""
+    """Letters or digits, one batch by heart (overfit), a text (text, ptb, owt), a table (pairs); or module:Class."""
     context_length: Annotated[int | None, _task_option("context_length")] = None
-    """Tokens in a training sequence. Tokens are characters, except for owt."""
+    """Tokens in a training sequence."""
     max_length: Annotated[int | None, _task_option("max_length")] = None
-    """Maximum number of letters, or of digits of a number, in training."""
+    """Maximum number of letters or digits in training, or of characters of a pair (longer ones are refused)."""
     longer_length: Annotated[int | None, _task_option("longer_length", unset="default: twice --max-length")] = None
     """Maximum number of letters in the second validation set, whose examples are all longer than --max-length."""
     alphabet_size: Annotated[int | None, _task_option("alphabet_size")] = None
@@ -96,10 +96,10 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The texts of the tasks text, ptb and owt."""
+    """The text or the table of a task."""
 
     data: Annotated[Path | None, _task_option("data", "PATH", unset="required")] = None
-    """A text file (text), the folder of ptb.train.txt and the like (ptb), or a file to keep the tokens in (owt)."""
+    """A text (text), the folder of ptb.train.txt (ptb), a .csv or .jsonl file (pairs), or a new token file (owt)."""
     validation_data: Annotated[
         Path | None, _task_option("validation_data", "PATH", unset="default: a part of --data")
     ] = None
@@ -108,12 +108,16 @@ class DataOptions:
     """Shares of the text for training, validation and the test, in this order; they sum to 1."""
     stateful: Annotated[bool, _task_option("stateful", "")] = False
     """Go on in the text where the last batch ended, with the states carried over, instead of at random places."""
+    input: Annotated[str | None, _task_option("input", "COLUMN", unset="required")] = None
+    """Column with the texts to read."""
+    target: Annotated[str | None, _task_option("target", "COLUMN", unset="required")] = None
+    """Column with the texts to write after them."""
     eval_tokens: Annotated[int | None, _task_option("eval_tokens", unset="default: 65536, or 4096 for owt")] = None
     """Maximum number of tokens to score of each held-out part of a text, in windows spread over it."""
     dataset: Annotated[str | None, _task_option("dataset", "NAME")] = None
     """Hugging Face dataset with a text column: a name on the Hub, or a folder."""
-    tokenizer: Annotated[str | None, _task_option("tokenizer", "NAME")] = None
-    """Hugging Face tokenizer: a name on the Hub, or a folder."""
+    tokenizer: Annotated[str | None, _task_option("tokenizer", "NAME", unset="default: characters")] = None
+    """characters, bytes, bpe:N (N tokens, learned) or a tokenizer.json; for owt, a name on the Hub or a folder."""
     max_tokens: Annotated[int | None, _task_option("max_tokens")] = None
     """Maximum number of tokens to take from the dataset."""
 
@@ -123,7 +127,7 @@ class ModelOptions:
     """The model and its sizes."""
 
     model: Annotated[str, choice(MODEL_NAMES)] = "lstm"
-    """Architecture."""
+    """Architecture, or package.module:Class of your own."""
     preset: Annotated[str | None, option("NAME", f"optional; one of {', '.join(PRESETS)}")] = None
     """Take all sizes from a model of the paper, and a learning rate that suits them."""
     embed_dim: int
@@ -175,7 +179,7 @@ class ProbeOptions:
     eps: float
     """Step size of the finite differences: how far a probe moves the parameters to either side."""
     estimator: Annotated[str, choice(ESTIMATORS)] = "cd"
-    """Central (cd), forward (fd) or antithetic differences, or central ones divided by the curvature (spsa)."""
+    """Central (cd), forward (fd) or antithetic differences, those divided by the curvature (spsa), or module:Class."""
     distribution: Annotated[str, option("NAME")] = "rademacher"
     """Distribution of the probes: rademacher, normal, uniform, or sparse-K (one element in K = 2, 4, 8, ... moves)."""
 
@@ -192,6 +196,8 @@ class FileOptions:
     """Folder of a run to start a new one from. Its flags are the new one's defaults."""
     fork_step: Annotated[int | None, option("INT", "default: the last step")] = None
     """Step of the --fork run to start from."""
+    allow_import: bool = False
+    """Import the code outside zo_kernels that a run to resume or fork names. That runs it: look at its config.json."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     keep_checkpoints: int = 3

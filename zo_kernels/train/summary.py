@@ -29,8 +29,9 @@ def print_header(console: Console, run: Run, backend: str, processes: int = 1, d
     else:
         where = run.device.type
     details = f"{threads}; {device_reason}" if device_reason else threads
+    kind = "" if config.tokenizer is None else f" ({config.tokenizer})"
     for line in (
-        f"task    {config.task}: {task.vocab_size} different tokens; losses in nats per token ({references})",
+        f"task    {config.task}: {task.vocab_size} different tokens{kind}; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
         f"hidden size {config.hidden_size}, {_count(config.num_heads, 'head')}",
         f"step    {_step(config)} on a batch of {config.batch_size}, {_learning_rate(config)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from ..extensions import call, find_function, is_import
 from .base import Transform, chain
 from .momentum import momentum
 from .scaling import clip_coeffs, clip_norm, scale, scale_by_lr
@@ -48,7 +49,9 @@ def get_transform(transforms: str | Transform | Iterable[str | Transform]) -> Tr
 def parse_transforms(text: str) -> Transform:
     """Chains the transforms of a text such as "clip-norm:1,z-score,momentum:0.9:8". The empty text has none.
 
-    Raises ValueError for an unknown name, and for arguments that do not fit the transform.
+    package.module:function:1:0.5 calls a function of your own with numbers. It returns a `Transform`.
+
+    Raises ValueError for a name that is unknown or can't be imported, and for arguments that do not fit the transform.
     """
     return chain(*(_parse(item.strip()) for item in text.split(","))) if text.strip() else chain()
 
@@ -71,6 +74,8 @@ def _wrong_type(given: object) -> TypeError:
 def _parse(item: str) -> Transform:
     name, *values = item.split(":")
     kind = TRANSFORMS.get(name)
+    if kind is None and (own := imported_name(item)):
+        return _build_own(item, own)
     if kind is None:
         raise ValueError(f"unknown transform {name!r}: choose from {_known()}")
     try:
@@ -78,6 +83,24 @@ def _parse(item: str) -> Transform:
     except ValueError:
         raise ValueError(f"{item!r} does not fit {_usage(name)}: give a number for each argument") from None
     return kind.build(*arguments)
+
+
+def imported_name(item: str) -> str | None:
+    """Returns the package.module:function that one transform of a text names, or None if it names none."""
+    name = ":".join(item.strip().split(":")[:2])
+    return name if name.partition(":")[0] not in TRANSFORMS and is_import(name) else None
+
+
+def _build_own(item: str, name: str) -> Transform:
+    function = find_function(name)
+    try:
+        numbers = [float(value) for value in item.split(":")[2:]]
+    except ValueError:
+        raise ValueError(f"{item!r} does not fit {name}: give a number for each argument") from None
+    transform = call(name, function, *(int(number) if number.is_integer() else number for number in numbers))
+    if not isinstance(transform, Transform):
+        raise ValueError(f"{name} does not return a Transform, but {type(transform).__name__}: correct it")
+    return transform
 
 
 def _usage(name: str) -> str:
