@@ -103,3 +103,17 @@ def test_a_tokenizer_needs_its_library_and_a_file_of_one(tmp_path: Path, monkeyp
         ValueError, match=r"bpe:300 needs the package tokenizers: pip install 'zo_kernels\[tokenizers\]'"
     ):
         make(tmp_path, "bpe:300")
+
+
+def test_parts_and_another_text_to_validate_on(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("a" * 80 + "b" * 10 + "c" * 10)
+    (tmp_path / "other.txt").write_text("é" * 10, encoding="utf-8")
+    options: dict[str, Any] = {"batch_size": 9, "context_length": 4, "seed": 0, "tokenizer": "bytes"}
+
+    def held_out(**more: Any) -> list[set[str]]:
+        task = Text(data=tmp_path / "book.txt", **options, **more)
+        sets = [task.validation_batches()["validation"], task.test_batches()["test"]]
+        return [{task.decode(row) for batch in batches for row in batch.tokens} for batches in sets]
+
+    assert held_out(parts="0.8,0.1,0.1") == [{"bbbb"}, {"cccc"}]
+    assert held_out(parts="0.8,0.1,0.1", validation_data=tmp_path / "other.txt") == [{"éé"}, {"cccc"}]
