@@ -92,8 +92,8 @@ def _import(name: str, shown: str | None = None) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
-                f"there is no module {error.name}, which {shown} needs: start the program in its folder, set "
-                "PYTHONPATH, or install it"
+                f"there is no module {error.name}, which {shown} needs: start python -m zo_kernels... "
+                "in its folder, set PYTHONPATH, or install it"
             ) from error
         raise ValueError(_explain(f"{shown} can't be imported", error)) from error
     except (Exception, SystemExit) as error:
