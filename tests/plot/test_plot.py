@@ -120,10 +120,11 @@ def test_labels(tmp_path: Path, figures: list[Figure]) -> None:
 
 
 def test_folders_of_any_name_are_labelled(tmp_path: Path, figures: list[Figure]) -> None:
-    names = ["$\\frac{$", "_hidden", os.fsdecode(b"\xe4x"), "a$b$", "\\alpha"]
+    names = ["$\\frac{$", "_hidden", os.fsdecode(b"\xe4x"), "a$b$", "\\alpha", "\x1b[2J\u8449"]
     plot_runs([write_run(tmp_path / name) for name in names], tmp_path / "x.png", x=["step"])
     assert legend(figures[0]) == [
-        f"zo with 4 probes ({name})" for name in (r"\$\frac{\$", "_hidden", r"\udce4x", r"a\$b\$", r"\alpha")
+        f"zo with 4 probes ({name})"
+        for name in (r"\$\frac{\$", "_hidden", r"\udce4x", r"a\$b\$", r"\alpha", "\\x1b[2J\u8449")
     ]
 
 

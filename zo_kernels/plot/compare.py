@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from ..errors import UsageError
 from ..run.files import open_regular, write_atomically
 from .config import X
-from .losses import DPI, as_text, tidy
+from .losses import DPI, as_text, save_figure, tidy
 from .runs import PlottedRun, labels, read_run
 
 _COLORS = ("#3b6fb6", "#d1495b", "#edae49", "#3a7d44", "#8e6cae", "#56b4c4", "#6b6b6b", "#a0522d")
@@ -73,7 +73,7 @@ def plot_runs(
     _check_target(out)
     figure = _draw(runs, x, y, sets, smooth, log_y)
     try:
-        write_atomically(out, lambda unfinished: figure.savefig(unfinished, format="png"))
+        write_atomically(out, lambda unfinished: save_figure(figure, unfinished))
     except OSError as error:
         raise UsageError(f"can't write {out}: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,15 +53,24 @@ def plot_losses(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:  # a run interrupted before its first validation has no curve
         axes.legend(frameon=False)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def as_text(name: str) -> str:
     """A name for matplotlib to show as it is, which may be that of any folder.
 
-    matplotlib reads what is between dollar signs as mathematics, and can't draw undecodable bytes.
+    matplotlib reads what is between dollar signs as mathematics, and can't draw undecodable bytes and control
+    characters.
     """
-    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(shown).replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Saves a figure as a PNG. Characters that the font lacks are boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(path, format="png")
 
 
 def tidy(axes: Axes, x_label: str, y_label: str) -> None:

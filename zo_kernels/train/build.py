@@ -99,10 +99,9 @@ def read_tokenizer(run: Path) -> str | None:
 
 def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> Solver:
     """Builds the model and its solver, without the task. Raises as `build` does."""
-    device = choose_device(config).type
-    try:
-        check_memory(config, vocab_size, device)
-        model = build_model(
+
+    def make(device: str, seed: int | None) -> LanguageModel:
+        return build_model(
             config.model,
             vocab_size,
             embed_dim=config.embed_dim,
@@ -110,9 +109,14 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             num_heads=config.num_heads,
             memory_slots=config.memory_slots,
             memory_width=config.memory_width,
-            seed=config.seed,
+            seed=seed,
             device=device,
         )
+
+    device = choose_device(config).type
+    try:
+        check_memory(config, lambda: make("meta", None), device)
+        model = make(device, config.seed)
         if config.precision not in model.precisions:
             raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")
         solver = SOLVERS[config.solver](config, model, gate)

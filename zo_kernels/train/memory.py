@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,22 +11,24 @@ import torch
 
 from ..command_line import flag
 from ..errors import UsageError
-from ..models import build_model
+from ..models import LanguageModel
 from .config import TrainConfig
 
 _COPIES = {"adamw": 4, "adam": 4, "sgd": 2}
 """Tensors of the size of the parameters that back-propagation keeps: theirs, the gradient's and the optimizer's."""
 
 
-def check_memory(config: TrainConfig, vocab_size: int, device: str) -> None:
+def check_memory(config: TrainConfig, build: Callable[[], LanguageModel], device: str) -> None:
     """Refuses a model or a batch that can't fit.
 
-    What is compared is the least that a step needs, so a run that passes may still run out of memory. device: "cpu" or
-    "cuda", for the model; batches are made in the CPU's memory.
+    What is compared is the least that a step needs, so a run that passes may still run out of memory.
+
+    build: builds the model on the device "meta", where nothing is allocated. device: "cpu" or "cuda", for the model;
+        batches are made in the CPU's memory.
 
     Raises UsageError.
     """
-    model = _parameter_bytes(config, vocab_size) * (1 if config.solver == "zo" else _COPIES.get(config.optimizer, 2))
+    model = _parameter_bytes(build) * (1 if config.solver == "zo" else _COPIES.get(config.optimizer, 2))
     rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
     states = 4 * rows * (config.hidden_size + (config.memory_slots or 0) * (config.memory_width or 0))
     free = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
@@ -59,18 +62,9 @@ def available_memory() -> int:
     return max(min(found), 0)
 
 
-def _parameter_bytes(config: TrainConfig, vocab_size: int) -> int:
+def _parameter_bytes(build: Callable[[], LanguageModel]) -> int:
     try:
-        model = build_model(
-            config.model,
-            vocab_size,
-            embed_dim=config.embed_dim,
-            hidden_size=config.hidden_size,
-            num_heads=config.num_heads,
-            memory_slots=config.memory_slots,
-            memory_width=config.memory_width,
-            device="meta",
-        )
+        model = build()
     except RuntimeError as error:  # its size overflows
         raise UsageError(f"the model is too large: {error}") from error
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
