@@ -1,7 +1,7 @@
 # For the CPU:    docker build -t zo_kernels .
 # With CUDA:      docker build -t zo_kernels:cuda --build-arg CUDA=1 .
 # Another torch:  --build-arg TORCH_INDEX=URL takes torch from there, such as from an index of builds without CUDA.
-# A run:          docker run --rm -v "$PWD/runs:/work/runs" zo_kernels zo-train --out runs/copy
+# A run:          docker run --rm -v "$PWD/runs:/home/runs" zo_kernels zo-train --out runs/copy
 ARG CUDA=0
 ARG CUDA_IMAGE=nvidia/cuda:13.0.0-devel-ubuntu24.04
 
@@ -21,5 +21,5 @@ COPY . /tmp/zo_kernels
 RUN if [ -n "$TORCH_INDEX" ]; then pip install 'torch>=2.8' --index-url "$TORCH_INDEX"; fi \
   && ZO_KERNELS_CUDA=$CUDA pip install /tmp/zo_kernels \
   && rm -rf /tmp/zo_kernels
-WORKDIR /work
+WORKDIR /home
 CMD ["python", "-m", "zo_kernels"]

@@ -69,18 +69,14 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 
 def _describe(error: Exception) -> str:
-    from .errors import is_out_of_memory  # not above: it imports torch
+    from .errors import first_line, is_out_of_memory  # not above: they import torch
 
     if is_out_of_memory(error):
-        return f"memory ran out: {_first_line(error) or 'lower the sizes'}"
+        return f"memory ran out: {first_line(error)}"
     if isinstance(error, OSError):
         return str(error)
     hint = "set ZO_KERNELS_TRACEBACK=1 to see where, and report it"
-    return f"unexpected {type(error).__name__} ({_first_line(error)}): {hint}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+    return f"unexpected {type(error).__name__} ({first_line(error)}): {hint}"
 
 
 def _is_program() -> bool:

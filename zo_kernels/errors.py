@@ -79,4 +79,4 @@ def format_ranks(numbers: Sequence[int]) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the kind of the error if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..backends.base import PRECISIONS
 from ..ops.checks import IGNORE_INDEX, check_targets, check_tokens
+from ..tasks.base import score
 
 CALL_WORK = 1e11
 """Multiply-adds of one call of the CPU kernel: about a second on one core, since SIGINT can't interrupt a call."""
@@ -123,10 +124,8 @@ class LanguageModel(nn.Module):
     def _score(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[float, int, States]:
         """Scores a segment that begins at `states`, and returns the states at its end, too."""
         logits_BTV, states = self.forward(tokens_BT, states)
-        scored = targets_BT != IGNORE_INDEX
-        logits_XV, targets_X = logits_BTV[scored].double(), targets_BT[scored]
-        nats = F.cross_entropy(logits_XV, targets_X, reduction="sum")
-        return float(nats), int((logits_XV.argmax(dim=-1) == targets_X).sum()), states
+        found = score(logits_BTV, targets_BT)
+        return found.nats, found.correct, states
 
     @abstractmethod
     def next_logits(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:

@@ -14,8 +14,8 @@ from ..errors import UsageError
 from ..models import LanguageModel
 from .config import TrainConfig
 
-_COPIES = {"adamw": 4, "adam": 4, "sgd": 2}
-"""Tensors of the size of the parameters that back-propagation keeps: theirs, the gradient's and the optimizer's."""
+_COPIES = {"adamw": 4, "sgd": 2}
+"""Tensors as large as the parameters that back-propagation keeps: the parameters, gradients and moments."""
 
 
 def check_memory(config: TrainConfig, build: Callable[[], LanguageModel], device: str) -> None:
@@ -28,7 +28,7 @@ def check_memory(config: TrainConfig, build: Callable[[], LanguageModel], device
 
     Raises UsageError.
     """
-    model = _parameter_bytes(build) * (1 if config.solver == "zo" else _COPIES.get(config.optimizer, 2))
+    model = _parameter_bytes(build) * (1 if config.solver == "zo" else _COPIES[config.optimizer])
     rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
     states = 4 * rows * (config.hidden_size + (config.memory_slots or 0) * (config.memory_width or 0))
     free = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
