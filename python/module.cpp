@@ -131,34 +131,44 @@ uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t 
   return zo::cpu::fold_probes(numel, reinterpret_cast<const uint64_t*>(seeds), num_seeds, offset);
 }
 
-// The fields of PopulationArgs: parameters as (address, offset) in its order, sizes V, E, N, D.
-void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters,
-                         const std::array<int64_t, 4>& sizes, uintptr_t tokens, uintptr_t targets, int64_t batch_size,
-                         int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps, bool bfloat16,
-                         uintptr_t h, uintptr_t c, uintptr_t nats, uintptr_t correct, uintptr_t logits) {
+// The fields of PopulationArgs: parameters as (address, offset) in its order, those that the model lacks at address 0;
+// sizes V, E, L, N, D.
+void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr_t, int64_t>, 11>& parameters,
+                         const std::array<int64_t, 5>& sizes, bool residual, uintptr_t tokens, uintptr_t targets,
+                         int64_t batch_size, int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs,
+                         double eps, bool bfloat16, uintptr_t h, uintptr_t c, uintptr_t nats, uintptr_t correct,
+                         uintptr_t logits) {
   if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
   if (to_dtype(dtype) == DType::kFloat64) throw std::invalid_argument("the population forward computes in float32");
   if (num_signs != 1 && num_signs != 2) throw std::invalid_argument("num_signs is neither 1 nor 2");
-  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size, num_steps})
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], batch_size, num_steps})
     if (size < 1) throw std::invalid_argument("a size is below 1");
   check_seeds(seeds, num_seeds);
   zo::cpu::PopulationArgs args = {};
   args.cell = static_cast<zo::cpu::Cell>(cell);
   args.type = to_dtype(dtype);
-  zo::cpu::Parameter* const fields[6] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
-                                         &args.bias,      &args.output_weight, &args.output_bias};
+  zo::cpu::Parameter* const fields[11] = {
+      &args.embedding,   &args.input_weight,       &args.recurrent_weight,       &args.bias,       &args.output_weight,
+      &args.output_bias, &args.upper_input_weight, &args.upper_recurrent_weight, &args.upper_bias, &args.norm_weight,
+      &args.norm_bias};
   const zo::cpu::CellShape shape = zo::cpu::cell_shape(args.cell);
-  const int64_t V = sizes[0], E = sizes[1], D = sizes[3], H = sizes[2] * D;
-  const int64_t numels[6] = {V * E, shape.input_rows * H * E, shape.recurrent_rows * H * D, shape.rows * H, V * H, V};
-  for (size_t i = 0; i < 6; ++i) {
+  const int64_t V = sizes[0], E = sizes[1], L = sizes[2], D = sizes[4], H = sizes[3] * D;
+  const int64_t input = shape.input_rows * H, recurrent = shape.recurrent_rows * H * D, bias = shape.rows * H;
+  const int64_t numels[11] = {V * E,       input * E, recurrent, bias, V * H, V, (L - 1) * input * H, (L - 1) * recurrent,
+                              (L - 1) * bias, L * H,     L * H};
+  args.layer_norm = parameters[9].first != 0;
+  for (size_t i = 0; i < 11; ++i) {
+    if ((i >= 6 && i < 9 && L == 1) || (i >= 9 && !args.layer_norm)) continue;
     if (parameters[i].first == 0) throw std::invalid_argument("null address");
     if (parameters[i].second != -1) check_range(parameters[i].first, numels[i], parameters[i].second);
     *fields[i] = {reinterpret_cast<const void*>(parameters[i].first), numels[i], parameters[i].second};
   }
   args.vocab_size = V;
   args.embed_dim = E;
-  args.num_heads = sizes[2];
+  args.num_layers = L;
+  args.num_heads = sizes[3];
   args.head_dim = D;
+  args.residual = residual;
   args.tokens = reinterpret_cast<const int64_t*>(tokens);
   args.targets = reinterpret_cast<const int64_t*>(targets);
   args.batch_size = batch_size;

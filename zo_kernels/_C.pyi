@@ -91,6 +91,7 @@ def evaluate_population(
     dtype: int,
     parameters: Sequence[tuple[int, int]],
     sizes: Sequence[int],
+    residual: bool,
     tokens: int,
     targets: int,
     batch_size: int,

@@ -28,8 +28,17 @@ NATS = torch.zeros(8, dtype=torch.float64)
 def evaluate(**changes):
     """One step of a population of one probe, with changes to what the module is given."""
     weights, tokens, seeds = ONES.data_ptr(), TOKENS.data_ptr(), ROWS.ctypes.data
-    arguments = {"cell": 0, "dtype": F32, "parameters": [(weights, 0)] * 6, "sizes": [2, 1, 1, 1], "tokens": tokens}
-    arguments |= {"targets": tokens, "batch_size": 1, "num_steps": 1, "seeds": seeds, "num_seeds": 1, "num_signs": 2}
+    parameters = [(weights, 0)] * 6 + [(0, -1)] * 5
+    arguments = {"cell": 0, "dtype": F32, "parameters": parameters, "sizes": [2, 1, 1, 1, 1], "residual": False}
+    arguments |= {
+        "tokens": tokens,
+        "targets": tokens,
+        "batch_size": 1,
+        "num_steps": 1,
+        "seeds": seeds,
+        "num_seeds": 1,
+        "num_signs": 2,
+    }
     arguments |= {"eps": 0.5, "bfloat16": False, "h": 0, "c": 0, "nats": NATS.data_ptr(), "correct": 0, "logits": 0}
     assert changes.keys() <= arguments.keys()
     _C.evaluate_population(*(arguments | changes).values())
@@ -76,7 +85,7 @@ def accumulate(address=AT, dtype=F32, numel=10, table=TABLE, offset=0, grid=0.0)
         (lambda: evaluate(num_signs=0), "^num_signs is neither 1 nor 2$"),
         *(
             (lambda sizes=sizes: evaluate(sizes=sizes), "^a size is below 1$")
-            for sizes in (1 - np.eye(4, dtype=int)).tolist()
+            for sizes in (1 - np.eye(5, dtype=int)).tolist()
         ),
         (lambda: evaluate(batch_size=0), "^a size is below 1$"),
         (lambda: evaluate(num_steps=-1), "^a size is below 1$"),
@@ -84,7 +93,12 @@ def accumulate(address=AT, dtype=F32, numel=10, table=TABLE, offset=0, grid=0.0)
         (lambda: evaluate(seeds=0), "^no seeds at this address$"),
         (lambda: evaluate(tokens=0), "^null address$"),
         (lambda: evaluate(nats=0), "^null address$"),
-        (lambda: evaluate(parameters=[(ONES.data_ptr(), 0)] * 5 + [(0, 0)]), "^null address$"),
+        (lambda: evaluate(parameters=[(ONES.data_ptr(), 0)] * 5 + [(0, 0)] * 6), "^null address$"),
+        (lambda: evaluate(sizes=[2, 1, 2, 1, 1]), "^null address$"),
+        (
+            lambda: evaluate(parameters=[(ONES.data_ptr(), 0)] * 6 + [(0, -1)] * 3 + [(ONES.data_ptr(), 0), (0, 0)]),
+            "null",
+        ),
         (lambda: evaluate(tokens=ABOVE.data_ptr()), r"^a token is not in \[0, V\)$"),
         (lambda: evaluate(tokens=BELOW.data_ptr()), r"^a token is not in \[0, V\)$"),
         (lambda: evaluate(targets=ABOVE.data_ptr()), r"^a target is not in \[0, V\)$"),

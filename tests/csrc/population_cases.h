@@ -43,13 +43,16 @@ inline int64_t random_offset(Random& random, int64_t numel) {
 // Weights that keep pre-activations and logits of the order of 1, whatever the sizes.
 inline Model random_model(const Shape& s, DType type, Random& random) {
   const int64_t H = s.N * s.D, projected = s.projected_rows() * H;
-  const int64_t numel[] = {s.V * s.E, projected * s.E, projected * s.D, s.bias_rows() * H, s.V * H, s.V};
-  const int64_t fan_in[] = {1, s.E, s.D, 4, H, 4};
+  const int64_t above = s.L - 1, norms = s.norm ? s.L * H : 0;
+  const int64_t numel[] = {s.V * s.E, projected * s.E,       projected * s.D,       s.bias_rows() * H,         s.V * H, s.V,
+                           above * projected * H, above * projected * s.D, above * s.bias_rows() * H, norms,   norms};
+  const int64_t fan_in[] = {1, s.E, s.D, 4, H, 4, H, s.D, 4, 1, 4};
   Model model = {s, type, {}, {}};
   for (int i = 0; i < kParameters; ++i) {
     const double bound = 1.0 / std::sqrt(static_cast<double>(fan_in[i]));
     Buffer values(type, numel[i], static_cast<int>(random.below(3)));  // not always aligned
-    for (int64_t k = 0; k < numel[i]; ++k) values.put(k, random.between(-bound, bound));
+    for (int64_t k = 0; k < numel[i]; ++k)
+      values.put(k, i == kNormWeight ? random.between(0.5, 1.5) : random.between(-bound, bound));
     model.data.push_back(values);
     model.offsets.push_back(random_offset(random, numel[i]));
   }
@@ -74,7 +77,7 @@ inline Case random_case(const Shape& s, DType type, Random& random) {
   for (int64_t& target : x.targets) target = random.uniform() < unscored ? -1 - random.below(200) : random.below(s.V);
   x.logits = random.one_in(2);
   if (random.one_in(4)) return x;
-  x.h.assign(x.members() * s.N * s.B * s.D, 0.0f);
+  x.h.assign(x.members() * s.L * s.N * s.B * s.D, 0.0f);
   if (s.cell == Cell::kLstm) x.c.assign(x.h.size(), 0.0f);
   for (float& h : x.h) h = static_cast<float>(random.between(-1.0, 1.0));
   for (float& c : x.c) c = static_cast<float>(random.between(-2.0, 2.0));
@@ -109,11 +112,14 @@ inline void evaluate_into(Result<float>& result, const Case& original) {
   args.cell = s.cell;
   args.type = x.model.type;
   args.bfloat16 = x.bfloat16;
-  zo::cpu::Parameter* const parameters[] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
-                                            &args.bias,      &args.output_weight, &args.output_bias};
+  zo::cpu::Parameter* const parameters[] = {
+      &args.embedding,     &args.input_weight, &args.recurrent_weight,   &args.bias,
+      &args.output_weight, &args.output_bias,  &args.upper_input_weight, &args.upper_recurrent_weight,
+      &args.upper_bias,    &args.norm_weight,  &args.norm_bias};
   for (int i = 0; i < kParameters; ++i)
     *parameters[i] = {x.model.data[i].data(), x.model.data[i].numel(), x.model.offsets[i]};
   args.vocab_size = s.V, args.embed_dim = s.E, args.num_heads = s.N, args.head_dim = s.D;
+  args.num_layers = s.L, args.layer_norm = s.norm, args.residual = s.residual;
   args.tokens = x.tokens.data();
   args.targets = x.targets.empty() ? nullptr : x.targets.data();
   args.batch_size = s.B, args.num_steps = s.T;

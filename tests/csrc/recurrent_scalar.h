@@ -20,13 +20,18 @@ using zo::cpu::Cell;
 struct Shape {
   Cell cell;
   int64_t V, E, N, D, B, T;
+  int64_t L = 1;
+  bool norm = false, residual = false;
 
   // Rows of the bias, the input and the recurrent weight.
   int64_t bias_rows() const { return cell == Cell::kElman ? 1 : 4; }
   int64_t projected_rows() const { return cell == Cell::kElman ? 1 : cell == Cell::kGru ? 3 : 4; }
 };
 
-enum { kEmbedding, kInputWeight, kRecurrentWeight, kBias, kOutputWeight, kOutputBias, kParameters };
+enum {
+  kEmbedding, kInputWeight, kRecurrentWeight, kBias, kOutputWeight, kOutputBias,
+  kUpperInputWeight, kUpperRecurrentWeight, kUpperBias, kNormWeight, kNormBias, kParameters  // those may be empty
+};
 
 struct Model {
   Shape shape;
@@ -54,6 +59,7 @@ struct Case {
     const Shape& s = model.shape;
     std::string text = cells[static_cast<int>(s.cell)] + std::string(" ") + name_of(model.type) + " V, E, N, D, B, T";
     for (int64_t size : {s.V, s.E, s.N, s.D, s.B, s.T}) text += " " + std::to_string(size);
+    text += " layers " + std::to_string(s.L) + (s.norm ? " norm" : "") + (s.residual ? " residual" : "");
     return text + " members " + std::to_string(members()) + " signs " + std::to_string(num_signs) + " eps " +
            std::to_string(eps) + " scored " + std::to_string(scored()) + (h.empty() ? "" : " states") +
            (logits ? " logits" : "") + (bfloat16 ? " products in bfloat16" : "");
@@ -82,7 +88,8 @@ inline float on_bfloat16_grid(float w, float eps) {
 inline std::vector<double> perturbed(const Case& x, int parameter, uint64_t seed, float step) {
   const Buffer& w = x.model.data[parameter];
   const int64_t offset = x.model.offsets[parameter];
-  const bool in_bfloat16 = x.bfloat16 && (parameter == kRecurrentWeight || parameter == kOutputWeight);
+  const bool in_bfloat16 = x.bfloat16 && (parameter == kRecurrentWeight || parameter == kOutputWeight ||
+                                          parameter == kUpperInputWeight || parameter == kUpperRecurrentWeight);
   std::vector<double> values(w.numel());
   for (int64_t i = 0; i < w.numel(); ++i) {
     float value = static_cast<float>(w.get(i));
@@ -123,58 +130,82 @@ inline void update_unit(Cell cell, const double* pre, double& h, double& c) {
 class ScalarMember {
  public:
   ScalarMember(const Case& x, uint64_t seed, float step)
-      : s_(x.model.shape), bfloat16_(x.bfloat16), h_(s_.N * s_.D), c_(s_.N * s_.D) {
+      : s_(x.model.shape), bfloat16_(x.bfloat16), h_(s_.L * s_.N * s_.D), c_(h_.size()) {
     for (int i = 0; i < kParameters; ++i) weights_.push_back(perturbed(x, i, seed, step));
   }
 
-  std::vector<double>& h() { return h_; }  // [N, D] of one sequence
+  std::vector<double>& h() { return h_; }  // [L, N, D] of one sequence
   std::vector<double>& c() { return c_; }
 
   void take(int64_t token) {
-    const std::vector<double> before = factors();
-    for (int64_t n = 0; n < s_.N; ++n)
-      for (int64_t d = 0; d < s_.D; ++d) {
+    const int64_t H = s_.N * s_.D;
+    output_.assign(&weights_[kEmbedding][token * s_.E], &weights_[kEmbedding][token * s_.E] + s_.E);
+    for (int64_t layer = 0; layer < s_.L; ++layer) {
+      const std::vector<double> before = factors(layer), input = output_;
+      for (int64_t unit = 0; unit < H; ++unit) {
         double pre[4];
-        for (int64_t row = 0; row < s_.bias_rows(); ++row) pre[row] = pre_activation(row, n, d, token, before);
-        update_unit(s_.cell, pre, h_[n * s_.D + d], c_[n * s_.D + d]);
+        for (int64_t row = 0; row < s_.bias_rows(); ++row) pre[row] = pre_activation(layer, row, unit, input, before);
+        update_unit(s_.cell, pre, h_[layer * H + unit], c_[layer * H + unit]);
       }
-    if (s_.cell != Cell::kGru) h_ = factors();  // a GRU adds to the state of the step before, which stays float32
+      output_ = factors(layer);
+      // A GRU adds to the state of the step before, which stays float32.
+      if (s_.cell != Cell::kGru) std::copy(output_.begin(), output_.end(), &h_[layer * H]);
+      if (s_.norm) normalize(layer);
+      for (int64_t unit = 0; unit < H && s_.residual && layer > 0; ++unit) output_[unit] += input[unit];
+      if (bfloat16_) std::transform(output_.begin(), output_.end(), output_.begin(), to_bfloat16);
+    }
   }
 
   std::vector<double> logits() const {
     const int64_t H = s_.N * s_.D;
-    const std::vector<double> h = factors();
     std::vector<double> values(s_.V);
     for (int64_t v = 0; v < s_.V; ++v)
-      values[v] = weights_[kOutputBias][v] + dot(&weights_[kOutputWeight][v * H], h.data(), H);
+      values[v] = weights_[kOutputBias][v] + dot(&weights_[kOutputWeight][v * H], output_.data(), H);
     return values;
   }
 
  private:
-  // The hidden state as weights meet it.
-  std::vector<double> factors() const {
-    std::vector<double> h = h_;
+  // The hidden state of a layer as weights meet it.
+  std::vector<double> factors(int64_t layer) const {
+    const int64_t H = s_.N * s_.D;
+    std::vector<double> h(h_.begin() + layer * H, h_.begin() + (layer + 1) * H);
     if (bfloat16_) std::transform(h.begin(), h.end(), h.begin(), to_bfloat16);
     return h;
   }
 
   // The last rows have an input projection, the first a recurrent one: they differ for GRU alone, whose g is without
   // input and whose n is without recurrence.
-  double pre_activation(int64_t row, int64_t n, int64_t d, int64_t token, const std::vector<double>& h) const {
-    const auto unit = [&](int64_t of_row) { return (of_row * s_.N + n) * s_.D + d; };
-    const int64_t input_row = row - (s_.bias_rows() - s_.projected_rows());
-    double pre = weights_[kBias][unit(row)];
-    if (input_row >= 0)
-      pre += dot(&weights_[kInputWeight][unit(input_row) * s_.E], &weights_[kEmbedding][token * s_.E], s_.E);
+  double pre_activation(int64_t layer, int64_t row, int64_t unit, const std::vector<double>& x,
+                        const std::vector<double>& h) const {
+    const int64_t H = s_.N * s_.D, K = static_cast<int64_t>(x.size()), input_row = row - s_.bias_rows() + s_.projected_rows();
+    const auto of = [&](int first, int upper, int64_t rows, int64_t of_row, int64_t size) {
+      const double* w = layer == 0 ? weights_[first].data() : &weights_[upper][(layer - 1) * rows * H * size];
+      return w + (of_row * H + unit) * size;
+    };
+    double pre = *of(kBias, kUpperBias, s_.bias_rows(), row, 1);
+    if (input_row >= 0) pre += dot(of(kInputWeight, kUpperInputWeight, s_.projected_rows(), input_row, K), x.data(), K);
     if (row < s_.projected_rows())
-      pre += dot(&weights_[kRecurrentWeight][unit(row) * s_.D], &h[n * s_.D], s_.D);
+      pre += dot(of(kRecurrentWeight, kUpperRecurrentWeight, s_.projected_rows(), row, s_.D), &h[unit / s_.D * s_.D],
+                 s_.D);
     return pre;
+  }
+
+  void normalize(int64_t layer) {
+    const double H = static_cast<double>(output_.size());
+    double mean = 0.0, variance = 0.0;
+    for (double y : output_) mean += y / H;
+    for (double y : output_) variance += (y - mean) * (y - mean) / H;
+    for (size_t i = 0; i < output_.size(); ++i) {
+      const size_t at = static_cast<size_t>(layer) * output_.size() + i;
+      output_[i] = (output_[i] - mean) / std::sqrt(variance + 1e-5) * weights_[kNormWeight][at] + weights_[kNormBias][at];
+    }
   }
 
   Shape s_;
   bool bfloat16_;
   std::vector<std::vector<double>> weights_;
   std::vector<double> h_, c_;
+  std::vector<double> output_;  // of the last layer
 };
 
 inline double cross_entropy(const std::vector<double>& logits, int64_t target) {
@@ -188,8 +219,8 @@ inline double cross_entropy(const std::vector<double>& logits, int64_t target) {
 inline void run_sequence(const Case& x, ScalarMember& member, int64_t index, int64_t b, Result<double>& result) {
   const Shape& s = x.model.shape;
   const auto each_state = [&](auto f) {  // f(of the member, of the result)
-    for (int64_t n = 0; n < s.N; ++n)
-      for (int64_t d = 0; d < s.D; ++d) f(n * s.D + d, ((index * s.N + n) * s.B + b) * s.D + d);
+    for (int64_t n = 0; n < s.L * s.N; ++n)
+      for (int64_t d = 0; d < s.D; ++d) f(n * s.D + d, ((index * s.L * s.N + n) * s.B + b) * s.D + d);
   };
   std::fill(member.h().begin(), member.h().end(), 0.0);
   std::fill(member.c().begin(), member.c().end(), 0.0);

@@ -56,7 +56,7 @@ struct Call {
     for (const Buffer& data : x.model.data) parameters.push_back(as_floats(data));
     zo::cuda::Parameter* const fields[] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
                                            &args.bias,      &args.output_weight, &args.output_bias};
-    for (int i = 0; i < kParameters; ++i) *fields[i] = {parameters[i].data(), x.model.offsets[i]};
+    for (int i = 0; i <= kOutputBias; ++i) *fields[i] = {parameters[i].data(), x.model.offsets[i]};
     args.vocab_size = s.V, args.embed_dim = s.E, args.num_heads = s.N, args.head_dim = s.D;
     args.tokens = x.tokens.data(), args.targets = x.targets.data();
     args.batch_size = s.B, args.num_steps = s.T;

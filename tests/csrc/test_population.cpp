@@ -59,9 +59,11 @@ void expect(bool ok, int line, const std::string& what, const Case& x) {
 // of a loss the same. Steps do not add up, as the recurrence contracts. Largest error seen: 1.3 (8 + sqrt(K)) u; three
 // times that is allowed, 5e-6 for K = 150. A wrong sign of one weight moves a sum by 2 eps |factor|, hundreds of times
 // as much; a wrong gate or row moves everything.
+//
+// A layer norm divides by the spread of a layer's units, and each layer hands its error on: four times as much for both.
 double tolerance(const Shape& s) {
   const double most_terms = static_cast<double>(s.E + s.D + s.N * s.D);
-  return 4.0 * 0x1p-24 * (8.0 + std::sqrt(most_terms));
+  return (s.L > 1 || s.norm ? 16.0 : 4.0) * 0x1p-24 * (8.0 + std::sqrt(most_terms));
 }
 
 // With products in bfloat16 a state that float32 leaves on the other side of the middle between two bfloat16 numbers is
@@ -112,7 +114,11 @@ void test_random_shapes(Random& random) {
   for (int turn = 0; turn < 420; ++turn) {  // every batch size with every cell ten times
     Shape s = {kCells[turn % 3], pick(sizes), pick(sizes), 1 + random.below(5), pick(sizes), batches[turn % 14],
                pick(steps)};
-    const int64_t weights = s.N * s.D * (s.projected_rows() * (s.D + s.E) + s.V);
+    if (turn % 3 == turn / 42 % 3) {
+      s.L = 1 + random.below(3), s.residual = s.L > 1 && random.one_in(2);
+      s.norm = s.N * s.D >= 8 && random.one_in(2);  // of a few units the spread may be next to nothing
+    }
+    const int64_t weights = s.L * s.N * s.D * (s.projected_rows() * (s.D + (s.L > 1 ? s.N * s.D : s.E)) + s.V);
     while (s.T > 1 && s.T * s.B * weights > 4000000) s.T = (s.T + 1) / 2;
     const Case x = random_case(s, kParameterTypes[random.below(3)], random);
     test_case(x);
@@ -137,7 +143,9 @@ void test_panels(Random& random) {
                   Shape{Cell::kLstm, 40, 300, 2, 50, 9, 3}, Shape{Cell::kGru, 40, 50, 1, 130, 3, 3},
                   Shape{Cell::kElman, 70, 300, 2, 100, 17, 2},  // input weights in several
                   Shape{Cell::kLstm, 20, 7, 11, 15, 1, 5}, Shape{Cell::kGru, 20, 7, 11, 15, 2, 5},
-                  Shape{Cell::kElman, 20, 7, 40, 15, 7, 5}}) {  // heads in turn
+                  Shape{Cell::kElman, 20, 7, 40, 15, 7, 5},  // heads in turn
+                  Shape{Cell::kLstm, 20, 7, 3, 50, 1, 5, 2, true, false}, Shape{Cell::kGru, 20, 7, 3, 50, 20, 5, 2},
+                  Shape{Cell::kElman, 20, 7, 1, 601, 9, 2, 2, false, true}}) {  // input weights of a layer in blocks
     Case x = random_case(s, kParameterTypes[random.below(3)], random);
     x.eps = random.between(0.1, 0.2) / std::sqrt(static_cast<double>(s.N * s.D));
     if (x.targets.empty()) score_only(x, {{0, 1}, {s.B - 1, 0}});
@@ -219,18 +227,19 @@ void test_threads(const Case& x) {
 void test_whole_runs(Random& random) {
   int turn = 0;
   for (int64_t B : {1, 2, 5, 8, 9, 17, 65, 130}) {
-    const Shape s = {kCells[turn % 3], 40, 9, 1 + turn % 4, 21, B, B < 9 ? 300 : 30};
+    Shape s = {kCells[turn % 3], 40, 9, 1 + turn % 4, 21, B, B < 9 ? 300 : 30};
+    s.L = 1 + turn % 2, s.norm = turn % 2, s.residual = turn % 4 == 3;
     Case x = random_case(s, kParameterTypes[turn % 2], random);
     x.num_signs = 1 + turn % 2;
     x.seeds.assign(turn % 5 ? 1 + turn % 3 : 7, random.next());
     for (uint64_t& seed : x.seeds) seed += static_cast<uint64_t>(&seed - x.seeds.data());
-    x.h.assign(x.members() * s.N * s.B * s.D, 0.25f), x.c.assign(s.cell == Cell::kLstm ? x.h.size() : 0, 0.75f);
+    x.h.assign(x.members() * s.L * s.N * s.B * s.D, 0.25f), x.c.assign(s.cell == Cell::kLstm ? x.h.size() : 0, 0.75f);
     if (x.targets.empty()) score_only(x, {{0, 3}, {B - 1, s.T - 1}});
     x.logits = turn % 3 != 1;
     if (turn % 4 == 3) x = with_bfloat16(x);
     test_segments(x, s.T / 2 - 1);
     test_threads(x);
-    x.num_signs = 1, x.seeds.resize(1), x.h.resize(s.N * s.B * s.D), x.c.resize(x.c.empty() ? 0 : x.h.size());
+    x.num_signs = 1, x.seeds.resize(1), x.h.resize(s.L * s.N * s.B * s.D), x.c.resize(x.c.empty() ? 0 : x.h.size());
     test_threads(x);  // one member
     ++turn;
   }
@@ -264,7 +273,7 @@ void test_float_environment(Random& random) {
 void test_bad_weights(Random& random, int64_t D, int64_t B, int64_t T) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (Cell cell : kCells)
-    for (int parameter = 0; parameter < kParameters; ++parameter)
+    for (int parameter = 0; parameter <= kOutputBias; ++parameter)
       for (float bad : {std::nanf(""), infinity, -infinity}) {
         Case x = random_case({cell, 3, 2, 2, D, B, T}, kParameterTypes[random.below(3)], random);
         std::fill(x.tokens.begin(), x.tokens.end(), 0);

@@ -8,6 +8,7 @@ from zo_kernels.models import (
     GRU,
     LSTM,
     MODEL_NAMES,
+    MODELS,
     PRESETS,
     Elman,
     FlashLM,
@@ -58,6 +59,10 @@ def test_state_names() -> None:
         ("dnc", MEMORY | {"num_heads": -1}, "num_heads must be a positive integer, not -1"),
         ("paper-dnc", MEMORY | {"memory_width": 2.0}, "memory_width must be a positive integer, not 2.0"),
         ("paper-dnc", MEMORY | {"memory_width": 1}, "memory_width must be at least 2: a slot is normalised over its"),
+        ("lstm", {"num_layers": 0}, "num_layers must be a positive integer, not 0"),
+        ("gru", {"residual": True}, "residual connections need num_layers of 2 or more"),
+        ("slstm", {"num_layers": 2}, "the model slstm has a single layer: leave num_layers out"),
+        ("dnc", MEMORY | {"layer_norm": True}, "the model dnc has a single layer: leave layer_norm out"),
         ("slstm", {"num_heads": 3}, "hidden_size 8 is not divisible by num_heads 3"),
     ],
 )
@@ -90,7 +95,20 @@ def dnc_size(vocab: int, embed: int, hidden: int, heads: int, width: int) -> int
     return vocab * embed + lstm + interface + (hidden + reads + 1) * vocab
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODELS)
+def test_layers(name: str) -> None:
+    model = build_model(name, 9, **SIZES, num_layers=3, layer_norm=True, residual=True, seed=0)
+    assert (model.num_layers, model.layer_norm, model.residual) == (3, True, True)
+    assert model.initial_states(5)[0].shape == (3 * 2, 5, 4)
+    one = build_model(name, 9, **SIZES, seed=0)
+    for parameter, same in zip(one.parameters(), model.parameters(), strict=False):
+        assert torch.equal(parameter, same)  # the first layer starts as if it were alone
+    assert model.upper_input_weight.abs().max() <= 8**-0.5 < 2 * model.upper_input_weight.abs().max()
+    assert model.upper_recurrent_weight.abs().max() <= 4**-0.5 < 2 * model.upper_recurrent_weight.abs().max()
+    assert torch.equal(model.upper_bias[1], model.bias)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(("paper", "dnc"))])
 def test_presets_have_the_papers_sizes(name: str) -> None:
     preset = PRESETS[name]
     sizes = {field: getattr(preset, field) for field in Preset._fields if field not in ("model", "parameters")}
@@ -109,6 +127,9 @@ def test_presets_are_named_by_their_size() -> None:
     """To the two digits that the paper gives at least: 0.15M is its 100k, and its 4.51B the 4.5b."""
     units = {"k": 1e3, "m": 1e6, "b": 1e9}
     for name, preset in PRESETS.items():
+        if name == "char-rnn":
+            assert preset.parameters == lstm_size(100, 128, 128, 1) - 2 * 128 + lstm_size(0, 128, 128, 1) - 2 * 128
+            continue
         assert name.startswith(preset.model if preset.model != "lstm" else "paper-lstm")
         size = name.rsplit("-", 1)[1]
         assert 0.94 < preset.parameters / (float(size[:-1]) * units[size[-1]]) < 1.51

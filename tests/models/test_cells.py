@@ -78,15 +78,18 @@ def test_equals_flashrnn_vanilla(
 
 @each_cell
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_gradients_equal_those_of_the_written_out_recurrence(cell: str, num_heads: int) -> None:
-    model = make_model(cell, Shape(7, 3, num_heads, 8 // num_heads, 2, 5), torch.float64)
+@pytest.mark.parametrize("layers", [{}, {"layers": 2}, {"layers": 3, "norm": True, "residual": True}])
+def test_gradients_equal_those_of_the_written_out_recurrence(
+    cell: str, num_heads: int, layers: dict[str, int | bool]
+) -> None:
+    model = make_model(cell, Shape(7, 3, num_heads, 8 // num_heads, 2, 5, **layers), torch.float64)
     tokens, targets = tokens_for(model, 2, 5), tokens_for(model, 2, 5, seed=1)
     gradients = torch.autograd.grad(model.loss(tokens, targets), list(model.parameters()))
 
     states, outputs = model.initial_states(2), []
     for t in range(5):
-        states = written_out(model, F.embedding(tokens[:, t], model.embedding), states)
-        outputs.append(states[0].transpose(0, 1).flatten(1))
+        output, states = written_out(model, F.embedding(tokens[:, t], model.embedding), states)
+        outputs.append(output)
     logits = F.linear(torch.stack(outputs, 1), model.output_weight, model.output_bias)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     for got, expected in zip(gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True):
@@ -106,6 +109,15 @@ def test_parameter_shapes_order_and_count(cell: str, input_rows: int, recurrent_
         ("bias", (biases, 4, 32)),
         ("output_weight", (65, 128)),
         ("output_bias", (65,)),
+    ]
+    upper = make_model(cell, Shape(65, 32, 4, 32, 1, 1, layers=3, norm=True))
+    shapes_above = {name: tuple(parameter.shape) for name, parameter in upper.named_parameters()}
+    assert list(shapes_above.items())[6:] == [
+        ("upper_input_weight", (2, input_rows, 4, 32, 128)),
+        ("upper_recurrent_weight", (2, recurrent_rows, 4, 32, 32)),
+        ("upper_bias", (2, biases, 4, 32)),
+        ("norm_weight", (3, 128)),
+        ("norm_bias", (3, 128)),
     ]
     rows = input_rows * 32 + recurrent_rows * 32 + biases
     assert sum(p.numel() for p in model.parameters()) == 65 * 32 + 128 * rows + 65 * 128 + 65

@@ -167,7 +167,7 @@ def test_population_states_of_float64_parameters() -> None:
 def test_states_of_forward_and_next_logits(cell: str) -> None:
     model = model_of(cell)
     tokens = tokens_for(model, BATCH, TIME)
-    message = r"state h must have shape \[N, B, D\] = \[2, 3, 4\], not \[2, 1, 4\]"
+    message = r"state h must have shape \[L \* N, B, D\] = \[2, 3, 4\], not \[2, 1, 4\]"
     assert_one_sentence(lambda: model(tokens, model.initial_states(1)), ValueError, message)
     message = (
         r"state h must be torch.float32 of shape \[2, 3, 4\] on cpu, not torch.float32 of shape \[2, 1, 4\] on cpu"

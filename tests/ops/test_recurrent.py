@@ -136,7 +136,7 @@ def test_a_meta_tensor_among_real_ones_is_refused(argument: str) -> None:
     [
         ({"cell": "slstm"}, "unknown cell 'slstm': choose one of lstm, gru, elman"),
         ({"cell": "gru"}, r"input_weight must have shape \[3, 2, 6, 5\], not \[4, 2, 6, 5\]"),
-        ({"offsets": (0,) * 5}, "there are six weights with an offset each, not 6 with 5"),
+        ({"offsets": (0,) * 5}, "there are 6, 8, 9 or 11 weights with an offset each, not 6 with 5"),
         ({"offsets": (0, 128, 256, 384, 512, 5)}, "offset must be a non-negative multiple of 128, not 5"),
         ({"offsets": (-128, 128, 256, 384, 512, 0)}, "offset must be a non-negative multiple of 128, not -128"),
         ({"offsets": (0, 2**63 - 128, 0, 0, 0, 0)}, r"offset \+ numel must stay below 2\^63"),
@@ -153,12 +153,26 @@ def test_weights(change: dict[str, object], message: str) -> None:
     assert all(torch.equal(x, y) for x, y in zip(states, before, strict=True))
 
 
-def test_the_registered_ops_take_six_weights() -> None:
+def test_the_registered_ops_take_the_weights_of_a_model() -> None:
     tensors, states = list(weights_of().tensors[:5]), list(states_of())
-    with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
+    with pytest.raises(ValueError, match="there are 6, 8, 9 or 11 weights with an offset each, not 5 with 6"):
         torch.ops.zo_kernels.recurrent_nats(tensors, "lstm", [0] * 6, TOKENS, TARGETS, SEEDS, 0.1, states, "float32")
-    with pytest.raises(ValueError, match="there are six weights with an offset each, not 5 with 6"):
+    with pytest.raises(ValueError, match="there are 6, 8, 9 or 11 weights with an offset each, not 5 with 5"):
         torch.ops.zo_kernels.recurrent_logits(tensors, "lstm", TOKENS, [state[0, 0] for state in states])
+
+
+def test_weights_of_several_layers() -> None:
+    model = make_model("lstm", SMALL._replace(layers=2, norm=True))
+    weights = RecurrentWeights.of("lstm", (-1,) * 11, [p.detach() for p in model.parameters()])
+    for change, message in (
+        ({"upper_bias": weights.bias}, r"upper_bias must be \[L - 1, G, N, D\]"),
+        ({"upper_bias": torch.cat([weights.upper_bias] * 2)}, r"upper_input_weight must have shape \[2, 4, 2, 6, 12\]"),
+        ({"norm_bias": weights.norm_bias[:1]}, r"norm_bias must have shape \[2, 12\], not \[1, 12\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zo.ops.recurrent_nats(weights._replace(**change), TOKENS, TARGETS, SEEDS, 0.1)
+    with pytest.raises(ValueError, match="residual connections need a second layer"):
+        zo.ops.recurrent_nats(weights_of()._replace(residual=True), TOKENS, TARGETS, SEEDS, 0.1)
 
 
 def test_logits_need_states() -> None:

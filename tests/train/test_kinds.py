@@ -46,6 +46,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         ["--distribution", "sparse-2"],
         ["--transforms", "z-score,momentum:0.5:2", "--lr", "0.001"],
         ["--dense", "momentum", "--lr", "0.01"],
+        ["--num-layers", "2", "--layer-norm", "--residual", "--segment-length", "3"],
         ["--max-cosine-distance", "1.5", "--micro-batch-size", "2"],
         ["--solver", "bptt", "--optimizer", "sgd"],
         ["--solver", "bptt", "--checkpoint-length", "3", "--micro-batch-size", "2"],

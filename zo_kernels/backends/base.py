@@ -39,6 +39,9 @@ CELLS = {"lstm": CellShape(4, 4, 4, 2), "gru": CellShape(3, 3, 4, 1), "elman": C
 """Every recurrent cell by FlashRNN's name; a position in this dictionary is the kernels' cell code."""
 
 
+NORM_EPS = 1e-5
+"""What a layer norm adds to the variance."""
+
 PRECISIONS = ("float32", "bfloat16")
 """Of the products with the hidden state in a recurrent forward."""
 
@@ -46,12 +49,13 @@ PRECISIONS = ("float32", "bfloat16")
 class RecurrentWeights(NamedTuple):
     """The parameters of a recurrent language model, with the shapes that `zo_kernels.models.RecurrentLM` gives them.
 
-    V tokens, embeddings of size E, N heads of D units; the cell says how many rows (in `CELLS`) there are per unit.
+    V tokens, embeddings of size E, L layers of N heads of D units, H = N * D; the cell says how many rows (in `CELLS`)
+    there are per unit.
     """
 
     cell: str
     offsets: tuple[int, ...]
-    """Of each of the six tensors in the flat parameter space, -1 for one that is not perturbed."""
+    """Of each tensor in the flat parameter space, -1 for one that is not perturbed."""
     embedding: Tensor
     """[V, E]"""
     input_weight: Tensor
@@ -61,14 +65,64 @@ class RecurrentWeights(NamedTuple):
     bias: Tensor
     """[biases, N, D]"""
     output_weight: Tensor
-    """[V, N * D]"""
+    """[V, H]"""
     output_bias: Tensor
     """[V]"""
+    upper_input_weight: Tensor | None = None
+    """[L - 1, input rows, N, D, H], of the layers after the first, as the next two; None if L = 1"""
+    upper_recurrent_weight: Tensor | None = None
+    """[L - 1, recurrent rows, N, D, D]"""
+    upper_bias: Tensor | None = None
+    """[L - 1, biases, N, D]"""
+    norm_weight: Tensor | None = None
+    """[L, H], or None without layer norm"""
+    norm_bias: Tensor | None = None
+    """[L, H], or None without layer norm"""
+    residual: bool = False
+    """Whether each layer after the first adds its input to its output."""
+
+    @classmethod
+    def of(
+        cls, cell: str, offsets: Sequence[int], tensors: Sequence[Tensor], residual: bool = False
+    ) -> RecurrentWeights:
+        """The weights with these tensors, in order: six, with three more if L > 1 and two more with layer norm.
+
+        Raises ValueError for any other number of tensors.
+        """
+        names = list(WEIGHT_NAMES[:6])
+        if len(tensors) in (9, 11):
+            names += WEIGHT_NAMES[6:9]
+        if len(tensors) in (8, 11):
+            names += WEIGHT_NAMES[9:]
+        if len(names) != len(tensors) or len(offsets) != len(tensors):
+            raise ValueError(
+                f"there are 6, 8, 9 or 11 weights with an offset each, not {len(tensors)} with {len(offsets)}"
+            )
+        return cls(cell, tuple(offsets), **dict(zip(names, tensors, strict=True)), residual=residual)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors that there are, in order."""
+        return [name for name in WEIGHT_NAMES if getattr(self, name) is not None]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The six tensors, in order."""
-        return self[2:]
+        """The tensors that there are, in order."""
+        return tuple(getattr(self, name) for name in self.names)
+
+    @property
+    def upper(self) -> list[Tensor]:
+        """The input weight, recurrent weight and bias of the layers after the first, or nothing if L = 1."""
+        return [x for x in self[8:11] if x is not None]
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return 1 if self.upper_bias is None else 1 + len(self.upper_bias)
+
+
+WEIGHT_NAMES = RecurrentWeights._fields[2:-1]
+"""The tensors of `RecurrentWeights` by name, in order."""
 
 
 class Backend(ABC):
@@ -182,8 +236,8 @@ class Backend(ABC):
         """Returns sums of nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]): float64 [n, 2] on the CPU.
 
         tokens and targets are int64 [B, T] on the weights' device. states are empty, or those before the first token,
-        each [n, 2, N, B, D], and are overwritten with those after the last. precision says how products with the hidden
-        state are computed, as in `zo_kernels.ops.recurrent_nats`; a backend may be more precise.
+        each [n, 2, L * N, B, D], and are overwritten with those after the last. precision says how products with the
+        hidden state are computed, as in `zo_kernels.ops.recurrent_nats`; a backend may be more precise.
         """
 
     @abstractmethod
@@ -192,13 +246,13 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Returns the sum of nats at theta and how many targets have the largest logit: float64 and int64 scalars.
 
-        Of equal logits the first counts. states, each [N, B, D], are those before the first token, and are overwritten
-        with those after the last.
+        Of equal logits the first counts. states, each [L * N, B, D], are those before the first token, and are
+        overwritten with those after the last.
         """
 
     @abstractmethod
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         """Returns logits [B, V] after the last of tokens int64 [B, T], at theta.
 
-        states, each [N, B, D], are those before the first token, and are overwritten with those after the last.
+        states, each [L * N, B, D], are those before the first token, and are overwritten with those after the last.
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import parse
-from .base import CELLS, DTYPES, PRECISIONS, Backend, RecurrentWeights, Update
+from .base import CELLS, DTYPES, PRECISIONS, WEIGHT_NAMES, Backend, RecurrentWeights, Update
 from .pieces import Pieces
 from .recurrent import reference
 
@@ -180,15 +180,19 @@ def _evaluate(
 
     num_signs: 2 for theta + eps * p and theta - eps * p, 1 for the first alone.
     """
-    cell, offsets, *tensors = weights
     vocab_size, embed_dim = weights.embedding.shape
     _, num_heads, head_dim = weights.bias.shape
+    places = {
+        name: (x.data_ptr(), offset)
+        for name, x, offset in zip(weights.names, weights.tensors, weights.offsets, strict=True)
+    }
     addresses = [state.data_ptr() for state in states] + [0, 0]
     _C.evaluate_population(
-        _CELL_CODE[cell],
+        _CELL_CODE[weights.cell],
         _CODE[weights.bias.dtype],
-        [(x.data_ptr(), offset) for x, offset in zip(tensors, offsets, strict=True)],
-        [vocab_size, embed_dim, num_heads, head_dim],
+        [places.get(name, (0, -1)) for name in WEIGHT_NAMES],
+        [vocab_size, embed_dim, weights.num_layers, num_heads, head_dim],
+        weights.residual,
         tokens.data_ptr(),
         0 if targets is None else targets.data_ptr(),
         tokens.shape[0],

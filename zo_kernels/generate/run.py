@@ -26,8 +26,8 @@ from ..tasks.codecs import Bytes, Codec, Subwords
 from ..tasks.pair_file import END, SEPARATOR
 
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
-_OPTIONAL = ("memory_slots", "memory_width")
-"""Null or missing for a model without a memory."""
+_OPTIONAL = ("num_layers", "layer_norm", "residual", "memory_slots", "memory_width")
+"""Null or missing where the model has the default."""
 
 _SHOWN_SYMBOLS = 120
 """Errors show vocabularies up to this size in full."""
@@ -151,7 +151,8 @@ def _model(
         require_allowed([name], path, allow_import)
     elif name not in MODEL_NAMES and name not in entry_names("zo_kernels.models"):
         raise UsageError(f"{path / 'config.json'} has an unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
-    sizes = {size: config[size] for size in _NEEDED[1:]} | {size: config.get(size) for size in _OPTIONAL}
+    sizes = {size: config[size] for size in _NEEDED[1:]}
+    sizes |= {size: config[size] for size in _OPTIONAL if config.get(size) is not None}
     try:
         model = build_model(name, vocab_size, **sizes, device="meta")  # nothing is drawn or allocated yet
     except (ValueError, RuntimeError) as error:  # of torch, if a product of sizes overflows

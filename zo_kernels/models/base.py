@@ -1,6 +1,7 @@
 """Base class of the language models in plain torch whose population forward is a kernel.
 
-Shape suffixes: B batch, T time, V vocabulary, E embedding, H hidden size, N heads, D = H / N head size, n probes.
+Shape suffixes: B batch, T time, V vocabulary, E embedding, L layers, H hidden size, N heads, D = H / N head size,
+n probes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backends import backend_for
-from ..backends.base import CELLS, CellShape, RecurrentWeights
+from ..backends.base import CELLS, NORM_EPS, CellShape, RecurrentWeights
 from ..ops import recurrent_logits, recurrent_nats, recurrent_score
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
 from ..params.space import flat_offsets
@@ -22,23 +23,33 @@ from .recurrent_layer import RecurrentLayerLM
 
 
 class RecurrentLM(RecurrentLayerLM):
-    """Token embedding, one recurrent layer of N independent heads, output projection to the vocabulary.
+    """Token embedding, L recurrent layers of N independent heads each, output projection to the vocabulary.
 
     Base class of LSTM, GRU and Elman, which define what a head computes. `recurrent_weight` and `bias` have the layout
     of FlashRNN's R and b.
 
     Parameters, in `named_parameters()` order: embedding [V, E]; input_weight [I, N, D, E]; recurrent_weight [R, N, D,
     D] (gate, head, new unit, previous unit); bias [G, N, D]; output_weight [V, H]; output_bias [V]. I, R and G are the
-    cell's numbers of input rows, recurrent rows and biases.
+    cell's numbers of input rows, recurrent rows and biases. If L > 1, those of the other layers follow:
+    upper_input_weight [L - 1, I, N, D, H]; upper_recurrent_weight [L - 1, R, N, D, D]; upper_bias [L - 1, G, N, D].
+    With layer norm norm_weight [L, H] and norm_bias [L, H] are the last.
+
+    The first layer reads the embedding, the others the output of the layer before. The output of a layer is its hidden
+    states h [H]: with layer norm, (h - mean) / sqrt(variance + 1e-5) * norm_weight + norm_bias; with residual
+    connections, from the second layer on, plus the input of the layer. The recurrence sees h itself.
 
     vocab_size, embed_dim: V and E.
-    hidden_size: H, the size of all heads together.
+    hidden_size: H, the size of all heads of a layer together.
     num_heads: N, which must divide H; with 1 the recurrence is dense.
+    num_layers: L.
+    layer_norm: whether the output of each layer is normalized.
+    residual: whether each layer after the first adds its input to its output.
     seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
         state; None uses that state.
     device, dtype: device and dtype of the parameters; any floating dtype that the device can multiply.
 
-    Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size.
+    Raises ValueError if a size is not a positive integer, num_heads does not divide hidden_size, or there are residual
+    connections with a single layer.
 
     Sources: FlashRNN (Pöppel, Beck and Hochreiter, arXiv 2412.07752) for the recurrence; Chaubard and Kochenderfer
     (arXiv 2505.17852) for training it with CD-RGE.
@@ -51,12 +62,18 @@ class RecurrentLM(RecurrentLayerLM):
         hidden_size: int,
         num_heads: int = 1,
         *,
+        num_layers: int = 1,
+        layer_norm: bool = False,
+        residual: bool = False,
         seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads)
+        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads, num_layers)
+        if residual and num_layers == 1:
+            raise ValueError("residual connections need num_layers of 2 or more")
+        self.layer_norm, self.residual = layer_norm, residual
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -68,6 +85,14 @@ class RecurrentLM(RecurrentLayerLM):
         self.bias = empty(shape.biases, num_heads, self.head_dim)
         self.output_weight = empty(vocab_size, hidden_size)
         self.output_bias = empty(vocab_size)
+        if num_layers > 1:
+            above = num_layers - 1
+            self.upper_input_weight = empty(above, shape.input_rows, num_heads, self.head_dim, hidden_size)
+            self.upper_recurrent_weight = empty(above, shape.recurrent_rows, num_heads, self.head_dim, self.head_dim)
+            self.upper_bias = empty(above, shape.biases, num_heads, self.head_dim)
+        if layer_norm:
+            self.norm_weight = empty(num_layers, hidden_size)
+            self.norm_bias = empty(num_layers, hidden_size)
         self.reset_parameters(None if seed is None else torch.Generator().manual_seed(seed))
 
     def _cell_shape(self) -> CellShape:
@@ -81,13 +106,13 @@ class RecurrentLM(RecurrentLayerLM):
         """Logits [B, T, V] for the token after each position, in the parameters' dtype, and the states after the last.
 
         tokens_BT: int64 or int32 [B, T], values in [0, V).
-        states: the states after an earlier segment of the same sequences, each [N, B, D]; None starts from zeros.
+        states: the states after an earlier segment of the same sequences, each [L * N, B, D]; None starts from zeros.
 
         Raises ValueError if the tokens are not integers, not of rank 2, empty, or out of range, or if the shape of the
         states is wrong. Devices other than the CPU report tokens out of range in their own way.
         """
-        hidden_TBH, states = self._hidden(tokens_BT, states)
-        return self._logits(hidden_TBH).transpose(0, 1), states
+        output_TBH, states = self._outputs(tokens_BT, states)
+        return self._logits(output_TBH).transpose(0, 1), states
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats over the scored positions, from zero states: float64 scalar.
@@ -102,8 +127,8 @@ class RecurrentLM(RecurrentLayerLM):
         Raises ValueError as `forward` does, and if the targets' shape, dtype or range is wrong.
         """
         check_targets_form(tokens_BT, targets_BT)
-        hidden_TBH, _ = self._hidden(tokens_BT, None)
-        logits_XV, targets_X = self._logits(hidden_TBH).flatten(0, 1), targets_BT.t().flatten()
+        output_TBH, _ = self._outputs(tokens_BT, None)
+        logits_XV, targets_X = self._logits(output_TBH).flatten(0, 1), targets_BT.t().flatten()
         if logits_XV.dtype in (torch.bfloat16, torch.float16):
             logits_XV = logits_XV.float()
         try:
@@ -161,44 +186,90 @@ class RecurrentLM(RecurrentLayerLM):
         return recurrent_logits(self._weights(perturbed=False), tokens_BT, carried), carried
 
     def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
-        tensors = tuple(self._as_recurrent())
+        tensors = [*self._as_recurrent(), *self._upper(), *self._norm()]
         offsets = flat_offsets(self) if perturbed else {}
-        return RecurrentWeights(self.cell, tuple(offsets.get(p, -1) for p in tensors), *tensors)
+        return RecurrentWeights.of(self.cell, [offsets.get(p, -1) for p in tensors], tensors, self.residual)
+
+    def _upper(self) -> tuple[Tensor, ...]:
+        """The weights of the layers after the first."""
+        if self.num_layers == 1:
+            return ()
+        return self.upper_input_weight, self.upper_recurrent_weight, self.upper_bias
+
+    def _norm(self) -> tuple[Tensor, ...]:
+        return (self.norm_weight, self.norm_bias) if self.layer_norm else ()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """See `RecurrentLayerLM.reset_parameters`. fan_in is H for the input projections of the layers after the first.
+
+        A layer norm starts with weight 1 and bias 0.
+        """
+        super().reset_parameters(generator)
+        if upper := self._upper():
+            input_weight, recurrent_weight, bias = upper
+            self._draw(input_weight, self.hidden_size, generator)
+            self._draw(recurrent_weight, self.head_dim, generator)
+            self._start_bias(bias.transpose(0, 1))
+        if self.layer_norm:
+            self.norm_weight.fill_(1.0)
+            self.norm_bias.zero_()
 
     def extra_repr(self) -> str:
         return (
             f"vocab_size={self.vocab_size}, embed_dim={self.embed_dim}, "
-            f"hidden_size={self.hidden_size}, num_heads={self.num_heads}"
+            f"hidden_size={self.hidden_size}, num_heads={self.num_heads}, num_layers={self.num_layers}, "
+            f"layer_norm={self.layer_norm}, residual={self.residual}"
         )
 
-    def _hidden(self, tokens_BT: Tensor, states: States | None) -> tuple[Tensor, States]:
-        """The hidden states after every token, [T, B, H], and all states after the last token."""
-        embedded_TBE = self._embed(tokens_BT)
-        batch_size = embedded_TBE.shape[1]
+    def _outputs(self, tokens_BT: Tensor, states: States | None) -> tuple[Tensor, States]:
+        """The outputs of the last layer after every token, [T, B, H], and all states after the last token."""
+        x_TBK = self._embed(tokens_BT)
+        batch_size = x_TBK.shape[1]
         if states is None:
             states = self.initial_states(batch_size)
         count = self._cell_shape().states
         if len(states) != count:
             raise ValueError(f"the cell {self.cell} has {count} states, but {len(states)} were given")
-        expected = [self.num_heads, batch_size, self.head_dim]
+        expected = [self.num_layers * self.num_heads, batch_size, self.head_dim]
         for name, state in zip("hc", states, strict=False):
             if list(state.shape) != expected:
-                raise ValueError(f"state {name} must have shape [N, B, D] = {expected}, not {list(state.shape)}")
+                raise ValueError(f"state {name} must have shape [L * N, B, D] = {expected}, not {list(state.shape)}")
 
+        last: list[States] = []
+        for layer in range(self.num_layers):
+            below_TBK, (x_TBK, heads) = x_TBK, self._run_layer(layer, x_TBK, states)
+            last += heads
+            if self.layer_norm:
+                x_TBK = F.layer_norm(x_TBK, x_TBK.shape[2:], self.norm_weight[layer], self.norm_bias[layer], NORM_EPS)
+            if self.residual and layer > 0:
+                x_TBK = x_TBK + below_TBK
+        return x_TBK, tuple(torch.cat(heads) for heads in zip(*last, strict=True))
+
+    def _run_layer(self, layer: int, x_TBK: Tensor, states: States) -> tuple[Tensor, list[States]]:
+        """The hidden states [T, B, H] of a layer after every input, and the states of each of its heads in the end."""
+        input_weight, recurrent_weight, bias = self.input_weight, self.recurrent_weight, self.bias
+        if layer > 0:
+            input_weight, recurrent_weight, bias = (weight[layer - 1] for weight in self._upper())
         # The heads share only the input, so each is a layer of its own. torch's layer is one fused call for all time
         # steps (oneDNN, cuDNN); a loop over time with one batched product per step takes 1.3 to 4 times as long.
-        outputs, last = zip(
-            *(
-                self._run_head(n, embedded_TBE, tuple(state[n : n + 1] for state in states))
-                for n in range(self.num_heads)
-            ),
-            strict=True,
-        )
-        return torch.cat(outputs, dim=-1), tuple(torch.cat(heads) for heads in zip(*last, strict=True))
+        outputs, last = [], []
+        for n in range(self.num_heads):
+            head = layer * self.num_heads + n
+            of_head = tuple(state[head : head + 1] for state in states)
+            output_TBD, after = self._run_head(input_weight[:, n], recurrent_weight[:, n], bias[:, n], x_TBK, of_head)
+            outputs.append(output_TBD)
+            last.append(after)
+        return torch.cat(outputs, dim=-1), last
 
     @abstractmethod
-    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
-        """Runs head n: hidden states [T, B, D] after every token, and the states after the last, each [1, B, D]."""
+    def _run_head(
+        self, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor, x_TBK: Tensor, states_1BD: States
+    ) -> tuple[Tensor, States]:
+        """Runs a head: hidden states [T, B, D] after every input, and the states after the last, each [1, B, D].
+
+        input_weight: [I, D, K]. recurrent_weight: [R, D, D]. bias: [G, D].
+        """
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings of the tokens, [T, B, E]. Raises ValueError if the tokens are wrong."""

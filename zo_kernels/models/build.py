@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container, Iterable
 
 import torch
 
@@ -15,6 +16,8 @@ from .memory import MemoryLM
 from .paper_dnc import PaperDNC
 
 _WITH_MEMORY: dict[str, type[MemoryLM]] = {"dnc": DNC, "paper-dnc": PaperDNC}
+
+_ONE_LAYER: dict[str, int | bool] = {"num_layers": 1, "layer_norm": False, "residual": False}
 
 MODEL_NAMES: tuple[str, ...] = (*MODELS, "slstm", *_WITH_MEMORY)
 """The names that `build_model` takes."""
@@ -44,6 +47,9 @@ def build_model(
     embed_dim: int,
     hidden_size: int,
     num_heads: int,
+    num_layers: int = 1,
+    layer_norm: bool = False,
+    residual: bool = False,
     memory_slots: int | None = None,
     memory_width: int | None = None,
     seed: int | None = None,
@@ -51,35 +57,57 @@ def build_model(
 ) -> LanguageModel:
     """Builds the float32 model with a name in MODEL_NAMES, or one that `find_model` finds.
 
-    The latter is called as `LSTM` is, and with memory_slots and memory_width if they are given.
+    The latter is called as `LSTM` is, with num_layers, layer_norm, residual, memory_slots and memory_width only if they
+    are given.
 
     hidden_size: size of all heads together; for a DNC, of its controller.
     num_heads: number of independent heads of the recurrent layer, which must divide hidden_size; for a DNC, number of
         read heads.
+    num_layers, layer_norm, residual: the layers of an LSTM, GRU or Elman model, as `RecurrentLM` has them. No other
+        model takes them.
     memory_slots, memory_width: size of a DNC's memory. A DNC needs both; no other model takes them.
     seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
         state; None uses that state.
 
     Raises ValueError if the name is unknown, a size is missing or not a positive integer, num_heads does not divide
-    hidden_size, or a model without memory is given a memory size.
+    hidden_size, or a model is given what it does not take.
     """
+    layers = {"num_layers": num_layers, "layer_norm": layer_norm, "residual": residual}
     memory = {"memory_slots": memory_slots, "memory_width": memory_width}
-    given = [option for option, size in memory.items() if size is not None]
+    given = {option: value for option, value in layers.items() if value != _ONE_LAYER[option]}
+    given |= {option: size for option, size in memory.items() if size is not None}
+    place = {"seed": seed, "device": device}
     if name not in MODEL_NAMES:
         own = find_model(name)
-        if unknown := [option for option in given if option not in inspect.signature(own).parameters]:
-            raise ValueError(f"the model {name} has no memory: leave {unknown[0]} out")
-        sizes = {option: memory[option] for option in given}
-        return call(name, own, vocab_size, embed_dim, hidden_size, num_heads, seed=seed, device=device, **sizes)
-    if not has_memory(name):
-        if given:
-            raise ValueError(f"the model {name} has no memory: leave {given[0]} out")
-        if name == "slstm":
-            return FlashLM(vocab_size, embed_dim, hidden_size, num_heads, cell=name, seed=seed, device=device)
-        return MODELS[name](vocab_size, embed_dim, hidden_size, num_heads, seed=seed, device=device)
-    if memory_slots is None or memory_width is None:
-        missing = next(option for option, size in memory.items() if size is None)
-        raise ValueError(f"the model {name} has a memory: give {missing} too")
-    return _WITH_MEMORY[name](
-        vocab_size, embed_dim, hidden_size, memory_slots, memory_width, num_heads, seed=seed, device=device
+        _refuse_unknown(name, given, inspect.signature(own).parameters)
+        return call(name, own, vocab_size, embed_dim, hidden_size, num_heads, **given, **place)
+    if has_memory(name):
+        _refuse_unknown(name, given, memory)
+        if memory_slots is None or memory_width is None:
+            missing = next(option for option, size in memory.items() if size is None)
+            raise ValueError(f"the model {name} has a memory: give {missing} too")
+        return _WITH_MEMORY[name](
+            vocab_size, embed_dim, hidden_size, memory_slots, memory_width, num_heads, seed=seed, device=device
+        )
+    if name == "slstm":
+        _refuse_unknown(name, given, ())
+        return FlashLM(vocab_size, embed_dim, hidden_size, num_heads, cell=name, seed=seed, device=device)
+    _refuse_unknown(name, given, layers)
+    return MODELS[name](
+        vocab_size,
+        embed_dim,
+        hidden_size,
+        num_heads,
+        num_layers=num_layers,
+        layer_norm=layer_norm,
+        residual=residual,
+        seed=seed,
+        device=device,
     )
+
+
+def _refuse_unknown(name: str, given: Iterable[str], taken: Container[str]) -> None:
+    for option in given:
+        if option not in taken:
+            what = "a single layer" if option in _ONE_LAYER else "no memory"
+            raise ValueError(f"the model {name} has {what}: leave {option} out")

@@ -1,4 +1,7 @@
-"""The language models LSTM, GRU and Elman, which differ in their cell."""
+"""The language models LSTM, GRU and Elman, which differ in their cell.
+
+The docstrings say what the first layer computes; in the others e is the output of the layer before.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,16 @@ class LSTM(RecurrentLM):
 
     cell = "lstm"
 
-    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
+    def _run_head(
+        self, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor, x_TBK: Tensor, states_1BD: States
+    ) -> tuple[Tensor, States]:
         weights = (
-            self.input_weight[:, n].flatten(0, 1),
-            self.recurrent_weight[:, n].flatten(0, 1),
-            self.bias[:, n].flatten(),
-            self.bias.new_zeros(4 * self.head_dim),
+            input_weight.flatten(0, 1),
+            recurrent_weight.flatten(0, 1),
+            bias.flatten(),
+            bias.new_zeros(bias.numel()),
         )
-        output_TBD, h_1BD, c_1BD = torch.lstm(embedded_TBE, states_1BD, weights, *_layer())
+        output_TBD, h_1BD, c_1BD = torch.lstm(x_TBK, states_1BD, weights, *_layer())
         return output_TBD, (h_1BD, c_1BD)
 
 
@@ -49,17 +54,19 @@ class GRU(RecurrentLM):
 
     cell = "gru"
 
-    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
-        g, r, z = self.recurrent_weight[:, n]
-        bias_g, bias_r, bias_z, bias_n = self.bias[:, n]
+    def _run_head(
+        self, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor, x_TBK: Tensor, states_1BD: States
+    ) -> tuple[Tensor, States]:
+        g, r, z = recurrent_weight
+        bias_g, bias_r, bias_z, bias_n = bias
         nothing = torch.zeros_like(bias_g)
         weights = (
-            self.input_weight[:, n].flatten(0, 1),
+            input_weight.flatten(0, 1),
             torch.cat((r, z, g)),
             torch.cat((bias_r, bias_z, bias_n)),
             torch.cat((nothing, nothing, bias_g)),
         )
-        output_TBD, h_1BD = torch.gru(embedded_TBE, states_1BD[0], weights, *_layer())
+        output_TBD, h_1BD = torch.gru(x_TBK, states_1BD[0], weights, *_layer())
         return output_TBD, (h_1BD,)
 
 
@@ -75,14 +82,11 @@ class Elman(RecurrentLM):
 
     cell = "elman"
 
-    def _run_head(self, n: int, embedded_TBE: Tensor, states_1BD: States) -> tuple[Tensor, States]:
-        weights = (
-            self.input_weight[0, n],
-            self.recurrent_weight[0, n],
-            self.bias[0, n],
-            torch.zeros_like(self.bias[0, n]),
-        )
-        output_TBD, h_1BD = torch.rnn_tanh(embedded_TBE, states_1BD[0], weights, *_layer())
+    def _run_head(
+        self, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor, x_TBK: Tensor, states_1BD: States
+    ) -> tuple[Tensor, States]:
+        weights = (input_weight[0], recurrent_weight[0], bias[0], torch.zeros_like(bias[0]))
+        output_TBD, h_1BD = torch.rnn_tanh(x_TBK, states_1BD[0], weights, *_layer())
         return output_TBD, (h_1BD,)
 
 

@@ -1,4 +1,4 @@
-"""Presets with the model sizes of Chaubard and Kochenderfer (arXiv 2505.17852), and DNCs of similar sizes."""
+"""Presets with the model sizes of Chaubard and Kochenderfer (arXiv 2505.17852), DNCs of similar sizes, and char-rnn."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Preset(NamedTuple):
     memory_slots: int | None
     memory_width: int | None
     parameters: int
+    num_layers: int = 1
 
 
 def _lstm(hidden_size: int, num_heads: int, parameters: int) -> Preset:
@@ -45,5 +46,7 @@ PRESETS: dict[str, Preset] = {
     "dnc-1m": _dnc("dnc", 256, 954_236),
     "dnc-3.5m": _dnc("dnc", 512, 3_471_228),
     "dnc-13m": _dnc("dnc", 1_024, 13_223_804),
+    # The default of Karpathy's char-rnn, but that the input projection of a token is the product of two matrices.
+    "char-rnn": Preset("lstm", 128, 128, 1, None, None, 288_868, num_layers=2),
 }
 """Presets by name. The task determines the vocabulary size."""

@@ -1,4 +1,4 @@
-"""Base class of the models with one recurrent layer of independent heads: sizes, states and initial parameters."""
+"""Base class of the models with recurrent layers of independent heads: sizes, states and initial parameters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from .language import LanguageModel, States, empty_for
 SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
 STATE_NAMES = ("h", "c", "n", "m")
 
+_PRODUCTS = ("input_weight", "recurrent_weight", "output_weight")
+"""How the names of the parameters end that multiply a vector per token."""
+
 
 class RecurrentLayerLM(LanguageModel):
-    """A language model with one recurrent layer of N independent heads.
+    """A language model with L recurrent layers of N independent heads.
 
-    The states are each [N, B, D]: the hidden state h, for an LSTM and sLSTM the cell state c, and for an sLSTM n and m.
-    `torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
+    The states are each [L * N, B, D], the heads of the first layer first: the hidden state h, for an LSTM and
+    sLSTM the cell state c, and for an sLSTM n and m.
+    For one layer `torch.stack(states).transpose(1, 2)[:, :, None]` is FlashRNN's `states` [S, B, 1, N, D].
     """
 
     batch_dim: ClassVar[int] = 1
@@ -30,13 +34,22 @@ class RecurrentLayerLM(LanguageModel):
     """Name of the cell in FlashRNN."""
 
     head_dim: int
+    num_layers: int
     input_weight: Tensor
     recurrent_weight: Tensor
     bias: Tensor
 
-    def _set_layer_sizes(self, vocab_size: int, embed_dim: int, hidden_size: int, num_heads: int) -> None:
+    def _set_layer_sizes(
+        self, vocab_size: int, embed_dim: int, hidden_size: int, num_heads: int, num_layers: int = 1
+    ) -> None:
         """Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size."""
-        self._set_sizes(vocab_size=vocab_size, embed_dim=embed_dim, hidden_size=hidden_size, num_heads=num_heads)
+        self._set_sizes(
+            vocab_size=vocab_size,
+            embed_dim=embed_dim,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            num_layers=num_layers,
+        )
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
         self.head_dim = hidden_size // num_heads
@@ -47,7 +60,7 @@ class RecurrentLayerLM(LanguageModel):
 
     @abstractmethod
     def _as_recurrent(self) -> list[Tensor]:
-        """The parameters, or views of them, in the layout of `RecurrentLM`."""
+        """The first six parameters, or views of them, in the layout of `RecurrentLM`."""
 
     @property
     def name(self) -> str:
@@ -62,11 +75,11 @@ class RecurrentLayerLM(LanguageModel):
     @cached_property
     def num_products(self) -> int:
         """Number of multiply-adds per token of a forward pass without a token table."""
-        return sum(p.numel() for p in (self.input_weight, self.recurrent_weight, self.output_weight))
+        return sum(p.numel() for name, p in self.named_parameters() if name.endswith(_PRODUCTS))
 
     def initial_states(self, batch_size: int) -> States:
-        """The zero states that sequences start from, each [N, B, D], in the order of `state_names`."""
-        shape = (self.num_heads, batch_size, self.head_dim)
+        """The zero states that sequences start from, each [L * N, B, D], in the order of `state_names`."""
+        shape = (self.num_layers * self.num_heads, batch_size, self.head_dim)
         return tuple(self.bias.new_zeros(shape) for _ in self.state_names)
 
     @torch.no_grad()
@@ -79,14 +92,18 @@ class RecurrentLayerLM(LanguageModel):
         """
         embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
         embedding.copy_(empty_for(embedding, generator).normal_(generator=generator))
-        for weight, fan_in in (
-            (input_weight, self.embed_dim),
-            (recurrent_weight, self.head_dim),
-            (output_weight, self.hidden_size),
-        ):
-            bound = 1 / math.sqrt(fan_in)
-            weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
+        self._draw(input_weight, self.embed_dim, generator)
+        self._draw(recurrent_weight, self.head_dim, generator)
+        self._draw(output_weight, self.hidden_size, generator)
         output_bias.zero_()
+        self._start_bias(bias)
+
+    def _draw(self, weight: Tensor, fan_in: int, generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(fan_in)
+        weight.copy_(empty_for(weight, generator).uniform_(-bound, bound, generator=generator))
+
+    def _start_bias(self, bias: Tensor) -> None:
+        """Sets biases of which the first dimension counts the gates."""
         bias.zero_()
         if self.cell in ("lstm", "slstm"):
             bias[1].fill_(1.0)

@@ -15,7 +15,8 @@ from ..errors import GridRangeError
 from .checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
 from .library import register
 
-_NAMES = RecurrentWeights._fields[2:]
+_ROUNDED = ("recurrent_weight", "output_weight", "upper_input_weight", "upper_recurrent_weight")
+"""The weights that multiply hidden states or outputs of layers."""
 
 
 @torch.no_grad()
@@ -40,21 +41,23 @@ def recurrent_nats(
         seeds: int64 [n], a CPU tensor.
         eps: finite; rounded to the weights' dtype (float32 for 16-bit weights).
         states: empty, to start from zeros, or the cell's states (h; h and c) before the first token, each
-            [n, 2, N, B, D] of dtype float32 (float64 for float64 weights). They are overwritten with the states after
-            the last token.
+            [n, 2, L * N, B, D] of dtype float32 (float64 for float64 weights). They are overwritten with the states
+            after the last token.
         precision: "float32", or "bfloat16" for twice the rate of products with the hidden state, on a processor that
-            has it (AVX512_BF16). Hidden states are then rounded to bfloat16, and recurrent and output weights to the
-            bfloat16 grid at |w| + eps, on which w + eps and w - eps are both exact (weights that are not perturbed, to
-            bfloat16). eps must be a power of two and at least 1/256 of the largest such |w| + eps. Float64 weights and
-            the reference backend stay exact.
+            has it (AVX512_BF16). Hidden states and outputs of layers are then rounded to bfloat16, and the weights
+            that multiply them to the bfloat16 grid at |w| + eps, on which w + eps and w - eps are both exact (weights
+            that are not perturbed, to bfloat16). eps must be a power of two and at least 1/256 of the largest such
+            |w| + eps. Float64 weights and the reference backend stay exact.
 
     Raises:
         RuntimeError: bfloat16 is not available here.
         GridRangeError: the weights are too large for bfloat16 at this eps.
         ValueError, TypeError: anything else does not fit. The states have not been written then.
     """
-    cell, offsets, *tensors = weights
-    return _recurrent_nats_op(tensors, cell, list(offsets), tokens, targets, seeds, float(eps), list(states), precision)
+    cell, offsets, tensors, residual = weights.cell, list(weights.offsets), list(weights.tensors), weights.residual
+    return _recurrent_nats_op(
+        tensors, cell, offsets, tokens, targets, seeds, float(eps), list(states), precision, residual
+    )
 
 
 @torch.no_grad()
@@ -67,11 +70,11 @@ def recurrent_score(
     on the CPU. The arithmetic is that of `recurrent_nats`.
 
     tokens: int64 or int32 [B, T]. targets: int64 [B, T], -100 for a position that is not scored. states: the cell's
-    states before the first token, each [N, B, D] of float32 (float64 for float64 weights). They are overwritten with
-    the states after the last token. Raises as `recurrent_nats` does.
+    states before the first token, each [L * N, B, D] of float32 (float64 for float64 weights). They are overwritten
+    with the states after the last token. Raises as `recurrent_nats` does.
     """
-    cell, _, *tensors = weights
-    nats, correct = _recurrent_score_op(tensors, cell, tokens, targets, list(states))
+    tensors, residual = list(weights.tensors), weights.residual
+    nats, correct = _recurrent_score_op(tensors, weights.cell, tokens, targets, list(states), residual)
     return nats, correct
 
 
@@ -79,47 +82,55 @@ def recurrent_score(
 def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
     """Returns logits [B, V] after the last of tokens [B, T], float32 (float64 for float64 weights).
 
-    states: the cell's states before the first token, each [N, B, D] of the logits' dtype. They are overwritten with the
-    states after the last token. Raises as `recurrent_nats` does.
+    states: the cell's states before the first token, each [L * N, B, D] of the logits' dtype. They are overwritten with
+    the states after the last token. Raises as `recurrent_nats` does.
     """
-    cell, _, *tensors = weights
-    return _recurrent_logits_op(tensors, cell, tokens, list(states))
+    return _recurrent_logits_op(list(weights.tensors), weights.cell, tokens, list(states), weights.residual)
 
 
-def _check_weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int]) -> RecurrentWeights:
+def _check_weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int], residual: bool) -> RecurrentWeights:
     """The op's arguments as weights, once all of them fit each other."""
     if cell not in CELLS:
         raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
-    if len(tensors) != 6 or len(offsets) != 6:
-        raise ValueError(f"there are six weights with an offset each, not {len(tensors)} with {len(offsets)}")
-    embedding, _, _, bias, _, _ = tensors
+    weights = RecurrentWeights.of(cell, offsets, tensors, residual)
+    embedding, bias, upper = weights.embedding, weights.bias, weights.upper_bias
     if bias.dim() != 3 or embedding.dim() != 2:
         raise ValueError("embedding must be [V, E] and bias [G, N, D]")
+    if upper is not None and (upper.dim() != 4 or len(upper) == 0):
+        raise ValueError("upper_bias must be [L - 1, G, N, D]")
+    if residual and weights.num_layers == 1:
+        raise ValueError("residual connections need a second layer")
     (vocab, embed), (_, heads, dim), shape = embedding.shape, bias.shape, CELLS[cell]
-    expected = (
-        (vocab, embed),
-        (shape.input_rows, heads, dim, embed),
-        (shape.recurrent_rows, heads, dim, dim),
-        (shape.biases, heads, dim),
-        (vocab, heads * dim),
-        (vocab,),
-    )
+    above, hidden = weights.num_layers - 1, heads * dim
+    sizes = {
+        "embedding": (vocab, embed),
+        "input_weight": (shape.input_rows, heads, dim, embed),
+        "recurrent_weight": (shape.recurrent_rows, heads, dim, dim),
+        "bias": (shape.biases, heads, dim),
+        "output_weight": (vocab, hidden),
+        "output_bias": (vocab,),
+        "upper_input_weight": (above, shape.input_rows, heads, dim, hidden),
+        "upper_recurrent_weight": (above, shape.recurrent_rows, heads, dim, dim),
+        "upper_bias": (above, shape.biases, heads, dim),
+        "norm_weight": (weights.num_layers, hidden),
+        "norm_bias": (weights.num_layers, hidden),
+    }
     dtype, device = bias.dtype, bias.device
-    for name, x, size, offset in zip(_NAMES, tensors, expected, offsets, strict=True):
-        if x.shape != size:
-            raise ValueError(f"{name} must have shape {list(size)}, not {list(x.shape)}")
+    for name, x, offset in zip(weights.names, tensors, offsets, strict=True):
+        if x.shape != sizes[name]:
+            raise ValueError(f"{name} must have shape {list(sizes[name])}, not {list(x.shape)}")
         if x.dtype != dtype or x.device != device:
             raise ValueError(f"{name} is {x.dtype} on {x.device}, but bias {dtype} on {device}")
         check_tensor(x, name)
         if offset != -1:
             check_offset(offset, x.numel())
-    return RecurrentWeights(cell, tuple(offsets), *tensors)
+    return weights
 
 
 def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: tuple[int, ...], batch: int) -> None:
     (_, heads, dim), device = weights.bias.shape, weights.bias.device
     wide = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    expected, count = [*leading, heads, batch, dim], CELLS[weights.cell].states
+    expected, count = [*leading, weights.num_layers * heads, batch, dim], CELLS[weights.cell].states
     if len(states) != count:
         raise ValueError(f"the cell {weights.cell} has {count} states, but {len(states)} were given")
     for name, state in zip("hc", states, strict=False):
@@ -180,6 +191,7 @@ def _recurrent_nats_fake(
     eps: float,
     states: Sequence[Tensor],
     precision: str,
+    residual: bool = False,
 ) -> Tensor:
     _check_meta(weights, states, tokens=tokens, targets=targets, seeds=seeds)
     return torch.empty(seeds.shape[0], 2, dtype=torch.float64, device=seeds.device)
@@ -195,8 +207,9 @@ def _recurrent_nats(
     eps: float,
     states: Sequence[Tensor],
     precision: str,
+    residual: bool = False,
 ) -> Tensor:
-    checked = _check_weights(weights, cell, offsets)
+    checked = _check_weights(weights, cell, offsets, residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     check_targets(tokens, targets, vocab_size)
@@ -208,7 +221,7 @@ def _recurrent_nats(
     backend = backend_for(device.type)
     if precision != "float32":  # which all backends have
         check_precision(backend, precision)
-        check_bfloat16({name: getattr(checked, name) for name in ("recurrent_weight", "output_weight")}, eps)
+        check_bfloat16({name: getattr(checked, name) for name in checked.names if name in _ROUNDED}, eps)
     nats = backend.recurrent_nats(
         checked,
         tokens.to(device, torch.int64).contiguous(),
@@ -222,13 +235,17 @@ def _recurrent_nats(
     return nats
 
 
-def _recurrent_logits_fake(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+def _recurrent_logits_fake(
+    weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor], residual: bool = False
+) -> Tensor:
     _check_meta(weights, states, tokens=tokens)
     return states[0].new_empty(tokens.shape[0], weights[0].shape[0])
 
 
-def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
-    checked = _check_weights(weights, cell, [-1] * 6)
+def _recurrent_logits(
+    weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor], residual: bool = False
+) -> Tensor:
+    checked = _check_weights(weights, cell, [-1] * len(weights), residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     _check_states(checked, states, (), len(tokens))
@@ -238,7 +255,12 @@ def _recurrent_logits(weights: Sequence[Tensor], cell: str, tokens: Tensor, stat
 
 
 def _recurrent_score_fake(
-    weights: Sequence[Tensor], cell: str, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    weights: Sequence[Tensor],
+    cell: str,
+    tokens: Tensor,
+    targets: Tensor,
+    states: Sequence[Tensor],
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
     _check_meta(weights, states, tokens=tokens, targets=targets)
     device = "meta" if weights[0].is_meta else "cpu"
@@ -246,9 +268,14 @@ def _recurrent_score_fake(
 
 
 def _recurrent_score(
-    weights: Sequence[Tensor], cell: str, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    weights: Sequence[Tensor],
+    cell: str,
+    tokens: Tensor,
+    targets: Tensor,
+    states: Sequence[Tensor],
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    checked = _check_weights(weights, cell, [-1] * 6)
+    checked = _check_weights(weights, cell, [-1] * len(weights), residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     check_targets(tokens, targets, vocab_size)
@@ -262,18 +289,18 @@ def _recurrent_score(
 
 _recurrent_nats_op = register(
     "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
-    "float eps, Tensor(a!)[] states, str precision) -> Tensor",
+    "float eps, Tensor(a!)[] states, str precision, bool residual=False) -> Tensor",
     _recurrent_nats,
     _recurrent_nats_fake,
 )
 _recurrent_score_op = register(
-    "recurrent_score(Tensor[] weights, str cell, Tensor tokens, Tensor targets, Tensor(a!)[] states) -> "
-    "(Tensor, Tensor)",
+    "recurrent_score(Tensor[] weights, str cell, Tensor tokens, Tensor targets, Tensor(a!)[] states, "
+    "bool residual=False) -> (Tensor, Tensor)",
     _recurrent_score,
     _recurrent_score_fake,
 )
 _recurrent_logits_op = register(
-    "recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states) -> Tensor",
+    "recurrent_logits(Tensor[] weights, str cell, Tensor tokens, Tensor(a!)[] states, bool residual=False) -> Tensor",
     _recurrent_logits,
     _recurrent_logits_fake,
 )

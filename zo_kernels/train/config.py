@@ -112,6 +112,9 @@ _ADDED: dict[str, Any] = {
     "input": None,
     "target": None,
     "allow_import": False,
+    "num_layers": 1,
+    "layer_norm": False,
+    "residual": False,
 }
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 

@@ -138,6 +138,7 @@ def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:
         embed_dim=preset.embed_dim,
         hidden_size=preset.hidden_size,
         num_heads=preset.num_heads,
+        num_layers=preset.num_layers,
         memory_slots=preset.memory_slots,
         memory_width=preset.memory_width,
     )

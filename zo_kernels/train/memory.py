@@ -30,7 +30,8 @@ def check_memory(config: TrainConfig, build: Callable[[], LanguageModel], device
     """
     model = _parameter_bytes(build) * (1 if config.solver == "zo" else _COPIES[config.optimizer])
     rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
-    states = 4 * rows * (config.hidden_size + (config.memory_slots or 0) * (config.memory_width or 0))
+    units = config.num_layers * config.hidden_size + (config.memory_slots or 0) * (config.memory_width or 0)
+    states = 4 * rows * units
     free = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
     sizes = ", ".join(flag(name) for name in ("hidden_size", "embed_dim"))
     _compare(model, free, f"the model and what {config.solver} keeps of it", f"lower {sizes}")

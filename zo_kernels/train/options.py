@@ -136,6 +136,12 @@ class ModelOptions:
     """Size of the hidden state, all heads together. For a DNC, that of its controller."""
     num_heads: int = 1
     """Heads, or blocks of the block-diagonal recurrence; they must divide --hidden-size. For a DNC, its read heads."""
+    num_layers: int = 1
+    """Recurrent layers, each of --hidden-size (lstm, gru and elman only)."""
+    layer_norm: bool = False
+    """Normalize the output of each layer (lstm, gru and elman only)."""
+    residual: bool = False
+    """Add the input of each layer after the first to its output (lstm, gru and elman only)."""
     memory_slots: Annotated[int | None, option("INT", "DNCs only")] = None
     """Rows of the memory."""
     memory_width: Annotated[int | None, option("INT", "DNCs only")] = None

@@ -33,11 +33,19 @@ def print_header(console: Console, run: Run, backend: str, processes: int = 1, d
     for line in (
         f"task    {config.task}: {task.vocab_size} different tokens{kind}; losses in nats per token ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
-        f"hidden size {config.hidden_size}, {_count(config.num_heads, 'head')}",
+        + _layers(config),
         f"step    {_step(config)} on a batch of {config.batch_size}, {_learning_rate(config)}",
         f"run     {_count(config.steps, 'step')}, seed {config.seed}, on {where} ({details}), backend {backend}",
     ):
         console.print(line)
+
+
+def _layers(config: TrainConfig) -> str:
+    words = [f"hidden size {config.hidden_size}", _count(config.num_heads, "head")]
+    if config.num_layers > 1:
+        words.insert(0, _count(config.num_layers, "layer"))
+    words += ["layer norm"] * config.layer_norm + ["residual connections"] * config.residual
+    return ", ".join(words)
 
 
 def _count(number: int, what: str) -> str:

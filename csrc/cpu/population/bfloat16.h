@@ -21,6 +21,12 @@ ZO_INLINE F32 pack(const F32 (&hidden)[kDepth]) {
   return reinterpret_cast<F32>(_mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
 }
 
+ZO_INLINE void unpack(F32 word, F32 (&hidden)[kDepth]) {
+  const U32 bits = reinterpret_cast<U32>(word);
+  hidden[0] = reinterpret_cast<F32>(bits << 16);
+  hidden[1] = reinterpret_cast<F32>(bits & 0xffff0000u);
+}
+
 // The units of consecutive lanes as consecutive words.
 ZO_INLINE void store_words(float* to, F32 hidden) {
   const __m256bh words = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(hidden));

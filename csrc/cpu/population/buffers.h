@@ -11,8 +11,6 @@
 
 namespace zo::cpu {
 
-constexpr int64_t kAlignment = 64;
-
 // Hands out parts of one allocation, each aligned to whole vectors. Without an allocation it only counts.
 class Carver {
  public:

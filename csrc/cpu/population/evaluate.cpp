@@ -14,36 +14,43 @@ namespace zo::cpu {
 
 void carve(Carver& carver, const OwnedPlan& plan, Member& m) {
   const int64_t rows = (plan.max_table_rows + plan.tile_lanes - 1) / plan.tile_lanes * plan.tile_lanes;
-  // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
-  const int64_t position = plan.args->num_heads * plan.padded_words();
-  const int64_t beyond = plan.wide ? 0 : (plan.tile_lanes + 1) * position + plan.lanes;
-  m.embedded = carver.take<float>(rows * plan.args->embed_dim);
+  const PopulationArgs& args = *plan.args;
+  const bool reads_blocks = plan.delivers || !plan.wide;
+  const int64_t buffers = args.residual ? 2 : reads_blocks ? 1 : 0;  // a sum of inputs and outputs needs both
+  m.embedded = carver.take<float>(rows * args.embed_dim);
   m.table = carver.take<float>(plan.max_table_rows * plan.table_stride());
-  m.hidden = carver.take<float>((plan.chunk_steps + 1) * plan.slot_size() + beyond);
-  m.cell = carver.take<float>(plan.has_cell ? plan.cell_size() : 0);
-  m.blocks = carver.take<float>(plan.wide ? 0 : plan.chunk_blocks * plan.tile_lanes * plan.hidden_words());
+  m.lifted = carver.take<float>(args.num_layers > 1 ? plan.chunk_steps * plan.batch_lanes * plan.table_stride() : 0);
+  m.hidden = carver.take<float>(args.num_layers * plan.hidden_stride);
+  m.cell = carver.take<float>(args.num_layers * plan.cell_stride);
+  m.outputs = carver.take<float>(buffers * plan.outputs_size());
   m.maximum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.sum = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
   m.at_target = carver.take<float>(plan.chunk_blocks * plan.tile_lanes);
-  m.leads = carver.take<bool>(plan.args->correct ? plan.chunk_blocks * plan.tile_lanes : 0);
-  m.correct = carver.take<int64_t>(plan.args->correct ? plan.chunk_blocks : 0);
+  m.leads = carver.take<bool>(args.correct ? plan.chunk_blocks * plan.tile_lanes : 0);
+  m.correct = carver.take<int64_t>(args.correct ? plan.chunk_blocks : 0);
   m.nats = carver.take<double>(plan.chunk_blocks);
 }
 
 void carve(Carver& carver, const OwnedPlan& plan, Scratch& s) {
   const PopulationArgs& args = *plan.args;
   const int64_t panel_units = plan.wide || plan.panel_units < args.head_dim ? plan.panel_units : plan.padded_dim;
-  s.input_panel = carver.take<float>(plan.cell.input_rows * plan.table_units * args.embed_dim + plan.lanes);
+  const bool lifts = args.num_layers > 1;
   const int64_t beyond = 2 * plan.lanes;  // panels are written in whole vectors
+  const int64_t most_units = lifts ? std::max(plan.table_units, plan.lift_units) : plan.table_units;
+  const int64_t lifting = lifts ? plan.lift_units * plan.hidden_words() : 0;
+  s.input_panel =
+      carver.take<float>(plan.cell.input_rows * std::max(plan.table_units * args.embed_dim, lifting) + beyond);
   s.recurrent_panel =
       carver.take<float>(plan.panel_heads * plan.cell.recurrent_rows * panel_units * plan.head_words + beyond);
   s.output_panel = carver.take<float>(plan.panel_rows * plan.hidden_words() + plan.padded(plan.panel_rows) + beyond);
-  const int64_t unpacked = std::max(panel_units * args.head_dim, plan.panel_rows * plan.hidden_size);
+  const int64_t unpacked = std::max(
+      {panel_units * args.head_dim, plan.panel_rows * plan.hidden_size, lifts ? plan.lift_units * plan.hidden_size : 0});
   s.unpacked = carver.take<float>(plan.depth > 1 ? unpacked + beyond : 0);
   s.rows = carver.take<float>(std::max(plan.lanes * std::max(plan.padded(args.embed_dim), plan.padded_dim) + beyond,
-                                       plan.cell.rows * plan.table_units + plan.lanes));
-  s.products = carver.take<float>(std::max(plan.panel_rows, plan.cell.rows * plan.table_units) * plan.tile_lanes);
+                                       plan.cell.rows * most_units + plan.lanes));
+  s.products = carver.take<float>(std::max(plan.panel_rows, plan.cell.rows * most_units) * plan.tile_lanes);
   s.pre = carver.take<float>(plan.lanes * plan.tile_lanes);
+  s.norm = carver.take<float>(args.layer_norm ? 2 * plan.padded(plan.hidden_size) : 0);
 }
 
 namespace {
@@ -138,11 +145,28 @@ class Evaluation {
     const Scratch* scratch;
   };
 
-  // f(member, scratch, first, last) over `items` items of each member.
+  // A member as one of its layers sees it.
+  Member at_layer(const Member& m, int64_t layer) const {
+    Member view = m;
+    view.layer = plan_.layers + layer;
+    view.table = layer == 0 ? m.table : m.lifted;
+    view.hidden = m.hidden + layer * plan_.hidden_stride;
+    view.cell = m.cell + layer * plan_.cell_stride;
+    view.outputs = outputs_of(m, layer);
+    view.inputs = layer == 0 ? nullptr : outputs_of(m, layer - 1);
+    return view;
+  }
+
+  float* outputs_of(const Member& m, int64_t layer) const {
+    if (plan_.wide && !plan_.delivers) return m.hidden + layer * plan_.hidden_stride + plan_.slot_size();
+    return m.outputs + (args_.residual ? layer % 2 : 0) * plan_.outputs_size();
+  }
+
+  // f(member at a layer, scratch, first, last) over `items` items of each member.
   template <class F>
-  void share_out(const Team& team, int64_t items, F f) {
+  void share_out(const Team& team, int64_t layer, int64_t items, F f) {
     if (team.scratch) {
-      for (int64_t i = 0; i < team.count; ++i) f(team.members[i], *team.scratch, int64_t{0}, items);
+      for (int64_t i = 0; i < team.count; ++i) f(at_layer(team.members[i], layer), *team.scratch, int64_t{0}, items);
       return;
     }
     parallel_for(team.count * items, 1, [&](int64_t first, int64_t last) {
@@ -150,7 +174,7 @@ class Evaluation {
       while (first < last) {
         const int64_t member = first / items;
         const int64_t end = std::min(last, (member + 1) * items);
-        f(team.members[member], scratch->buffers, first - member * items, end - member * items);
+        f(at_layer(team.members[member], layer), scratch->buffers, first - member * items, end - member * items);
         first = end;
       }
       scratch_.give_back(std::move(scratch));
@@ -162,38 +186,54 @@ class Evaluation {
     size_t span = 0;
     for (int64_t chunk = 0; chunk < plan_.num_chunks; ++chunk) {
       if (chunk == plan_.spans[span].first_chunk) make_table(team, plan_.spans[span]);
-      const int64_t items = args_.num_heads * plan_.tiles();
-      share_out(team, items, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
-        isa_.recurrence(plan_, m, scratch, chunk, first, last);
-      });
+      for (int64_t layer = 0; layer < args_.num_layers; ++layer) run_layer(team, layer, chunk);
       score(team, chunk);
       if (chunk + 1 == plan_.spans[span].last_chunk) ++span;
       const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
-      for (int64_t i = 0; i < team.count; ++i) {
-        float* hidden = team.members[i].hidden;
-        std::memcpy(hidden, hidden + steps * plan_.slot_size(), static_cast<size_t>(plan_.slot_size()) * sizeof(float));
-      }
+      for (int64_t i = 0; i < team.count; ++i)
+        for (int64_t layer = 0; layer < args_.num_layers; ++layer) {
+          float* hidden = team.members[i].hidden + layer * plan_.hidden_stride;
+          std::memcpy(hidden, hidden + steps * plan_.slot_size(),
+                      static_cast<size_t>(plan_.slot_size()) * sizeof(float));
+        }
     }
-    for (int64_t i = 0; i < team.count; ++i) end(team.members[i], team.first + i);
+    for (int64_t i = 0; i < team.count; ++i) end(team.members[i]);
+  }
+
+  void run_layer(const Team& team, int64_t layer, int64_t chunk) {
+    if (layer > 0) {
+      const int64_t unit_blocks = args_.num_heads * ((args_.head_dim + plan_.lift_units - 1) / plan_.lift_units);
+      share_out(team, layer, unit_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+        isa_.lift(plan_, m, scratch, chunk, first, last);
+      });
+    }
+    const int64_t items = args_.num_heads * plan_.tiles();
+    share_out(team, layer, items, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      isa_.recurrence(plan_, m, scratch, chunk, first, last);
+    });
+    if (!plan_.delivers) return;
+    share_out(team, layer, plan_.blocks(chunk), [&](const Member& m, const Scratch& scratch, int64_t first,
+                                                    int64_t last) {
+      isa_.deliver(plan_, m, scratch, chunk, first, last);
+    });
   }
 
   void make_table(const Team& team, const Span& span) {
     const int64_t row_blocks = (span.num_rows + plan_.tile_lanes - 1) / plan_.tile_lanes;
     const int64_t unit_blocks = args_.num_heads * ((args_.head_dim + plan_.table_units - 1) / plan_.table_units);
-    share_out(team, row_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+    share_out(team, 0, row_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
       isa_.embed(plan_, m, scratch, span, first, last);
     });
-    share_out(team, unit_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+    share_out(team, 0, unit_blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
       isa_.project(plan_, m, scratch, span, first, last);
     });
   }
 
   void score(const Team& team, int64_t chunk) {
     const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
-    const int64_t blocks = plan_.wide ? steps * plan_.tiles()
-                                      : (steps * plan_.batch_lanes + plan_.tile_lanes - 1) / plan_.tile_lanes;
+    const int64_t blocks = plan_.blocks(chunk), top = args_.num_layers - 1;
     if (args_.targets) {
-      share_out(team, blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
+      share_out(team, top, blocks, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
         isa_.output(plan_, m, scratch, chunk, first, last, nullptr);
       });
       for (int64_t i = 0; i < team.count; ++i)
@@ -205,40 +245,53 @@ class Evaluation {
     if (args_.logits && chunk + 1 == plan_.num_chunks) {
       const int64_t last_positions = (steps - 1) * plan_.batch_lanes;
       const int64_t first_block = plan_.wide ? plan_.tiles() * (steps - 1) : last_positions / plan_.tile_lanes;
-      share_out(team, blocks - first_block, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
-        const int64_t index = team.first + (&m - team.members);
+      share_out(team, top, blocks - first_block, [&](const Member& m, const Scratch& scratch, int64_t first, int64_t last) {
         isa_.output(plan_, m, scratch, chunk, first_block + first, first_block + last,
-                    args_.logits + index * args_.batch_size * args_.vocab_size);
+                    args_.logits + m.index * args_.batch_size * args_.vocab_size);
       });
     }
   }
 
   void begin(Member& m, int64_t index) {
+    m.index = index;
     m.seed = args_.seeds[index / args_.num_signs];
     m.eps = static_cast<float>(index % args_.num_signs == 0 ? args_.eps : -args_.eps);
     args_.nats[index] = 0.0;
     if (args_.correct) args_.correct[index] = 0;
-    std::memset(m.hidden, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
-    if (plan_.has_cell) std::memset(m.cell, 0, static_cast<size_t>(plan_.cell_size()) * sizeof(float));
-    if (!args_.h) return;
-    const float* h = args_.h + index * plan_.hidden_size * args_.batch_size;
-    const float* c = plan_.cell.has_cell_state ? args_.c + index * plan_.hidden_size * args_.batch_size : h;
-    const HiddenUnit hidden = {plan_, m.hidden};
-    for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t outer) {
-      hidden.set(word, unit, h[outer]);
-      if (plan_.has_cell) m.cell[cell] = c[outer];
-    });
+    for (int64_t layer = 0; layer < args_.num_layers; ++layer) {
+      const Member view = at_layer(m, layer);
+      std::memset(view.hidden, 0, static_cast<size_t>(plan_.slot_size()) * sizeof(float));
+      if (plan_.has_cell) std::memset(view.cell, 0, static_cast<size_t>(plan_.cell_size()) * sizeof(float));
+      if (!args_.h) continue;
+      const States outer = outer_states(m, layer);
+      const HiddenUnit hidden = {plan_, view.hidden};
+      for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t element) {
+        hidden.set(word, unit, outer.h[element]);
+        if (plan_.has_cell) view.cell[cell] = outer.c[element];
+      });
+    }
   }
 
-  void end(const Member& m, int64_t index) {
-    if (!args_.h) return;
-    float* h = args_.h + index * plan_.hidden_size * args_.batch_size;
-    float* c = plan_.cell.has_cell_state ? args_.c + index * plan_.hidden_size * args_.batch_size : h;
-    const HiddenUnit hidden = {plan_, m.hidden};
-    for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t outer) {
-      h[outer] = hidden.get(word, unit);
-      if (plan_.has_cell) c[outer] = m.cell[cell];
-    });
+  void end(const Member& m) {
+    for (int64_t layer = 0; args_.h && layer < args_.num_layers; ++layer) {
+      const Member view = at_layer(m, layer);
+      const States outer = outer_states(m, layer);
+      const HiddenUnit hidden = {plan_, view.hidden};
+      for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t element) {
+        outer.h[element] = hidden.get(word, unit);
+        if (plan_.has_cell) outer.c[element] = view.cell[cell];
+      });
+    }
+  }
+
+  // A layer's [N, B, D] of a member in the caller's arrays; c is h where the cell has no state of its own.
+  struct States {
+    float *h, *c;
+  };
+
+  States outer_states(const Member& m, int64_t layer) const {
+    const int64_t first = (m.index * args_.num_layers + layer) * plan_.hidden_size * args_.batch_size;
+    return {args_.h + first, (plan_.cell.has_cell_state ? args_.c : args_.h) + first};
   }
 
   const OwnedPlan& plan_;

@@ -7,6 +7,8 @@ ZO_INLINE F32 multiply_add(F32 weight, F32 hidden, F32 sum) { return fma(weight,
 // The word of each lane.
 ZO_INLINE F32 pack(const F32 (&hidden)[kDepth]) { return hidden[0]; }
 
+ZO_INLINE void unpack(F32 word, F32 (&hidden)[kDepth]) { hidden[0] = word; }
+
 // The units of consecutive lanes as consecutive words.
 ZO_INLINE void store_words(float* to, F32 hidden) { store(to, hidden); }
 

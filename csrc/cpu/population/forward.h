@@ -12,4 +12,6 @@
 
 #include "recurrence.h"
 
+#include "layers.h"
+
 #include "output.h"

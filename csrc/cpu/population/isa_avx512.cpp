@@ -24,6 +24,7 @@ namespace {
 }  // namespace
 
 extern const PopulationKernels kAvx512PopulationKernels = {
-    kLanes, kTileVectors * kLanes, kRowTile, kDepth, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+    kLanes,         kTileVectors * kLanes, kRowTile,    kDepth,       embed_kernel,
+    project_kernel, recurrence_kernel,     deliver_kernel, lift_kernel, output_kernel};
 
 }  // namespace zo::cpu

@@ -25,6 +25,7 @@ namespace {
 }  // namespace
 
 extern const PopulationKernels kAvx512BFloat16PopulationKernels = {
-    kLanes, kTileVectors * kLanes, kRowTile, kDepth, embed_kernel, project_kernel, recurrence_kernel, output_kernel};
+    kLanes,         kTileVectors * kLanes, kRowTile,    kDepth,       embed_kernel,
+    project_kernel, recurrence_kernel,     deliver_kernel, lift_kernel, output_kernel};
 
 }  // namespace zo::cpu

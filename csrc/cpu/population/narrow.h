@@ -63,13 +63,14 @@ void step_all(const Plan& plan, const Member& m, const float* panel, int64_t chu
   const int64_t N = plan.args->num_heads;
   const int64_t slot = step - plan.first_step(chunk);
   const NarrowStep s = {panel, last - first, plan.head_words, plan.padded_dim};
+  const int32_t* table_rows = plan.table_rows(*m.layer, chunk, step);
   for (int64_t b = 0; b < B;) {
     const int count = B - b >= 4 ? 4 : B - b >= 2 ? 2 : 1;
     const float *table[4], *previous[4];
     float *hidden[4], *cell[4];
     for (int i = 0; i < count; ++i) {
       const int64_t at = ((b + i) * N + head) * plan.padded_words();
-      table[i] = m.table + plan.table_row[step * B + b + i] * plan.table_stride() + head * plan.head_columns;
+      table[i] = m.table + table_rows[b + i] * plan.table_stride() + head * plan.head_columns;
       previous[i] = m.hidden + slot * plan.slot_size() + at;
       hidden[i] = m.hidden + (slot + 1) * plan.slot_size() + at;
       cell[i] = m.cell + ((b + i) * N + head) * plan.padded_dim;
@@ -91,8 +92,8 @@ void make_narrow_panel(const Plan& plan, const Member& m, const Scratch& scratch
     for (int64_t unit = first; unit < last; unit += kLanes) {
       const int64_t units = D - unit < kLanes ? D - unit : kLanes;
       for (int i = 0; i < units; ++i)
-        perturb_words(plan, plan.args->recurrent_weight, ((r * N + head) * D + unit + i) * D, 1, D, m.eps, signs[r],
-                      scratch.unpacked, scratch.rows + i * plan.padded_dim);
+        perturb_words(plan, m.layer->recurrent_weight, m.layer->first_recurrent + ((r * N + head) * D + unit + i) * D,
+                      1, D, m.eps, signs[r], scratch.unpacked, scratch.rows + i * plan.padded_dim);
       for (int64_t i = units; i < kLanes; ++i)
         __builtin_memset(scratch.rows + i * plan.padded_dim, 0, static_cast<uint64_t>(plan.head_words) * sizeof(float));
       for (int64_t k = 0; k < plan.head_words; k += kLanes)
@@ -127,7 +128,7 @@ void narrow_recurrence(const Plan& plan, const Member& m, const Scratch& scratch
   }
 }
 
-// blocks[block][word][lane] for position blocks [first, last) of a chunk.
+// outputs[block][word][lane] = the hidden states, for position blocks [first, last) of a chunk.
 void transpose_states(const Plan& plan, const Member& m, int64_t chunk, int64_t first_block, int64_t last_block) {
   const int64_t N = plan.args->num_heads, words = plan.head_words, sequence = N * plan.padded_words();
   const int64_t positions = (plan.last_step(chunk) - plan.first_step(chunk)) * plan.args->batch_size;
@@ -135,7 +136,7 @@ void transpose_states(const Plan& plan, const Member& m, int64_t chunk, int64_t 
   for (int64_t block = first_block; block < last_block; ++block) {
     const int64_t first = block * plan.tile_lanes;
     const int width = plan.width(positions - first);
-    float* to = m.blocks + first * plan.hidden_words();
+    float* to = m.outputs + first * plan.hidden_words();
     for (int lane = 0; lane < width; lane += kLanes) {
       for (int64_t n = 0; n < N; ++n) {
         for (int64_t k = 0; k < words; k += kLanes)

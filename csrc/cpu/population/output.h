@@ -44,26 +44,6 @@ ZO_INLINE int64_t correct_of_block(const int32_t* target, int count, const float
   return correct;
 }
 
-struct PositionBlock {
-  const float* hidden;  // [word][width]
-  int64_t position;     // its first position, counted over steps and lanes of the whole context
-  int width, count;     // lanes, and how many of them are positions
-};
-
-ZO_INLINE PositionBlock position_block(const Plan& plan, const Member& m, int64_t chunk, int64_t block) {
-  const int64_t first = plan.first_step(chunk) * plan.batch_lanes;
-  if (plan.wide) {
-    const int64_t slot = block / plan.tiles(), lane = block % plan.tiles() * plan.tile_lanes;
-    const int width = plan.width(plan.batch_lanes - lane);
-    return {m.hidden + (slot + 1) * plan.slot_size() + lane * plan.hidden_words(),
-            first + slot * plan.batch_lanes + lane, width, width};
-  }
-  const int64_t lane = block * plan.tile_lanes;
-  const int64_t left = (plan.last_step(chunk) - plan.first_step(chunk)) * plan.batch_lanes - lane;
-  const int width = plan.width(left);
-  return {m.blocks + lane * plan.hidden_words(), first + lane, width, left < width ? static_cast<int>(left) : width};
-}
-
 // Consumes a block's logits of vocabulary rows [first, first + rows).
 ZO_INLINE void score_panel(const Plan& plan, const Member& m, const PositionBlock& b, int64_t block, int64_t first,
                            int64_t rows, const float* logits) {
@@ -107,7 +87,7 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
   const int64_t words = plan.hidden_words();
   float* bias = scratch.output_panel + plan.panel_rows * words;
   SignReader weight_signs(m.seed), bias_signs(m.seed);
-  if (!plan.wide) transpose_states(plan, m, chunk, first_block, last_block);
+  if (!plan.wide && !plan.delivers) transpose_states(plan, m, chunk, first_block, last_block);
   for (int64_t block = first_block; block < last_block; ++block) {
     for (int lane = 0; lane < plan.tile_lanes; ++lane) {
       m.maximum[block * plan.tile_lanes + lane] = -1.0e38f;  // minus a logit, and times log2(e), it is still finite
@@ -120,11 +100,11 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
                   scratch.output_panel);
     perturb(plan, plan.args->output_bias, first, rows, m.eps, bias_signs, bias);
     for (int64_t block = first_block; block < last_block; ++block) {
-      const PositionBlock b = position_block(plan, m, chunk, block);
+      const PositionBlock b = position_block(plan, chunk, block);
       if (!logits_out && !is_scored(plan, b)) continue;
       with_vectors(b.width, [&](auto vectors) {
-        multiply_panel<kDepth, decltype(vectors)::value>(scratch.output_panel, words, bias, b.hidden, words, rows,
-                                                         scratch.products);
+        multiply_panel<kDepth, decltype(vectors)::value>(scratch.output_panel, words, bias,
+                                                         m.outputs + b.first * words, words, rows, scratch.products);
       });
       if (logits_out)
         export_panel(plan, b, first, rows, scratch.products, logits_out);
@@ -133,7 +113,7 @@ void output_kernel(const Plan& plan, const Member& m, const Scratch& scratch, in
     }
   }
   for (int64_t block = first_block; block < last_block && !logits_out; ++block) {
-    const PositionBlock b = position_block(plan, m, chunk, block);
+    const PositionBlock b = position_block(plan, chunk, block);
     const int64_t at = block * plan.tile_lanes;
     m.nats[block] = nats_of_block(plan.target + b.position, b.count, m.maximum + at, m.sum + at, m.at_target + at);
     if (plan.args->correct)

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +18,7 @@ constexpr int64_t kFirstCacheFloats = 1 << 13;     // recurrent weights of the h
 constexpr int64_t kInputPanelFloats = 1 << 14;
 constexpr int64_t kOutputPanelFloats = 1 << 15;
 constexpr int64_t kTableFloats = 1 << 22;
+constexpr int64_t kLiftedFloats = 1 << 24;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -41,10 +43,20 @@ OwnedPlan::OwnedPlan(const PopulationArgs& a, const PopulationKernels& isa) : Pl
   cell = cell_shape(a.cell);
   hidden_size = a.num_heads * a.head_dim;
   num_steps = a.h || a.logits ? a.num_steps : scored_steps(a);
+  place_layers();
   choose_layout(isa);
   choose_panels(isa);
   number_tokens();
   place_targets();
+}
+
+void OwnedPlan::place_layers() {
+  layers_.push_back({0, args->input_weight, args->recurrent_weight, args->bias, 0, 0, 0});
+  for (int64_t above = 0; above + 1 < args->num_layers; ++above)
+    layers_.push_back({above + 1, args->upper_input_weight, args->upper_recurrent_weight, args->upper_bias,
+                       above * cell.input_rows * hidden_size * hidden_size,
+                       above * cell.recurrent_rows * hidden_size * args->head_dim, above * cell.rows * hidden_size});
+  layers = layers_.data();
 }
 
 void OwnedPlan::choose_layout(const PopulationKernels& isa) {
@@ -63,10 +75,19 @@ void OwnedPlan::choose_layout(const PopulationKernels& isa) {
     batch_lanes = args->batch_size;
     head_columns = padded_dim * cell.rows;
   }
-  const int64_t positions = wide ? kWidePositions : kNarrowPositions;
+  delivers = args->layer_norm || args->residual || (!wide && args->num_layers > 1);
+  int64_t positions = wide ? kWidePositions : kNarrowPositions;
+  if (args->num_layers > 1) positions = std::clamp<int64_t>(kLiftedFloats / table_stride(), 1, positions);
   chunk_steps = std::clamp<int64_t>(positions / batch_lanes, 1, std::max<int64_t>(num_steps, 1));
   num_chunks = (num_steps + chunk_steps - 1) / chunk_steps;
   chunk_blocks = wide ? chunk_steps * tiles() : (chunk_steps * batch_lanes + tile_lanes - 1) / tile_lanes;
+  own_row_.resize(static_cast<size_t>(chunk_steps * batch_lanes));
+  std::iota(own_row_.begin(), own_row_.end(), 0);
+  own_row = own_row_.data();
+  // In the narrow layout whole blocks of positions are read, which may reach beyond the last.
+  const int64_t beyond = wide ? 0 : (tile_lanes + 1) * args->num_heads * padded_words() + lanes;
+  hidden_stride = round_up((chunk_steps + 1) * slot_size() + beyond, kAlignedFloats);
+  cell_stride = has_cell ? round_up(cell_size(), kAlignedFloats) : 0;
 }
 
 void OwnedPlan::choose_panels(const PopulationKernels& isa) {
@@ -79,6 +100,8 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
   panel_rows = round_up((args->vocab_size + panels - 1) / panels, isa.row_tile);
   table_units = std::max<int64_t>(kInputPanelFloats / (cell.input_rows * args->embed_dim) / lanes, 1) * lanes;
   table_units = std::min(table_units, padded_dim);
+  lift_units = std::max<int64_t>(kInputPanelFloats / (cell.input_rows * hidden_words()) / lanes, 1) * lanes;
+  lift_units = std::min(lift_units, padded_dim);
   panel_heads = 1;
   if (!wide && panel_units == args->head_dim)
     panel_heads = std::clamp<int64_t>(kFirstCacheFloats / (unit_floats * padded_dim), 1, args->num_heads);

@@ -14,15 +14,18 @@ struct OwnedPlan : Plan {
 
   std::vector<Span> spans;
   int64_t max_table_rows;
+  int64_t hidden_stride, cell_stride;  // from one layer's states to the next layer's
 
  private:
+  void place_layers();
   void choose_layout(const PopulationKernels& isa);
   void choose_panels(const PopulationKernels& isa);
   void number_tokens();
   void place_targets();
 
   std::vector<std::vector<int64_t>> span_tokens_;
-  std::vector<int32_t> table_row_, target_;
+  std::vector<Layer> layers_;
+  std::vector<int32_t> table_row_, own_row_, target_;
 };
 
 }  // namespace zo::cpu

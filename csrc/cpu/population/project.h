@@ -26,24 +26,29 @@ struct Units {
   int64_t head, first, count;
 };
 
-ZO_INLINE Units units_at(const Plan& plan, int64_t block) {
-  const int64_t blocks_per_head = (plan.args->head_dim + plan.table_units - 1) / plan.table_units;
-  const int64_t first = block % blocks_per_head * plan.table_units;
+ZO_INLINE Units units_at(const Plan& plan, int64_t block, int64_t at_once) {
+  const int64_t blocks_per_head = (plan.args->head_dim + at_once - 1) / at_once;
+  const int64_t first = block % blocks_per_head * at_once;
   const int64_t left = plan.args->head_dim - first;
-  return {block / blocks_per_head, first, left < plan.table_units ? left : plan.table_units};
+  return {block / blocks_per_head, first, left < at_once ? left : at_once};
+}
+
+// Perturbed biases [row][unit].
+ZO_INLINE void perturb_bias(const Plan& plan, const Member& m, SignReader& signs, const Units& units, float* bias) {
+  const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
+  for (int r = 0; r < plan.cell.rows; ++r)
+    perturb(plan, m.layer->bias, m.layer->first_bias + (r * N + units.head) * D + units.first, units.count, m.eps, signs,
+            bias + r * units.count);
 }
 
 // Perturbed weights [input row][unit][E] and biases [row][unit].
 ZO_INLINE void make_input_panel(const Plan& plan, const Member& m, SignReader (&signs)[4], SignReader& bias_signs,
                                 const Units& units, float* panel, float* bias) {
-  const PopulationArgs& args = *plan.args;
-  const int64_t E = args.embed_dim, N = args.num_heads, D = args.head_dim;
+  const int64_t E = plan.args->embed_dim, N = plan.args->num_heads, D = plan.args->head_dim;
   for (int r = 0; r < plan.cell.input_rows; ++r)  // in this order: a run is padded into the next
-    perturb(plan, args.input_weight, ((r * N + units.head) * D + units.first) * E, units.count * E, m.eps, signs[r],
+    perturb(plan, m.layer->input_weight, ((r * N + units.head) * D + units.first) * E, units.count * E, m.eps, signs[r],
             panel + r * units.count * E);
-  for (int r = 0; r < plan.cell.rows; ++r)
-    perturb(plan, args.bias, (r * N + units.head) * D + units.first, units.count, m.eps, bias_signs,
-            bias + r * units.count);
+  perturb_bias(plan, m, bias_signs, units, bias);
 }
 
 // Copies `tokens` lanes of products into the table, in the order of columns that the recurrence reads: wide, a unit's
@@ -70,6 +75,12 @@ ZO_INLINE void write_table(const Plan& plan, const Units& units, const float* pr
   }
 }
 
+// The rows of which the products begin with bias alone: those that come before the first input row.
+ZO_INLINE void spread_bias(const Units& units, int rows, const float* bias, int width, float* products) {
+  for (int64_t i = 0; i < rows * units.count; ++i)
+    for (int lane = 0; lane < width; lane += kLanes) store(products + i * width + lane, splat<F32>(bias[i]));
+}
+
 // table[token][head][column], for blocks [first, last) of table_units units, counted over all heads.
 void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, const Span& span, int64_t first_block,
                     int64_t last_block) {
@@ -78,7 +89,7 @@ void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, c
   SignReader signs[4] = {SignReader(m.seed), SignReader(m.seed), SignReader(m.seed), SignReader(m.seed)};
   SignReader bias_signs(m.seed);
   for (int64_t block = first_block; block < last_block; ++block) {
-    const Units units = units_at(plan, block);
+    const Units units = units_at(plan, block, plan.table_units);
     float* bias = scratch.rows;
     make_input_panel(plan, m, signs, bias_signs, units, scratch.input_panel, bias);
     for (int64_t first = 0; first < span.num_rows; first += plan.tile_lanes) {
@@ -88,9 +99,7 @@ void project_kernel(const Plan& plan, const Member& m, const Scratch& scratch, c
         multiply_panel<1, decltype(vectors)::value>(scratch.input_panel, E, bias + input * units.count,
                                                  m.embedded + first * E, E, (rows - input) * units.count, with_input);
       });
-      for (int64_t i = 0; i < input * units.count; ++i)
-        for (int lane = 0; lane < width; lane += kLanes)
-          store(scratch.products + i * width + lane, splat<F32>(bias[i]));
+      spread_bias(units, input, bias, width, scratch.products);
       write_table(plan, units, scratch.products, width, span.num_rows - first,
                   m.table + first * plan.table_stride() + units.head * plan.head_columns);
     }

@@ -125,7 +125,7 @@ void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64
                         scratch.recurrent_panel,
                         (last - first) * plan.head_words,
                         plan.head_words};
-    const int32_t* rows = plan.table_row + step * plan.batch_lanes + lane;
+    const int32_t* rows = plan.table_rows(*m.layer, chunk, step) + lane;
     const auto run = [&](auto vectors) {
       step_tile<Cell, decltype(vectors)::value>(s, table, plan.table_stride(), rows, scratch.pre, first, last);
     };
@@ -138,8 +138,9 @@ void make_wide_panel(const Plan& plan, const Member& m, const Scratch& scratch, 
                      int64_t first, int64_t last) {
   const int64_t N = plan.args->num_heads, D = plan.args->head_dim;
   for (int r = 0; r < plan.cell.recurrent_rows; ++r)  // in this order: a row is padded into the next
-    perturb_words(plan, plan.args->recurrent_weight, ((r * N + head) * D + first) * D, last - first, D, m.eps, signs[r],
-                  scratch.unpacked, scratch.recurrent_panel + r * (last - first) * plan.head_words);
+    perturb_words(plan, m.layer->recurrent_weight, m.layer->first_recurrent + ((r * N + head) * D + first) * D,
+                  last - first, D, m.eps, signs[r], scratch.unpacked,
+                  scratch.recurrent_panel + r * (last - first) * plan.head_words);
 }
 
 // Tiles [first_tile, last_tile) of a head over all steps of a chunk.

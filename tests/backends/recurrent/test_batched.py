@@ -11,6 +11,8 @@ SHAPES = (
     SMALL,
     Shape(vocab=2, embed=1, heads=1, head_dim=1, batch=1, time=1),
     Shape(vocab=5, embed=3, heads=3, head_dim=2, batch=4, time=7),
+    Shape(vocab=5, embed=3, heads=3, head_dim=2, batch=4, time=7, layers=3, norm=True, residual=True),
+    Shape(vocab=5, embed=3, heads=2, head_dim=3, batch=2, time=5, layers=2),
 )
 
 

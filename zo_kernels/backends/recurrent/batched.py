@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..base import CELLS, Backend, RecurrentWeights
+from ..base import CELLS, NORM_EPS, Backend, RecurrentWeights
 from .loss import nats
 from .memory import population_bytes
 
@@ -47,25 +48,26 @@ def probes_at_once(weights: RecurrentWeights, distinct: int, batch_size: int) ->
     """
     shape, size = CELLS[weights.cell], 8 if weights.bias.dtype == torch.float64 else 4
     hidden_size = weights.output_weight.shape[1]
-    numbers = sum(x.numel() for x in weights.tensors) + 2 * weights.recurrent_weight.numel()
+    recurrent = weights.num_layers * weights.recurrent_weight.numel()
+    numbers = sum(x.numel() for x in weights.tensors) + 2 * recurrent
     numbers += distinct * shape.input_rows * hidden_size
-    numbers += batch_size * hidden_size * (2 * shape.input_rows + 2 * shape.recurrent_rows + 8)
+    numbers += batch_size * hidden_size * (2 * shape.input_rows + 2 * shape.recurrent_rows + 8 * weights.num_layers)
     return max(1, int(population_bytes(weights) / (2 * size * numbers)))
 
 
 def _members(
     backend: Backend, weights: RecurrentWeights, seeds: Tensor, eps: float, dtype: torch.dtype
-) -> list[Tensor]:
-    """Returns each parameter at theta + eps * p and theta - eps * p, as [2n, ...] of `dtype`."""
-    alpha, members = torch.tensor(eps, dtype=torch.float64), []
-    for x, offset in zip(weights.tensors, weights.offsets, strict=True):
+) -> dict[str, Tensor]:
+    """Returns each parameter by name at theta + eps * p and theta - eps * p, as [2n, ...] of `dtype`."""
+    alpha, members = torch.tensor(eps, dtype=torch.float64), {}
+    for name, x, offset in zip(weights.names, weights.tensors, weights.offsets, strict=True):
         x = x.detach()
         if offset < 0:
-            members.append(x.to(dtype).expand(2 * len(seeds), *x.shape))
+            members[name] = x.to(dtype).expand(2 * len(seeds), *x.shape)
             continue
         out = torch.empty(len(seeds), 2, *x.shape, dtype=dtype, device=x.device)
         backend.apply_probes(x, out, alpha, seeds, offset)
-        members.append(out.flatten(0, 1))
+        members[name] = out.flatten(0, 1)
     return members
 
 
@@ -81,32 +83,65 @@ def _chunk_nats(
 ) -> Tensor:
     """Returns the sums of nats of one chunk of probes, float64 [n, 2]. M in the names of shapes is 2n."""
     dtype = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = _members(
-        backend, weights, seeds, eps, dtype
-    )
-    members, inputs, heads, dim, _ = input_weight.shape
-    shape, (batch_size, num_steps) = CELLS[weights.cell], index_BT.shape
-    projected = torch.bmm(embedding[:, distinct], input_weight.flatten(1, 3).transpose(1, 2))
-    table_MVNID = projected.unflatten(2, (inputs, heads, dim)).transpose(2, 3).contiguous()
-    r_MNPK = recurrent_weight.permute(0, 2, 4, 1, 3).flatten(3).contiguous()  # P previous unit, K row and unit
-    b_MGN1D = bias[:, :, :, None]
+    moved = _members(backend, weights, seeds, eps, dtype)
+    layers = [_Layer(weights.cell, *(moved[name] for name in ("input_weight", "recurrent_weight", "bias")))]
+    for above in range(weights.num_layers - 1):
+        upper = (moved[f"upper_{name}"][:, above] for name in ("input_weight", "recurrent_weight", "bias"))
+        layers.append(_Layer(weights.cell, *upper))
+    members, _, heads, dim, _ = moved["input_weight"].shape
+    batch_size, num_steps = index_BT.shape
+    table_MVG = layers[0].project(moved["embedding"][:, distinct])
     current = [state.flatten(0, 1) for state in states] or [
-        table_MVNID.new_zeros(members, heads, batch_size, dim) for _ in range(shape.states)
+        table_MVG.new_zeros(members, len(layers) * heads, batch_size, dim) for _ in range(CELLS[weights.cell].states)
     ]
     block = max(1, _HIDDEN_BYTES // (current[0].numel() * current[0].element_size()))
-    total, hidden, first = torch.zeros(members, dtype=torch.float64, device=bias.device), [], 0
+    total, outputs, first = torch.zeros(members, dtype=torch.float64, device=table_MVG.device), [], 0
     for t in range(num_steps):
-        x_MNBID = table_MVNID[:, index_BT[:, t]].transpose(1, 2)
-        r_MNBRD = torch.matmul(current[0], r_MNPK).unflatten(3, (shape.recurrent_rows, dim))
-        current = _cell(weights.cell, x_MNBID.unbind(3), r_MNBRD.unbind(3), b_MGN1D.unbind(1), current)
-        hidden.append(current[0])
-        if len(hidden) == block or t == num_steps - 1:
-            hidden_TBMH = torch.stack(hidden).permute(0, 3, 1, 2, 4).flatten(3)
-            total += nats(hidden_TBMH, output_weight, output_bias, targets_BT[:, first : t + 1].t())
-            hidden, first = [], t + 1
+        projected_MBG, y_MBH, after = table_MVG[:, index_BT[:, t]], table_MVG, []
+        for index, layer in enumerate(layers):
+            if index > 0:
+                projected_MBG = layer.project(y_MBH)
+            after.append(layer.step(projected_MBG, [state.chunk(len(layers), 1)[index] for state in current]))
+            below_MBH, y_MBH = y_MBH, after[-1][0].transpose(1, 2).flatten(2)
+            if "norm_weight" in moved:
+                weight_M1H, bias_M1H = (moved[name][:, index, None] for name in ("norm_weight", "norm_bias"))
+                y_MBH = torch.addcmul(bias_M1H, F.layer_norm(y_MBH, y_MBH.shape[2:], eps=NORM_EPS), weight_M1H)
+            if weights.residual and index > 0:
+                y_MBH = y_MBH + below_MBH
+        current = [torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*after, strict=True)]
+        outputs.append(y_MBH)
+        if len(outputs) == block or t == num_steps - 1:
+            outputs_TBMH = torch.stack(outputs).transpose(1, 2)
+            total += nats(outputs_TBMH, moved["output_weight"], moved["output_bias"], targets_BT[:, first : t + 1].t())
+            outputs, first = [], t + 1
     for state, last in zip(states, current, strict=False):
         state.copy_(last.view_as(state))
     return total.view(-1, 2)
+
+
+class _Layer:
+    """One layer of all members.
+
+    input_weight: [M, input rows, N, D, K], with K inputs. recurrent_weight: [M, recurrent rows, N, D, D].
+    bias: [M, biases, N, D].
+    """
+
+    def __init__(self, cell: str, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor) -> None:
+        self._cell, self._shape = cell, CELLS[cell]
+        self._heads, self._dim = bias.shape[2:]
+        self._in_MKG = input_weight.flatten(1, 3).transpose(1, 2)  # G row, head and unit
+        self._r_MNPK = recurrent_weight.permute(0, 2, 4, 1, 3).flatten(3).contiguous()  # P previous, K row and unit
+        self._b_MGN1D = bias[:, :, :, None]
+
+    def project(self, x_MBK: Tensor) -> Tensor:
+        """The input projection [M, B, input rows * N * D]."""
+        return torch.bmm(x_MBK, self._in_MKG)
+
+    def step(self, projected_MBG: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        """The states [M, N, B, D] after one more input, of which the projection is given."""
+        x_MNBID = projected_MBG.unflatten(2, (self._shape.input_rows, self._heads, self._dim)).permute(0, 3, 1, 2, 4)
+        r_MNBRD = torch.matmul(states[0], self._r_MNPK).unflatten(3, (self._shape.recurrent_rows, self._dim))
+        return _cell(self._cell, x_MNBID.unbind(3), r_MNBRD.unbind(3), self._b_MGN1D.unbind(1), states)
 
 
 def _cell(

@@ -49,15 +49,17 @@ def recurrent_nats(
 ) -> Tensor:
     """See `Backend.recurrent_nats`. Recurrent and output weights and hidden states are rounded to bfloat16.
 
-    queue: device and cudaStream_t. Raises RuntimeError for a cell other than the LSTM and for float64 weights, and
-    ValueError where the model does not fit the kernel: head sizes must be even, and the weights and the states of 16
-    sequences must fit shared memory.
+    queue: device and cudaStream_t. Raises RuntimeError for a cell other than the LSTM, for float64 weights, and for
+    several layers or a layer norm, and ValueError where the model does not fit the kernel: head sizes must be even, and
+    the weights and the states of 16 sequences must fit shared memory.
     """
     if weights.cell != "lstm" or weights.bias.dtype == torch.float64:
         raise RuntimeError(
             f"the population kernel computes LSTMs of up to 32 bits, not {weights.cell} of {weights.bias.dtype}: "
             "use precision='float32'"
         )
+    if weights.num_layers > 1 or weights.norm_weight is not None:
+        raise RuntimeError("the population kernel computes a single layer without layer norm: use precision='float32'")
     _warn_once()
     device = tokens.device
     parameters = [x.detach().float().contiguous() for x in weights.tensors]

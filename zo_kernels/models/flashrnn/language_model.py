@@ -92,7 +92,12 @@ class FlashLM(RecurrentLayerLM):
     def from_recurrent(
         cls, model: RecurrentLM, *, backend: str | None = None, cuda_graph: bool | None = None
     ) -> FlashLM:
-        """Copies `model` into this layout. `to_recurrent` restores it bit for bit."""
+        """Copies `model` into this layout. `to_recurrent` restores it bit for bit.
+
+        Raises ValueError if the model has several layers or a layer norm.
+        """
+        if model.num_layers > 1 or model.layer_norm:
+            raise ValueError("FlashLM has a single layer and no layer norm: this model has more")
         copied = cls(cell=model.cell, backend=backend, cuda_graph=cuda_graph, **_arguments_of(model))
         for name, x in zip(NAMES, copied._as_recurrent(), strict=True):
             x.copy_(model.get_parameter(name))
@@ -207,7 +212,7 @@ class FlashLM(RecurrentLayerLM):
 
     def _weights(self, offsets: dict[Tensor, int]) -> RecurrentWeights:
         tensors = tuple(self.get_parameter(name) for name in NAMES)
-        return RecurrentWeights(self.cell, tuple(offsets.get(p, -1) for p in tensors), *tensors)
+        return RecurrentWeights.of(self.cell, [offsets.get(p, -1) for p in tensors], tensors)
 
     def _as_recurrent(self) -> list[Tensor]:
         orders = {"input_weight": (1, 0, 2, 3), "recurrent_weight": (2, 0, 3, 1), "bias": (1, 0, 2)}
