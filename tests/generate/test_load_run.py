@@ -86,7 +86,7 @@ MISFIT = "{run}/weights.safetensors does not fit config.json and vocabulary.json
         (as_folder("weights.safetensors"), "can't read {run}/weights.safetensors: Is a directory"),
         (as_folder("config.json"), "can't read {run}/config.json: Is a directory"),
         (with_text("config.json", "{{"), "{run}/config.json is not JSON (Expecting property name"),
-        (with_text("config.json", "[]"), "{run}/config.json is not the config of a run: it has no model"),
+        (with_text("config.json", "[]"), "{run}/config.json is not what a run writes: it holds '[]' and not an object"),
         (with_config(num_heads=...), "{run}/config.json is not the config of a run: it has no num_heads"),
         (with_config(model=...), "{run}/config.json is not the config of a run: it has no model"),
         (

@@ -1,5 +1,6 @@
 """Pictures of several runs: what they show, and what they refuse."""
 
+import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from zo_kernels.plot import UsageError, plot_runs
 from zo_kernels.plot.__main__ import main
-from zo_kernels.plot.compare import running_mean
+from zo_kernels.plot.draw import running_mean
 from zo_kernels.train.__main__ import main as train
 
 LINES: list[dict[str, Any]] = [
@@ -64,14 +65,14 @@ def test_a_panel_for_each_x(tmp_path: Path, figures: list[Figure]) -> None:
 
 def test_training_losses_are_smoothed_over_a_faint_line(tmp_path: Path, figures: list[Figure]) -> None:
     run = write_run(tmp_path / "one", [{"step": i, "train_loss": float(i % 2), "seconds": 1.0} for i in range(1, 101)])
-    plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=10)
+    plot_runs([run], tmp_path / "x.png", x=["steps"], sets=["train"], smooth=10)
     raw, smooth = figures[0].axes[0].lines
     assert list(raw.get_ydata()) == [float(i % 2) for i in range(1, 101)]
     assert raw.get_alpha() < 0.5
     assert abs(np.asarray(smooth.get_ydata())[5:-5] - 0.5).max() < 0.05
-    plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=1)
+    plot_runs([run], tmp_path / "x.png", x=["steps"], sets=["train"], smooth=1)
     assert len(figures[1].axes[0].lines) == 1
-    plot_runs([run], tmp_path / "x.png", x=["step"], sets=["train"], smooth=11)  # too long for a run of 100 steps
+    plot_runs([run], tmp_path / "x.png", x=["steps"], sets=["train"], smooth=11)  # too long for a run of 100 steps
     assert len(figures[2].axes[0].lines) == 1
 
 
@@ -88,7 +89,8 @@ def test_sets_have_their_own_lines(tmp_path: Path, figures: list[Figure]) -> Non
     assert [line.get_linestyle() for line in figures[0].axes[0].lines] == ["-", "--"]
     assert legend(figures[0]) == ["zo with 4 probes (one)", "validation", "train"]
     plot_runs([run], tmp_path / "x.png", x=["seconds"], sets=["validation", "longer"])  # which no run has
-    assert legend(figures[1]) == ["zo with 4 probes (one)", "validation"]
+    assert legend(figures[1]) == ["zo with 4 probes (one)"]  # the axis names the only set
+    assert figures[1].axes[0].get_ylabel() == "validation loss (nats per token)"
     low, high = figures[1].axes[0].get_ylim()
     assert 1 < low < 1.5 < 2 < high < 2.5
 
@@ -121,7 +123,7 @@ def test_labels(tmp_path: Path, figures: list[Figure]) -> None:
 
 def test_folders_of_any_name_are_labelled(tmp_path: Path, figures: list[Figure]) -> None:
     names = ["$\\frac{$", "_hidden", os.fsdecode(b"\xe4x"), "a$b$", "\\alpha", "\x1b[2J\u8449"]
-    plot_runs([write_run(tmp_path / name) for name in names], tmp_path / "x.png", x=["step"])
+    plot_runs([write_run(tmp_path / name) for name in names], tmp_path / "x.png", x=["steps"])
     assert legend(figures[0]) == [
         f"zo with 4 probes ({name})"
         for name in (r"\$\frac{\$", "_hidden", r"\udce4x", r"a\$b\$", r"\alpha", "\\x1b[2J\u8449")
@@ -129,7 +131,7 @@ def test_folders_of_any_name_are_labelled(tmp_path: Path, figures: list[Figure])
 
 
 def test_many_runs_have_colours_of_their_own(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_runs([write_run(tmp_path / f"run{i}", seed=i) for i in range(12)], tmp_path / "x.png", x=["step"])
+    plot_runs([write_run(tmp_path / f"run{i}", seed=i) for i in range(12)], tmp_path / "x.png", x=["steps"])
     assert len({tuple(np.atleast_1d(line.get_color())) for line in figures[0].axes[0].lines}) == 12
 
 
@@ -138,7 +140,7 @@ def test_a_run_that_goes_on(tmp_path: Path, figures: list[Figure]) -> None:
     run = write_run(tmp_path / "one")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "validation_lo')
-    plot_runs([run], tmp_path / "x.png", x=["step"])
+    plot_runs([run], tmp_path / "x.png", x=["steps"])
     assert curves(figures[0]) == [[([0, 3], [2.0, 1.5])]]
 
 
@@ -153,14 +155,99 @@ def test_command_line_draws_real_runs(
     figures.clear()  # of the runs' own pictures
     for _ in range(2):  # a PNG is replaced
         capsys.readouterr()
-        assert main([*runs, "--out", str(out), "--set", "train", "validation", "longer", "--x", "step", "seconds"]) == 0
+        sets = ["--set", "train", "validation", "longer"]
+        assert main([*runs, "--out", str(out), *sets, "--x", "steps", "seconds"]) == 0
         assert capsys.readouterr().out == f"written to {out}\n"
     assert len(figures[0].axes) == 2
-    assert [len(axes.lines) for axes in figures[0].axes] == [2 * (1 + 1 + 1)] * 2
+    assert [len(axes.lines) for axes in figures[0].axes] == [2 * (1 + 1 + 1) + 1] * 2  # and chance
     assert legend(figures[0]) == [
         *("lr 0.1, zo with 3 probes (slow)", "lr 0.5, zo with 3 probes (fast)"),
         *("train", "validation", "longer"),
     ]
+
+
+def write_vocabulary(run: Path, size: int) -> Path:
+    (run / "vocabulary.json").write_text(json.dumps(list(map(str, range(size)))))
+    return run
+
+
+def texts(figure: Figure) -> list[list[str]]:
+    return [[text.get_text() for text in axes.texts] for axes in figure.axes]
+
+
+def test_a_uniform_guess_is_drawn_near_the_data(tmp_path: Path, figures: list[Figure]) -> None:
+    runs = [write_vocabulary(write_run(tmp_path / str(size)), size) for size in (5, 6, 4, 400)]
+    out = tmp_path / "x.png"
+    plot_runs(runs[:3], out, x=["steps", "seconds"])  # losses from 1.5 to 2, of which log 4 is a little below
+    assert (
+        texts(figures[0])
+        == [["uniform guess (4 tokens) 1.39", "uniform guess (5 tokens) 1.61", "uniform guess (6 tokens) 1.79"]] * 2
+    )
+    plot_runs([runs[3]], out, x=["steps"])
+    assert texts(figures[1]) == [[]]  # log 400 is far above
+    assert figures[1].axes[0].get_ylim()[1] < 2.1
+    plot_runs([runs[0]], out, x=["steps"], y="accuracy", log_y=True)
+    assert texts(figures[2]) == [["uniform guess (5 tokens) 0.20"]]
+    low, high = figures[2].axes[0].get_ylim()
+    assert 0.1 < low < 0.2 < 0.5 < high < 0.6
+    (runs[0] / "vocabulary.json").write_text("[]")
+    refused("is not a vocabulary", [runs[0]], out)
+    (runs[0] / "vocabulary.json").write_text("{")
+    refused("vocabulary.json can't be read", [runs[0]], out)
+
+
+def test_memory_tokens_and_whole_answers(tmp_path: Path, figures: list[Figure]) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 0, "peak_rss_mb": 100.0, "v_accuracy": 0.25, "v_exact_accuracy": 0.0},
+        {"step": 2, "tokens": 80, "peak_rss_mb": 120.0, "v_accuracy": 0.5, "v_exact_accuracy": 0.125},
+    ]
+    cpu = write_run(tmp_path / "cpu", lines)
+    gpu = write_run(tmp_path / "gpu", [lines[0], {**lines[1], "peak_vram_mb": 7.0}])
+    out = tmp_path / "x.png"
+    plot_runs([cpu], out, x=["tokens"], y="memory")
+    assert curves(figures[0]) == [[([0, 80], [100, 120])]]
+    assert (figures[0].axes[0].get_xlabel(), figures[0].axes[0].get_ylabel()) == ("tokens read", "peak memory (MB)")
+    assert legend(figures[0]) == ["zo with 4 probes (cpu)"]
+    plot_runs([cpu, gpu], out, x=["tokens"], y="memory")
+    assert curves(figures[1])[0][-1] == ([80], [7.0])
+    assert legend(figures[1])[2:] == ["CPU", "GPU"]
+    plot_runs([cpu], out, x=["tokens"], y="accuracy", sets=["v"])
+    assert curves(figures[2]) == [[([0, 80], [0.25, 0.5]), ([0, 80], [0.0, 0.125])]]
+    assert legend(figures[2])[1:] == ["v", "v, exact"]
+    older = write_run(tmp_path / "older", [{"step": 0, "v_loss": 2.0}, {"step": 3, "v_loss": 1.0}])
+    refused("older does not say its tokens: give another --x, or --resume it", [older], out, x=["tokens"], sets=["v"])
+    refused("it has no peak_rss_mb or peak_vram_mb, but v_loss", [older], out, y="memory")
+
+
+def test_the_table_has_what_is_drawn(tmp_path: Path) -> None:
+    long = [{"step": i, "train_loss": float(i % 2), "seconds": i / 2} for i in range(1, 21)]
+    runs = [write_run(tmp_path / "a, b"), write_run(tmp_path / "long", long)]
+    out, table = tmp_path / "x.png", tmp_path / "x.csv"
+    for _ in range(2):  # a table is replaced
+        plot_runs(runs, out, csv=table, x=["steps", "seconds", "tokens"], sets=["validation", "train"], smooth=2)
+    rows = list(csv.reader(table.read_text().splitlines()))
+    assert rows[:5] == [
+        ["run", "curve", "steps", "seconds", "tokens", "loss", "running_mean"],
+        ["a, b", "validation", "0", "0", "", "2.0", ""],
+        ["a, b", "validation", "3", "1.5", "", "1.5", ""],
+        ["a, b", "train", "1", "0.5", "", "1.9", ""],
+        ["a, b", "train", "3", "1.5", "", "1.3", ""],
+    ]
+    means = running_mean([line["train_loss"] for line in long], 2)
+    assert [float(row[-1]) for row in rows[5:]] == means.tolist()
+    table.write_text("mine,1\n")
+    refused("exists and is not a CSV of a plot: give --csv another name", runs[:1], out, csv=table)
+    assert table.read_text() == "mine,1\n"
+    refused("give --csv a name that ends in .csv", runs[:1], out, csv=tmp_path / "x.txt")
+
+
+def test_old_and_new_runs_differ_in_no_flag_that_is_new(tmp_path: Path, figures: list[Figure]) -> None:
+    old = write_run(tmp_path / "old", gaf=None, shard="probes")
+    new = write_run(
+        tmp_path / "new", format=1, stateful=False, eval_tokens=None, max_cosine_distance=None, split="probes"
+    )
+    plot_runs([old, new], tmp_path / "x.png")
+    assert legend(figures[0]) == ["zo with 4 probes (old)", "zo with 4 probes (new)"]
 
 
 def refused(match: str, *arguments: Any, **keywords: Any) -> None:

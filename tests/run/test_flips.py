@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.run.files.small_run import train
+from tests.train.runs import TIMES
 from zo_kernels.errors import CheckpointError, JournalError, UsageError
 from zo_kernels.generate import load_run, load_state, read_prompt, save_state
 from zo_kernels.plot.runs import read_run
@@ -32,8 +33,8 @@ class Whole(NamedTuple):
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The metrics as a plot takes them, without the seconds, which differ between runs."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_run(run).metrics]
+    """The metrics as a plot takes them, without times and memory, which differ between runs."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_run(run).metrics]
 
 
 @pytest.fixture(scope="module")

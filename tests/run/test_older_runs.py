@@ -16,7 +16,9 @@ import safetensors.torch
 from zo_kernels.generate import load_run
 from zo_kernels.generate.__main__ import main as generate
 from zo_kernels.plot import plot_runs
+from zo_kernels.plot.__main__ import main as plot
 from zo_kernels.replay import replay
+from zo_kernels.replay.__main__ import main as replay_main
 from zo_kernels.train.__main__ import main as train
 
 OLDER = Path(__file__).parents[1] / "data" / "runs-0.1"
@@ -67,6 +69,30 @@ def test_is_generated_from(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert digest_of(dict(load_run(run).model.named_parameters())) == WEIGHTS[run.name]["13"]
     assert generate(["--run", str(run), "--prompt", "ab|", "--tokens", "4", "--seed", "0"]) == 0
     assert capsys.readouterr().out.startswith("ab|")
+
+
+def test_a_newer_format_is_refused_by_all_programs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "config.json"
+    content = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file != path}
+    out = str(tmp_path / "out.png")
+    for version, sentence in ((2, "has format 2, of a newer version of zo_kernels"), (True, "its format is True")):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": version, "new_flag": 3}))
+        for program, arguments in (
+            (train, ["--resume", str(run)]),
+            (train, ["--fork", str(run), "--out", str(tmp_path / "fork")]),
+            (generate, ["--run", str(run), "--prompt", "ab|"]),
+            (replay_main, [str(run), "--out", out]),
+            (plot, [str(run), "--out", out]),
+        ):
+            assert program(arguments) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {path} ")
+            assert sentence in error
+            assert error.count("\n") == 1
+    assert content == {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file != path}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [run.name]
 
 
 def test_a_changed_config_is_noticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

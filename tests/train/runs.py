@@ -22,8 +22,16 @@ FILES = {
 }
 
 
+TIMES = {"seconds", "ms_per_step", "peak_rss_mb", "validation_share"}
+"""What differs between two runs of the same flags."""
+
+
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics_of(folder)]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

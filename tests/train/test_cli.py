@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.runs import FILES, SMALL, files_of, metrics_of, weights_of
+from tests.train.runs import FILES, SMALL, TIMES, files_of, metrics_of, weights_of
 from zo_kernels import _C
 from zo_kernels.models import LSTM, MODELS
 from zo_kernels.tasks import Copy
@@ -84,7 +84,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Up to rounding: losses to float32's, and weights by that over eps and by steps of their grid."""
     for line, other_line in zip(metrics_of(one), metrics_of(other), strict=True):
         assert line.keys() == other_line.keys()
-        for name in line.keys() - {"seconds"}:
+        for name in line.keys() - TIMES:
             assert line[name] == pytest.approx(other_line[name], abs=1e-4), name
     weights = weights_of(other)
     for name, weight in weights_of(one).items():

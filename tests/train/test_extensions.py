@@ -50,6 +50,15 @@ class Parity(Task):
 class Mine(LSTM):
     pass
 
+class Small(LSTM):
+    defaults = {"embed_dim": 3, "hidden_size": 6, "lr": 0.125, "steps": 2}
+
+class Wrong(LSTM):
+    defaults = {"embed_dim": "three"}
+
+class WithModel(Parity):
+    defaults = {"context_length": 6, "model": __name__ + ":Small", "lr": 0.5}
+
 class Halved(CentralDifference):
     def slopes(self, losses, *arguments, **keywords):
         return super().slopes(losses, *arguments, **keywords) / 2
@@ -200,6 +209,7 @@ def test_each_of_them_is_used(module: str, tmp_path: Path) -> None:
         ),
         (["--task", "{m}:Parity", "--max-length", "3"], "--max-length does not apply to the task {m}:Parity"),
         (["--model", "{m}:Parity"], "{m}:Parity is not a subclass of LanguageModel: name a class that is"),
+        (["--model", "{m}:Wrong"], "in the defaults of {m}:Wrong, embed_dim must be of type int, not 'three'"),
         (["--model", "{m}:Mine", "--memory-slots", "3"], "the model {m}:Mine has no memory: leave memory_slots out"),
         (["--estimator", "{m}:halve"], "{m}:halve is not a subclass of Estimator: name a class that is"),
         (["--transforms", "{m}:three"], "{m}:three is not a function: name one that is"),
@@ -234,6 +244,27 @@ def test_a_module_that_raises_is_one_sentence(
     assert f'File "{file}", line 1' in capsys.readouterr().err
 
 
+def test_a_model_has_defaults_of_its_own(module: str, tmp_path: Path, forget: Callable[[], None]) -> None:
+    name, run, fork = f"{module}:Small", tmp_path / "run", tmp_path / "fork"
+    assert main(["--model", name, "--probes", "2", "--lr", "0.25", "--out", str(run)]) == 0
+    forget()
+    assert main(["--resume", str(run), "--allow-import"]) == 0
+    forget()
+    assert main(["--fork", str(run), "--steps", "3", "--allow-import", "--out", str(fork)]) == 0
+    for folder, steps in ((run, 2), (fork, 3)):
+        config = json.loads((folder / "config.json").read_text())
+        found = [config[key] for key in ("model", "embed_dim", "hidden_size", "lr", "steps", "max_length")]
+        assert found == [name, 3, 6, 0.25, steps, 5]  # lr was given, and the task has max_length
+        forget()
+        assert load_run(folder, allow_import=True).model.hidden_size == 6
+        assert replay(folder, allow_import=True).weights["embedding"].shape == (5, 3)
+    both = default_config(f"{module}:WithModel")
+    assert (both.model, both.hidden_size, both.lr) == (name, 6, 0.5)  # those of the task that names it come first
+    asked = default_config(f"{module}:WithModel", model=name)
+    assert (asked.hidden_size, asked.lr, asked.context_length) == (6, 0.125, 6)
+    assert default_config(model=name, preset="paper-lstm-100k").hidden_size > 6
+
+
 def test_installed_packages_name_tasks_and_models(
     module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,18 +274,33 @@ def test_installed_packages_name_tasks_and_models(
     (installed / "entry_points.txt").write_text(
         f"[zo_kernels.tasks]\nparity = {module}:Parity\nbroken = {module}:none\n"
         f"[zo_kernels.models]\nmine-lstm = {module}:Mine\n"
+        f"[zo_kernels.estimators]\nhalved = {module}:Halved\nbad = {module}:halve\n"
+        f"[zo_kernels.transforms]\nhalve = {module}:halve\nlost = {module}:none\nthree = {module}:three\n"
     )
     run = tmp_path / "run"
-    assert main(["--task", "parity", "--model", "mine-lstm", *SMALL, "--out", str(run)]) == 0
+    own = ["--model", "mine-lstm", "--estimator", "halved", "--transforms", "halve:0.5,scale:4"]
+    assert main(["--task", "parity", *own, *SMALL, "--out", str(run)]) == 0
+    assert main(["--task", "parity", *SMALL, "--out", str(tmp_path / "plain")]) == 0
+    assert torch.equal(weights_of(run)["output_weight"], weights_of(tmp_path / "plain")["output_weight"])
     assert main(["--resume", str(run)]) == 0  # the package was installed by the user, not named by the folder
     assert generate(["--run", str(run), "--prompt", "01", "--tokens", "2"]) == 0
     assert default_config("parity").lr == 0.25
     capsys.readouterr()
-    for task, sentence in (
-        ("broken", f"the module {module} has no none, which broken ({module}:none) needs"),
-        ("other", "unknown task 'other': choose one of copy, "),
+    assert imports_of(default_config(transforms="halve:inf,halve:nan")) == []
+    for flag, name, sentence, known in (
+        ("task", "broken", f"the module {module} has no none, which broken ({module}:none) needs", ""),
+        ("task", "other", "unknown task 'other': choose one of copy, ", "pairs, broken, parity"),
+        ("model", "other", "unknown model 'other': choose one of lstm, ", "paper-dnc, mine-lstm"),
+        ("estimator", "other", "unknown estimator 'other': choose one of cd, ", "2-spsa, bad, halved"),
+        ("estimator", "bad", "bad is not a subclass of Estimator: name a class that is", ""),
+        ("transforms", "other:1", "unknown transform 'other': choose from scale:FACTOR, ", "halve, lost, three"),
+        ("transforms", "lost", f"the module {module} has no none, which lost ({module}:none) needs", ""),
+        ("transforms", "three", "three is not a function: name one that is", ""),
+        ("transforms", "halve:x", "'halve:x' does not fit halve: give a number for each argument", ""),
+        ("transforms", "halve:", "'halve:' does not fit halve: give a number for each argument", ""),
     ):
-        assert main(["--task", task]) == 2
+        assert main([f"--{flag}", name]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {sentence}")
-    assert "pairs, broken, parity" in error
+        assert known in error
+        assert error.count("\n") == 1

@@ -12,7 +12,6 @@ from rich.console import Console
 from zo_kernels.interrupts import InterruptGate
 from zo_kernels.plot.losses import plot_losses
 from zo_kernels.run.folder import Metrics
-from zo_kernels.tasks import Score
 from zo_kernels.train.build import build
 from zo_kernels.train.defaults import DEFAULTS, default_config
 from zo_kernels.train.reporter import Reporter
@@ -21,7 +20,8 @@ from zo_kernels.train.summary import print_header, print_summary
 METRICS: list[Metrics] = [
     {"step": 0, "validation_loss": 2.0, "validation_accuracy": 0.25},
     {"step": 1, "train_loss": 1.9, "skipped_probes": 2, "seconds": 0.5},
-    {"step": 2, "train_loss": None, "skipped_probes": 1, "seconds": 1.0, "validation_loss": 1.5, "test_loss": 1.75},
+    {"step": 2, "train_loss": None, "skipped_probes": 1, "seconds": 1.0, "validation_loss": 1.5, "test_loss": 1.75}
+    | {"validation_exact_accuracy": 0.125, "peak_rss_mb": 311.6, "peak_vram_mb": 10.0},
 ]
 
 
@@ -30,13 +30,19 @@ def reported(*, terminal: bool) -> str:
     console = Console(file=stream, force_terminal=terminal, highlight=False, width=100)
     with Reporter(console, steps=20, start=4, probes=10_000) as reporter:
         reporter.step(10, 1.25)
-        reporter.validation(10, {"validation": Score(nats=6.0, correct=3, count=4)})
+        reporter.validation(10, {"validation": (1.5, 0.75), "validation_exact": (math.nan, 0.5)})
     return stream.getvalue()
 
 
 def test_terminal_has_a_bar_with_loss_rate_and_eta() -> None:
     shown = reported(terminal=True)
-    for part in ("10/20", "loss 1.250", " probes/s", "ETA", "10/20  train 1.250  validation 1.500 (75% right)"):
+    for part in (
+        "10/20",
+        "loss 1.250",
+        " probes/s",
+        "ETA",
+        "10/20  train 1.250  validation 1.500 (75% right, 50% exact)",
+    ):
         assert part in shown
     assert "\x1b" in shown
 
@@ -45,7 +51,7 @@ def test_elsewhere_there_are_plain_lines() -> None:
     lines = reported(terminal=False).split("\n")
     assert [line for line in lines[1:] if line] == []
     assert "\x1b" not in lines[0]
-    for part in ("10/20  train 1.250  validation 1.500 (75% right)", " probes/s", "ETA"):
+    for part in ("10/20  train 1.250  validation 1.500 (75% right, 50% exact)", " probes/s", "ETA"):
         assert part in lines[0]
 
 
@@ -54,7 +60,7 @@ def test_header_and_summary_say_what_was_done() -> None:
     console = Console(file=stream, highlight=False, width=100)
     run = build(DEFAULTS["copy"], InterruptGate())
     print_header(console, run, "cpu")
-    print_summary(console, run, METRICS)
+    print_summary(console, run, METRICS, 0.25)
     shown = " ".join(stream.getvalue().split())
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     for part in (
@@ -63,7 +69,9 @@ def test_header_and_summary_say_what_was_done() -> None:
         "train 1.900",  # measured once: the second was not finite
         "validation 2.000 1.500 25.0%",
         "test 1.750",
-        "2 steps in 1.0 s, 192 probes/s; 3 of 192 probes left out",
+        "validation, exact 12.5%",
+        "2 steps in 1.0 s: 500 ms per step, 192 probes/s; 3 of 192 probes left out (loss not finite); 25% of the time "
+        "validating, at most 312 MB of memory, at most 10 MB of GPU memory",
     ):
         assert part in shown
 

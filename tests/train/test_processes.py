@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.cells import cells_of_step, expected_cells
 from tests.train.crashes import Launch, finish, launch, read_cells, runs_alike
-from tests.train.runs import FILES, SMALL, files_of, metrics_of
+from tests.train.runs import FILES, SMALL, files_of, metrics_of, without_times
 from zo_kernels.run.folder import checkpoint_steps
 from zo_kernels.train.__main__ import main
 
@@ -20,12 +20,8 @@ RUN = [*SMALL, "--steps", "24", "--checkpoint-every", "7", "--validate-every", "
 """Three probes a step."""
 
 
-def drop_seconds(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(folder)]
-
-
 def is_same_run(a: Path, b: Path) -> bool:
-    return runs_alike(a, b) and drop_seconds(a) == drop_seconds(b) and files_of(a) == FILES
+    return runs_alike(a, b) and without_times(a) == without_times(b) and files_of(a) == FILES
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.crashes import finish, runs_alike, start
-from tests.train.runs import FILES, SMALL, files_of, metrics_of
+from tests.train.runs import FILES, SMALL, files_of, without_times
 from zo_kernels.run.folder import checkpoint_path, checkpoint_steps
 from zo_kernels.train.__main__ import main
 
@@ -29,10 +29,6 @@ KINDS = {
     "bptt": ["--solver", "bptt", "--lr", "0.01"],
     "truncated": ["--solver", "bptt", "--lr", "0.01", "--segment-length", "3"],
 }
-
-
-def without_seconds(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert kills >= 5
     assert runs_alike(out, whole)
-    assert without_seconds(out) == without_seconds(whole)
+    assert without_times(out) == without_times(whole)
     assert files_of(out) == FILES
 
 
@@ -100,7 +96,7 @@ def test_killed_at_a_moment(moment: str, number: int, whole: Path, tmp_path: Pat
         return
     assert finish(["--resume", str(out)]) == 0
     assert runs_alike(out, whole)
-    assert without_seconds(out) == without_seconds(whole)
+    assert without_times(out) == without_times(whole)
     assert files_of(out) == FILES
 
 
@@ -151,7 +147,7 @@ def test_a_full_disk_loses_no_step(most_bytes: int, whole: Path, tmp_path: Path)
     assert finish([*RUN, "--out", str(out)], most_bytes=most_bytes) == 2
     assert finish(["--resume", str(out)]) == 0
     assert runs_alike(out, whole)
-    assert without_seconds(out) == without_seconds(whole)
+    assert without_times(out) == without_times(whole)
 
 
 def test_a_finished_run_stays_what_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..extensions import call, find_class
+from ..extensions import call, entry_names, find_class
 from .base import Estimator
 from .central import CentralDifference
 from .forward import AntitheticDifference, ForwardDifference
@@ -17,9 +17,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 }
 """Every estimator by the name that `--estimator` takes. Each can be built without arguments."""
 
+_GROUP = "zo_kernels.estimators"
+
 
 def get_estimator(estimator: str | Estimator) -> Estimator:
-    """Returns the estimator itself, or builds the one with this name, which may be package.module:Class.
+    """Returns the estimator itself, or builds the one with this name.
+
+    The name is one of ESTIMATORS, of an entry point of the group zo_kernels.estimators, or package.module:Class.
 
     Raises ValueError for a name that is unknown or can't be imported, and TypeError for anything else. Both have the
     list of names.
@@ -28,9 +32,10 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
         return estimator
     names = ", ".join(ESTIMATORS)
     if isinstance(estimator, str):
-        found = ESTIMATORS.get(estimator) or find_class(estimator, Estimator)
+        found = ESTIMATORS.get(estimator) or find_class(estimator, Estimator, _GROUP)
         if found is None:
-            raise ValueError(f"unknown estimator {estimator!r}: choose one of {names}")
+            known = ", ".join([*ESTIMATORS, *entry_names(_GROUP)])
+            raise ValueError(f"unknown estimator {estimator!r}: choose one of {known}")
         return call(estimator, found)
     if isinstance(estimator, type) and issubclass(estimator, Estimator):
         raise TypeError(f"estimator is the class {estimator.__name__}: give an instance, {estimator.__name__}(...)")

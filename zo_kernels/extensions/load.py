@@ -32,28 +32,25 @@ def entry_names(group: str) -> list[str]:
     return sorted(_entries(group))
 
 
-def find_class(name: str, base: type[Any], group: str | None = None) -> type[Any] | None:
+def find_class(name: str, base: type[Any], group: str) -> type[Any] | None:
     """Returns the subclass of `base` with a name, or None if the name is of neither form.
 
     name: package.module:Class, which is imported; or that of an entry point of the group.
 
     Raises ValueError if it can't be imported, or is no subclass of `base`.
     """
-    if is_import(name):
-        found = _import(name)
-    elif group is not None and name in (entries := _entries(group)):
-        found = _import(entries[name].value, f"{name} ({entries[name].value})")
-    else:
+    found = _find(name, group)
+    if found is None:
         return None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{name} is not a subclass of {base.__name__}: name a class that is")
     return found
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """Imports the function package.module:function. Raises ValueError if that is impossible."""
-    found = _import(name)
-    if not callable(found):
+def find_function(name: str, group: str) -> Callable[..., Any] | None:
+    """Returns the function with a name, as `find_class` returns a class. Raises ValueError if it can't be imported."""
+    found = _find(name, group)
+    if found is not None and not callable(found):
         raise ValueError(f"{name} is not a function: name one that is")
     return found
 
@@ -78,6 +75,13 @@ def require_allowed(names: Sequence[str], run: Path, allowed: bool) -> None:
             f"{run} names code outside zo_kernels ({', '.join(names)}), which would run: if you trust it, give "
             f"--allow-import or set {ALLOW_IMPORT}=1"
         )
+
+
+def _find(name: str, group: str) -> Any:
+    if is_import(name):
+        return _import(name)
+    entry = _entries(group).get(name)
+    return None if entry is None else _import(entry.value, f"{name} ({entry.value})")
 
 
 def _entries(group: str) -> dict[str, EntryPoint]:

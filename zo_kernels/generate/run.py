@@ -18,6 +18,7 @@ from ..backends.base import DTYPES
 from ..errors import CheckpointError, UsageError
 from ..extensions import entry_names, is_import, require_allowed
 from ..models import MODEL_NAMES, LanguageModel, build_model
+from ..run.config import CONFIG_LIMIT, read_values
 from ..run.entries import TOKENIZER
 from ..run.files import open_regular, read_json, read_text
 from ..run.folder import VOCABULARY_LIMIT, vocabulary_digest
@@ -28,6 +29,7 @@ from ..tasks.pair_file import END, SEPARATOR
 _NEEDED = ("model", "embed_dim", "hidden_size", "num_heads")
 _OPTIONAL = ("num_layers", "layer_norm", "residual", "memory_slots", "memory_width")
 """Null or missing where the model has the default."""
+_SWITCHES = ("layer_norm", "residual")
 
 _SHOWN_SYMBOLS = 120
 """Errors show vocabularies up to this size in full."""
@@ -108,7 +110,7 @@ def load_run(path: str | Path, *, allow_import: bool = False) -> LoadedRun:
     path = Path(path)
     if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
-    config, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
+    config, vocabulary = _read_config(path / "config.json"), _read_json(path / "vocabulary.json")
     codec = _codec(path, config)
     if codec is not None and not _fits(vocabulary, codec):
         raise UsageError(f"{path / 'vocabulary.json'} does not have the tokens of the run's tokenizer")
@@ -127,8 +129,8 @@ def load_run(path: str | Path, *, allow_import: bool = False) -> LoadedRun:
     return LoadedRun(path, model, tuple(vocabulary), sha256, codec=codec)
 
 
-def _codec(path: Path, config: Any) -> Codec | None:
-    if isinstance(config, dict) and config.get("tokenizer") == "bytes":
+def _codec(path: Path, config: Mapping[str, Any]) -> Codec | None:
+    if config.get("tokenizer") == "bytes":
         return Bytes()
     file = path / TOKENIZER
     if not os.path.lexists(file):
@@ -141,10 +143,10 @@ def _codec(path: Path, config: Any) -> Codec | None:
 
 
 def _model(
-    path: Path, config: Any, vocab_size: int, weights: Mapping[str, Tensor], allow_import: bool
+    path: Path, config: Mapping[str, Any], vocab_size: int, weights: Mapping[str, Tensor], allow_import: bool
 ) -> LanguageModel:
     for name in _NEEDED:
-        if not isinstance(config, dict) or name not in config:
+        if name not in config:
             raise UsageError(f"{path / 'config.json'} is not the config of a run: it has no {name}")
     name = config["model"]
     if isinstance(name, str) and is_import(name):
@@ -153,6 +155,10 @@ def _model(
         raise UsageError(f"{path / 'config.json'} has an unknown model {name!r}: known are {', '.join(MODEL_NAMES)}")
     sizes = {size: config[size] for size in _NEEDED[1:]}
     sizes |= {size: config[size] for size in _OPTIONAL if config.get(size) is not None}
+    for size, value in sizes.items():
+        if isinstance(value, bool) != (size in _SWITCHES):  # Python takes true and false for numbers
+            wanted = "true or false" if size in _SWITCHES else "a number"
+            raise UsageError(f"{path / 'config.json'} is not the config of a run: {size} is not {wanted}")
     try:
         model = build_model(name, vocab_size, **sizes, device="meta")  # nothing is drawn or allocated yet
     except (ValueError, RuntimeError) as error:  # of torch, if a product of sizes overflows
@@ -205,6 +211,14 @@ def _read_errors(file: Path) -> Iterator[None]:
         raise UsageError(f"{file.parent} has no {file.name}: {why}") from error
     except OSError as error:
         raise UsageError(f"can't read {file}: {error.strerror}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        with _read_errors(file):
+            return read_values(read_text(file, CONFIG_LIMIT), str(file))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not JSON ({error})") from error
 
 
 def _read_json(file: Path) -> Any:

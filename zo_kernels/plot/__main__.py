@@ -16,13 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plots as the arguments say (None: those of the process) and returns the exit code: 0, or 2 after bad input."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        plot_runs(
-            config.runs, config.out, x=config.x, y=config.y, sets=config.sets, smooth=config.smooth, log_y=config.log_y
-        )
+        options = {name: value for name, value in vars(config).items() if name not in ("runs", "out")}
+        plot_runs(config.runs, config.out, **options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
-    print(f"written to {config.out}")
+    print(f"written to {config.out}" + (f" and {config.csv}" if config.csv else ""))
     return EXIT_DONE
 
 

@@ -11,8 +11,9 @@ import tyro
 
 from ..command_line import option
 
-X = Literal["step", "forwards", "seconds"]
-Y = Literal["loss", "accuracy"]
+X = Literal["steps", "forwards", "seconds", "tokens"]
+Y = Literal["loss", "accuracy", "memory"]
+DEFAULT_X: tuple[X, ...] = ("steps", "forwards", "seconds")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class PlotConfig:
     """Folders of the runs. They may still be training."""
     out: Annotated[Path, option("FILE")] = Path("compare.png")
     """PNG file to write. An existing PNG is replaced."""
-    x: tuple[X, ...] = ("step", "forwards", "seconds")
-    """Horizontal axes, one panel for each: step, forward passes so far, seconds of training so far."""
+    csv: Annotated[Path | None, option("FILE", "optional")] = None
+    """CSV file to write the drawn points to, as a table. An existing table of this kind is replaced."""
+    x: tuple[X, ...] = DEFAULT_X
+    """Horizontal axes, a panel for each: steps, forward passes, seconds of training, tokens of the batches so far."""
     y: Y = "loss"
-    """Vertical axis."""
+    """Vertical axis: loss, accuracy (of tokens and, where a task has them, of whole answers), or peak memory."""
     sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="SET [SET ...]")] = ("validation",)
-    """Data sets to plot: train, validation, test, longer, or others that the task has."""
+    """Data sets of losses and accuracies: train, validation, test, longer, or others that the task has."""
     smooth: int = 20
     """Steps of the running mean of training losses. The losses themselves are drawn faintly; 1: no running mean."""
     log_y: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

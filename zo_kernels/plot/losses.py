@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 DPI = 150
 _TRAIN, _REFERENCE = "#9bb8d3", "#8a8a8a"
+_REACH, _APART = 0.25, 0.05
+"""How far a reference may be from the data, and within which two are one line, as shares of the range of the data."""
 _HELD_OUT = ("#d1495b", "#edae49", "#3a7d44")
 
 
@@ -36,24 +38,49 @@ def plot_losses(
     for number, name in enumerate(held_out):
         color = _HELD_OUT[number % len(_HELD_OUT)]
         axes.plot(*_curve(metrics, name), color=color, linewidth=1.8, marker="o", markersize=3, label=name[:-5])
-    for name, loss in reference_losses.items():
-        axes.axhline(loss, color=_REFERENCE, linewidth=1, linestyle="--")
-        axes.annotate(
-            f"{name} {loss:.2f}",
-            xy=(1, loss),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            color=_REFERENCE,
-            fontsize=9,
-        )
+    if names:
+        draw_references([axes], reference_losses)
     axes.set_title(as_text(title), fontsize=11)
     tidy(axes, "step", "loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:  # a run interrupted before its first validation has no curve
         axes.legend(frameon=False)
     save_figure(figure, path)
+
+
+def draw_references(panels: Sequence[Axes], references: Mapping[str, float]) -> None:
+    """Draws values as horizontal lines with their names. The y range is that of the data, and a little more.
+
+    A line that is further from the data than a quarter of their range is left out, since it would flatten the curves.
+    Lines that can't be told apart have their names together. panels: share one y axis.
+    """
+    axes = panels[0]
+    transform = axes.yaxis.get_transform()
+    low, high = (float(transform.transform(end)) for end in axes.get_ylim())
+    reach, together = _REACH * (high - low), list[tuple[float, list[str]]]()
+    for name, value in references.items():
+        place = float(transform.transform(value))
+        if not low - reach <= place <= high + reach:
+            continue
+        near = [names for at, names in together if abs(transform.transform(at) - place) < _APART * (high - low)]
+        near[0].append(name) if near else together.append((value, [name]))
+    ends = [low, high]
+    for value, names in together:
+        place = float(transform.transform(value))
+        ends += [place - _APART * (high - low), place + _APART * (high - low)]
+        for panel in panels:
+            panel.axhline(value, color=_REFERENCE, linewidth=1, linestyle=(0, (6, 4)), zorder=1)
+            panel.annotate(
+                f"{', '.join(names)} {value:.2f}",
+                xy=(1, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(-4, 3),
+                textcoords="offset points",
+                ha="right",
+                color=_REFERENCE,
+                fontsize=9,
+            )
+    axes.set_ylim(*(float(transform.inverted().transform(end)) for end in (min(ends), max(ends))))
 
 
 def as_text(name: str) -> str:

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import JournalError, UsageError
+from ..run.config import read_values
 from ..run.entries import JOURNAL, check_entries
-from ..run.files import read_text
+from ..run.files import read_json, read_text
+from ..run.folder import VOCABULARY_LIMIT
 from ..run.journal import Journal
-from ..run.metrics import as_written, metrics_from_journal
+from ..run.metrics import ADDED, MEMORY, PerStep, as_written, metrics_from_journal
 
-_NO_DIFFERENCE = ("out", "threads", "device", "allow_import")
+_NO_DIFFERENCE = (
+    *("out", "threads", "device", "allow_import", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "log"),
+    *("validate_every", "timeout", "check_every", "resume"),
+)
 """Flags that do not change what a run learns."""
+_FIRST = ("task", "preset", "model")
+"""Flags that many others depend on."""
 _MOST_SHOWN = 4
 _LIMIT = 1 << 30
 """Bytes that a file may have: five million steps."""
@@ -26,29 +33,37 @@ _LIMIT = 1 << 30
 
 @dataclass(frozen=True)
 class PlottedRun:
-    """A run to plot. path: its folder, as given. config: its config.json. metrics: the lines of its metrics.jsonl."""
+    """A run to plot.
+
+    path: its folder, as given. config: its config.json. metrics: the lines of its metrics.jsonl. vocab_size: the number
+    of its tokens; None if it does not say.
+    """
 
     path: Path
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
+    vocab_size: int | None = None
 
     def curve(self, x: str, name: str) -> tuple[list[float], list[float]]:
-        """Returns x where a metric was measured, and its values. x: "step", "forwards" or "seconds"."""
-        points = [
-            (at, float(value))
-            for line in self.metrics
-            if (value := line.get(name)) is not None and (at := self._at(line, x)) is not None
-        ]
+        """Returns x where a metric was measured, and its values. x: "steps", "forwards", "seconds" or "tokens"."""
+        points = [(at, float(line[name])) for line in self.lines(name) if (at := self.at(line, x)) is not None]
+        if [at for at, _ in points] == [0] and len(self.lines(name)) > 1:  # it says so of the first line alone
+            return [], []
         return [at for at, _ in points], [value for _, value in points]
 
-    def losses_and_accuracies(self) -> list[str]:
-        """Returns the names of the curves that the run has."""
-        names = dict.fromkeys(name for line in self.metrics for name, value in line.items() if value is not None)
-        return [name for name in names if name.endswith(("_loss", "_accuracy"))]
+    def lines(self, name: str) -> list[Mapping[str, Any]]:
+        """Returns the lines that have a metric."""
+        return [line for line in self.metrics if line.get(name) is not None]
 
-    def _at(self, line: Mapping[str, Any], x: str) -> float | None:
-        if line["step"] == 0:
-            return 0.0
+    def curves(self) -> list[str]:
+        """Returns the names of the metrics that can be drawn."""
+        names = dict.fromkeys(name for line in self.metrics for name, value in line.items() if value is not None)
+        return [name for name in names if name.endswith(("_loss", "_accuracy")) or name in MEMORY]
+
+    def at(self, line: Mapping[str, Any], x: str) -> float | None:
+        """Returns where on a horizontal axis a line of the metrics is; None if it does not say."""
+        if x == "steps" or line["step"] == 0:
+            return int(line["step"])
         if x == "forwards" and x not in line:  # older runs do not say: each was one of central differences
             probes = self.config.get("probes")
             return None if probes is None else 2.0 * probes * line["step"]
@@ -63,13 +78,19 @@ def read_run(path: Path) -> PlottedRun:
     """
     if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
-    config = _decode(path / "config.json", _text(path / "config.json"))
+    config = read_values(_text(path / "config.json"), str(path / "config.json"))
     lines = _text(path / "metrics.jsonl").split("\n")[:-1]  # after the last newline there may be half a line
     metrics = [_decode(path / "metrics.jsonl", line) for line in lines]
     if not all(isinstance(line.get("step"), int) for line in metrics):
         raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
     _check_metrics(path, metrics)
-    return PlottedRun(path, config, metrics)
+    return PlottedRun(path, config, metrics, _vocab_size(path / "vocabulary.json"))
+
+
+def names_of(runs: Sequence[PlottedRun]) -> list[str]:
+    """Returns the names of the runs' folders, or their paths if two have the same name."""
+    names = [run.path.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 def labels(runs: Sequence[PlottedRun]) -> list[str]:
@@ -77,16 +98,13 @@ def labels(runs: Sequence[PlottedRun]) -> list[str]:
 
     Folders of the same name are named by their paths.
     """
-    names = [run.path.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
-    flags = dict.fromkeys(name for run in runs for name in run.config)
+    flags = dict.fromkeys((*_FIRST, *(name for run in runs for name in run.config)))
     differing = [
         name
         for name in flags
         if name not in _NO_DIFFERENCE and len({json.dumps(run.config.get(name)) for run in runs}) > 1
     ]
-    return [_label(name, run.config, differing) for name, run in zip(names, runs, strict=True)]
+    return [_label(name, run.config, differing) for name, run in zip(names_of(runs), runs, strict=True)]
 
 
 def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> str:
@@ -109,19 +127,32 @@ def _check_metrics(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     if any(before >= after for before, after in pairwise(steps)):
         raise damage("its steps are")
     lines = dict(zip(steps, metrics, strict=True))
-    total = metrics[-1].get("forwards") if steps and steps[-1] else None
-    forwards = total // steps[-1] if isinstance(total, int) else 0
+    totals = [metrics[-1].get(name) if steps and steps[-1] else None for name in PerStep._fields]
+    per_step = PerStep(*(total // steps[-1] if isinstance(total, int) else 0 for total in totals))
     check_entries(run)
     with suppress(JournalError), Journal.open(run / JOURNAL, writable=False) as journal:
         if steps and not journal.first_step <= steps[-1] <= journal.next_step:
             raise damage("its steps are")
-        for metrics_then in metrics_from_journal(journal, forwards):
+        for metrics_then in metrics_from_journal(journal, per_step):
             expected = as_written(metrics_then)
             line = lines.get(metrics_then["step"], expected)
-            if "forwards" not in line:  # as in older runs
-                expected.pop("forwards", None)
+            for name in ADDED - line.keys():  # as in older runs
+                expected.pop(name, None)
             if line != expected:
                 raise damage(f"the values of step {expected['step']} are")
+
+
+def _vocab_size(file: Path) -> int | None:
+    """Number of tokens of a run; None if it is of an old version, which did not write them."""
+    try:
+        symbols = read_json(file, VOCABULARY_LIMIT)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} can't be read: {error}") from error
+    if not isinstance(symbols, list) or not symbols:
+        raise UsageError(f"{file} is not a vocabulary: it must be a JSON list")
+    return len(symbols)
 
 
 def _text(file: Path) -> str:

@@ -18,8 +18,8 @@ from ..errors import CheckpointError, UsageError
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .entries import JOURNAL, TOKENIZER, check_entries, is_half_made, lock_folder, remove_entries, remove_unfinished
 from .files import append, make_folders, open_regular, remove_folders, sync_folder, write_atomically, write_text
-from .journal import Journal, Row, Scores
-from .metrics import Metrics, as_line, metrics_of
+from .journal import Journal
+from .metrics import Metrics, as_line
 from .tensors import save_tensors
 
 VOCABULARY_LIMIT = 1 << 26
@@ -132,11 +132,9 @@ class RunFolder:
         self._close_metrics()
         self._metrics = open_regular(path, os.O_WRONLY | os.O_APPEND)
 
-    def add_metrics(self, row: Row, scores: Scores, forwards: int) -> Metrics:
-        """Appends the line of a step to metrics.jsonl, after `begin_metrics`, and returns it. Raises OSError."""
-        metrics = metrics_of(row, scores, forwards)
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Appends the line of a step to metrics.jsonl, after `begin_metrics`. Raises OSError."""
         append(self._metrics, as_line(metrics).encode())
-        return metrics
 
     def save_checkpoint(self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int) -> None:
         """Writes a checkpoint, then removes all but the first and the `keep` newest.

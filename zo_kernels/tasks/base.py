@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -57,6 +57,9 @@ class Task(ABC):
     reference_losses: Mapping[str, float]
     """Losses in nats per token of predictors without memory, by name. The first is that of uniform guessing."""
 
+    has_answers: ClassVar[bool] = False
+    """Whether each row of a batch has one answer, so that validations also count those that are right as a whole."""
+
     tokenizer_json: str | None = None
     """Text of the tokenizer.json that turns text into the tokens; None if there is none."""
 
@@ -84,11 +87,15 @@ class Score:
     nats: sum of the cross-entropy in nats.
     correct: number of positions where the most likely token is the target.
     count: number of scored positions.
+    exact: number of answers that are right as a whole: rows in which every scored position is correct.
+    answers: number of rows that `exact` is counted among; 0 if it was not counted.
     """
 
     nats: float
     correct: int
     count: int
+    exact: int = 0
+    answers: int = 0
 
     @property
     def loss(self) -> float:
@@ -100,8 +107,13 @@ class Score:
         """Fraction of positions where the most likely token is the target, from 0 to 1."""
         return self.correct / self.count
 
+    @property
+    def exact_accuracy(self) -> float | None:
+        """Fraction of answers that are right as a whole, from 0 to 1; None if they were not counted."""
+        return self.exact / self.answers if self.answers else None
+
     def __add__(self, other: Score) -> Score:
-        return Score(self.nats + other.nats, self.correct + other.correct, self.count + other.count)
+        return Score(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def score(logits_BTV: Tensor, targets_BT: Tensor) -> Score:

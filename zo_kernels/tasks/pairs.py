@@ -43,6 +43,8 @@ class Pairs(Task):
     fewer than 20 pairs; and as `read_pairs` and `get_codec` do.
     """
 
+    has_answers = True
+
     def __init__(
         self,
         *,

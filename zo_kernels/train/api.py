@@ -149,7 +149,7 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
 def _terms_of(config: TrainConfig) -> dict[str, str]:
     """What must be the same on all ranks: all flags but --threads, and the arithmetic unless another is allowed."""
     values = json.loads(as_json(config))
-    del values["threads"]
+    del values["threads"], values["format"]
     if values.pop("lr_search"):
         values["lr"] = "search"
     flags = {flag(name): "not given" if value in (None, "", []) else str(value) for name, value in values.items()}
@@ -180,7 +180,7 @@ def _train_in(
     if outcome.failure and config.resume is None and folder.journal.next_step == folder.journal.first_step:
         folder.discard()  # there is nothing in it that the same flags would not make again
         raise UsageError(outcome.failure)
-    metrics = list(metrics_from_journal(folder.journal, run.solver.forwards))
+    metrics = list(metrics_from_journal(folder.journal, run.per_step))
     picture = title(config, run.model)
     try:
         folder.finish(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..ops.recurrent import check_precision
 from ..run.entries import TOKENIZER
 from ..run.files import read_text
 from ..run.folder import VOCABULARY_LIMIT
+from ..run.metrics import PerStep
 from ..tasks import TASKS, Batch, Task, find_task
 from ..tasks.codecs import Subwords
 from .config import TrainConfig, read_config, task_options
@@ -45,6 +47,11 @@ class Run:
     def model(self) -> LanguageModel:
         """The model that is trained."""
         return self.solver.model
+
+    @cached_property
+    def per_step(self) -> PerStep:
+        """What each step takes. The batch of step 0 stands for all."""
+        return PerStep(self.solver.forwards, self.task.batch(0).tokens.numel())
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, on the device."""

@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str], *, silent: bool = False) -> TrainConfig:
     # These are read first, for the defaults of all other flags depend on them.
     early = argparse.ArgumentParser(PROGRAM, add_help=False, allow_abbrev=False)
     early.add_argument("--task")
+    early.add_argument("--model")
     early.add_argument("--preset")
     early.add_argument("--resume", type=Path)
     early.add_argument("--fork", type=Path)
@@ -63,7 +64,7 @@ def parse(arguments: Sequence[str], *, silent: bool = False) -> TrainConfig:
     searches = given.lr == "search"
     if searches:
         arguments = _without_lr(arguments)
-    default = _grouped(base_config(given.task, given.preset, given.resume, given.fork))
+    default = _grouped(base_config(given.task, given.model, given.preset, given.resume, given.fork))
     groups = tyro.cli(
         tyro.conf.OmitArgPrefixes[_Groups], prog=PROGRAM, default=default, args=arguments, console_outputs=not silent
     )

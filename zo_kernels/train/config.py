@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
 from ..extensions import is_import
+from ..run.config import CONFIG_LIMIT, as_text, read_values
 from ..run.files import read_text
 from ..tasks import find_task
 from ..transforms.registry import imported_name
@@ -95,33 +95,9 @@ def imports_of(config: TrainConfig) -> list[str]:
     return names + [name for item in config.transforms.split(",") if (name := imported_name(item)) is not None]
 
 
-CONFIG_LIMIT = 1 << 20
-"""Bytes that config.json may have."""
-
-_RENAMED = {"gaf": "max_cosine_distance", "shard": "split", "heal": "repair"}
-"""Fields of version 0.1, whose runs are still read, and their names now."""
-
-_ADDED: dict[str, Any] = {
-    "eval_batch_size": None,
-    "eval_tokens": None,
-    "allow_other_arithmetic": False,
-    "segment_length": None,
-    "validation_data": None,
-    "parts": None,
-    "stateful": False,
-    "input": None,
-    "target": None,
-    "allow_import": False,
-    "num_layers": 1,
-    "layer_norm": False,
-    "residual": False,
-}
-"""Fields that version 0.1 did not have, and the values that mean what it did."""
-
-
 def as_json(config: TrainConfig) -> str:
     """Returns the text of config.json, which has every field."""
-    return json.dumps(asdict(config), indent=2, default=str) + "\n"
+    return as_text(asdict(config))
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -146,13 +122,8 @@ def from_json(text: str, name: str) -> TrainConfig:
 
     Raises UsageError if it has other fields, or values of other types.
     """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not JSON ({error})") from error
-    if isinstance(values, dict):
-        values = {**_ADDED, **{_RENAMED.get(key, key): value for key, value in values.items()}}
-    if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
+    values = read_values(text, name)
+    if values.keys() != FIELD_TYPES.keys():
         raise UsageError(f"{name} is not the config of a run, or of another version of zo_kernels")
     try:
         config = TrainConfig(**values)
@@ -164,11 +135,13 @@ def from_json(text: str, name: str) -> TrainConfig:
 
 def check_types(config: TrainConfig) -> None:
     """Raises UsageError if a value has another type than its field."""
-    for name, kind in FIELD_TYPES.items():
-        _check_type(name, getattr(config, name), kind)
+    for name in FIELD_TYPES:
+        check_type(name, getattr(config, name))
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
+def check_type(name: str, value: Any) -> None:
+    """Raises UsageError if a value has another type than the field of this name."""
+    kind = FIELD_TYPES[name]
     kinds = tuple(each for each in get_args(kind) if get_origin(kind) is not tuple) or (get_origin(kind) or kind,)
     if float in kinds:
         kinds = (*kinds, int)

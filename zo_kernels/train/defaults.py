@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..models import MODEL_NAMES, find_model
 from ..models.presets import PRESETS
 from ..tasks import find_task
-from .config import FIELD_TYPES, TrainConfig, read_config
+from .config import FIELD_TYPES, TrainConfig, check_type, read_config
 
 _LETTERS = TrainConfig(
     task="copy",
@@ -88,20 +89,22 @@ def default_config(task: str | None = None, *, preset: str | None = None, **chan
     if changes.get("lr") == "search":
         del changes["lr"]
         changes["lr_search"] = True
-    base = base_config(task, preset, changes.get("resume"), changes.get("fork"))
+    base = base_config(task, changes.get("model"), preset, changes.get("resume"), changes.get("fork"))
     return replace(base, **changes)
 
 
-def base_config(task: str | None, preset: str | None, resume: Path | None, fork: Path | None) -> TrainConfig:
-    """Returns the values of the fields that are not given: those of a run, or a task's and a preset's.
+def base_config(
+    task: str | None, model: str | None, preset: str | None, resume: Path | None, fork: Path | None
+) -> TrainConfig:
+    """Returns the values of the fields that are not given: those of a run, or a task's, a model's and a preset's.
 
-    Raises UsageError for an unknown task or preset, and for a run that can't be read or has another task.
+    Raises UsageError for an unknown task, model or preset, and for a run that can't be read or has another task.
     """
     if resume is not None and fork is not None:
         raise UsageError("--resume continues a run, and --fork starts a new one: give one of them")
     run = resume if fork is None else fork
     if run is None:
-        return _with_preset(_task_default(task or "copy"), preset)
+        return _with_preset(_defaults_of(task or "copy", model), preset)
     stored = replace(read_config(Path(run)), allow_other_arithmetic=False, allow_import=False)
     if task not in (None, stored.task):
         raise UsageError(f"the task of {run} is {stored.task}, not {task}")
@@ -110,17 +113,38 @@ def base_config(task: str | None, preset: str | None, resume: Path | None, fork:
     return stored if preset is None else replace(stored, preset=preset)
 
 
-def _task_default(task: str) -> TrainConfig:
+def _defaults_of(task: str, model: str | None) -> TrainConfig:
+    """The defaults of a task, and those of a model of the user's own, which come first if the model was asked for."""
     if task in DEFAULTS:
-        return DEFAULTS[task]
+        config, own = DEFAULTS[task], dict[str, Any]()
+    else:
+        config, own = _OWN, _own_defaults(task, find_task)
+    if model is None:
+        values = {**_model_defaults(own.get("model", config.model)), **own}
+    else:
+        values = {**own, **_model_defaults(model), "model": model}
+    return replace(config, **{**values, "task": task})
+
+
+def _model_defaults(model: Any) -> dict[str, Any]:
+    return {} if model in MODEL_NAMES or not isinstance(model, str) else _own_defaults(model, find_model)
+
+
+def _own_defaults(name: str, find: Callable[[str], Any]) -> dict[str, Any]:
+    """The `defaults` of a class of the user's own. Raises UsageError if there is none, or they are not flags."""
     try:
-        own = find_task(task).defaults
+        own = getattr(find(name), "defaults", {})
     except ValueError as error:
         raise UsageError(str(error)) from error
     unknown = own.keys() - FIELD_TYPES.keys() if isinstance(own, Mapping) else {"no dict"}
     if unknown:
-        raise UsageError(f"the defaults of {task} must be a dict with the names of flags, not {min(unknown, key=str)}")
-    return replace(_OWN, **{**own, "task": task})
+        raise UsageError(f"the defaults of {name} must be a dict with the names of flags, not {min(unknown, key=str)}")
+    for field, value in own.items():
+        try:
+            check_type(field, value)
+        except UsageError as error:
+            raise UsageError(f"in the defaults of {name}, {error}") from error
+    return dict(own)
 
 
 def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..distributed.replicas import Replicas
 from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel
+from ..run.metrics import EXACT
 from ..tasks import Batch, BatchSets, Score
 from .config import TrainConfig
 
@@ -18,6 +20,8 @@ _MOST_TOKENS = 1 << 20
 """Tokens that are scored at once: their numbers alone take 16 bytes each."""
 _SEQUENCES = 256
 """Sequences that are scored at once by default: with fewer the kernel reads the weights more often."""
+_FLOATS = 1 << 22
+"""Hidden states and logits of a segment in which torch looks for whole answers, as numbers: 16 MiB."""
 
 
 def regroup(sets: BatchSets, config: TrainConfig) -> dict[str, list[Batch]]:
@@ -53,13 +57,20 @@ def evaluate(
     device: torch.device,
     gate: InterruptGate,
     replicas: Replicas | None,
+    *,
+    has_answers: bool = False,
 ) -> dict[str, Score]:
-    """Scores the model on each set of batches, which replicas divide. Can be interrupted between batches."""
+    """Scores the model on each set of batches, which replicas divide. Can be interrupted between batches.
+
+    has_answers: also counts the rows that are right as a whole. That takes one more forward pass, in torch.
+    """
 
     def score_of(batch: Batch) -> list[float]:
         with gate.open():  # not around the exchange, where the other ranks would be left waiting
-            nats, correct = model.score(*batch.to(device))
-            return list(astuple(Score(nats, correct, int((batch.targets != IGNORE_INDEX).sum()))))
+            batch = batch.to(device)
+            nats, correct = model.score(*batch)
+            exact, answers = _exact(model, batch) if has_answers else (0, 0)
+            return list(astuple(Score(nats, correct, int((batch.targets != IGNORE_INDEX).sum()), exact, answers)))
 
     scores = {}
     for name, batches in batch_sets.items():
@@ -68,9 +79,33 @@ def evaluate(
             return torch.tensor([score_of(batch) for batch in batches[mine]], dtype=torch.float64)
 
         count = len(batches)
-        sums = rows(slice(0, count)) if replicas is None else replicas.exchange(rows, count, (3,))
+        width = len(fields(Score))
+        sums = rows(slice(0, count)) if replicas is None else replicas.exchange(rows, count, (width,))
         total = Score(nats=0.0, correct=0, count=0)
-        for nats, correct, scored in sums.tolist():
-            total += Score(nats, int(correct), int(scored))
+        for nats, *counts in sums.tolist():
+            total += Score(nats, *map(int, counts))
         scores[name] = total
     return scores
+
+
+def as_scores(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:
+    """The scores as the journal keeps them: after each set, its answers that are right as a whole, if it has any."""
+    found = {}
+    for name, score in scores.items():
+        found[name] = (score.loss, score.accuracy)
+        if score.exact_accuracy is not None:
+            found[name + EXACT] = (math.nan, score.exact_accuracy)
+    return found
+
+
+@torch.no_grad()
+def _exact(model: LanguageModel, batch: Batch) -> tuple[int, int]:
+    """How many rows have no wrong target, and how many have a target."""
+    rows = len(batch.tokens)
+    length = max(1, _FLOATS // (rows * (model.hidden_size + model.vocab_size)))
+    is_wrong_B, states = torch.zeros(rows, dtype=torch.bool, device=model.device), None
+    for tokens_BT, targets_BT in zip(batch.tokens.split(length, 1), batch.targets.split(length, 1), strict=True):
+        logits_BTV, states = model(tokens_BT, states)
+        is_wrong_B |= ((logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE_INDEX)).any(1)
+    has_target_B = (batch.targets != IGNORE_INDEX).any(1)
+    return int((has_target_B & ~is_wrong_B).sum()), int(has_target_B.sum())

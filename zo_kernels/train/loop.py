@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
+
+import torch
 
 from ..errors import (
     CheckpointError,
@@ -22,8 +25,10 @@ from ..interrupts import InterruptGate
 from ..run.journal import Row, Scores
 from ..tasks import Batch
 from .begin import Beginning
+from .contention import CoreMonitor, seconds_waited
 from .divergence import DivergenceMonitor
-from .evaluate import evaluate, regroup
+from .evaluate import as_scores, evaluate, regroup
+from .memory import peak_memory
 from .ranks import Ranks
 from .record import Record
 from .repair import repair
@@ -84,6 +89,7 @@ class _Loop:
         self._ranks = ranks
         self._validation_batches = regroup(self._run.task.validation_batches(), self._run.config)
         self._monitor = DivergenceMonitor(self._run.config.steps, settled=self._run.config.curriculum or 0)
+        self._cores = CoreMonitor(torch.get_num_threads())
         self._clock, self._validation_clock = Clock(), Clock()
         self._seconds_before = 0.0
 
@@ -94,8 +100,10 @@ class _Loop:
             self._scores_after(start)
         record.begin_metrics(start)
         for step in range(start, config.steps):
+            seconds_before, waited_before = self._clock.seconds, seconds_waited()
             row, estimate = self._step(step)
             done = step + 1
+            warnings = self._watch_cores(done, seconds_before, waited_before)
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if saves:
                 self._compare(done)
@@ -106,7 +114,8 @@ class _Loop:
                 record.metrics(row, scores)
             if saves:
                 record.checkpoint(done)
-            for warning in self._monitor.observe(done, row.loss, estimate.losses, row.lr, row.eps):
+            warnings += self._monitor.observe(done, row.loss, estimate.losses, row.lr, row.eps)
+            for warning in warnings:
                 record.warn(warning)
             if config.stop_on_divergence and self._monitor.diverged:
                 raise DivergenceError(
@@ -119,6 +128,12 @@ class _Loop:
         validating = self._validation_clock.seconds
         training = self._clock.seconds - self._seconds_before
         return validating / (validating + training) if validating + training > 0 else 0.0
+
+    def _watch_cores(self, done: int, seconds_before: float, waited_before: float | None) -> list[str]:
+        waited = seconds_waited()
+        if waited is None or waited_before is None or self._run.device.type != "cpu":
+            return []
+        return self._cores.observe(done, self._clock.seconds - seconds_before, waited - waited_before)
 
     def _compare(self, done: int) -> None:
         """Compares the parameters of all ranks, so that none are saved that differ."""
@@ -159,13 +174,20 @@ class _Loop:
             scores = self._measure(done, self._validation_batches, shown=True)
         if done == config.steps and (test_sets := self._run.task.test_batches()):
             scores = {**scores, **self._measure(done, regroup(test_sets, config), shown=False)}
+        if scores:
+            measured = {**peak_memory(self._run.device), "validation_share": round(self.validating(), 4)}
+            others = {name: (value, math.nan) for name, value in measured.items()}
+            self._record.scores(done, others, shown=False)
+            scores = {**scores, **others}
         return scores
 
     def _measure(self, done: int, batches: Mapping[str, Sequence[Batch]], *, shown: bool) -> Scores:
         with self._validation_clock.running():
-            scores = evaluate(self._run.model, batches, self._run.device, self._gate, self._ranks.replicas)
+            run, replicas = self._run, self._ranks.replicas
+            found = evaluate(run.model, batches, run.device, self._gate, replicas, has_answers=run.task.has_answers)
+        scores = as_scores(found)
         self._record.scores(done, scores, shown=shown)
-        return {name: (score.loss, score.accuracy) for name, score in scores.items()}
+        return scores
 
 
 class Clock:

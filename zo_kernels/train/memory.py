@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +62,21 @@ def available_memory() -> int:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             found.append(limit - pages * resource.getpagesize())
     return max(min(found), 0)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has had so far, in MB (10^6 bytes).
+
+    peak_rss_mb: resident on the CPU. peak_vram_mb: of torch's tensors on the GPU, only if that is the device.
+    """
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    with suppress(OSError, ValueError, KeyError):  # unlike getrusage, not that of the process that started this one
+        lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        resident = int({words[0]: words[1] for words in lines if len(words) > 1}["VmHWM:"]) * 1024
+    found = {"peak_rss_mb": resident / 1e6}
+    if device.type == "cuda":
+        found["peak_vram_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return {name: round(size, 1) for name, size in found.items()}
 
 
 def _parameter_bytes(build: Callable[[], LanguageModel]) -> int:

@@ -9,8 +9,7 @@ from ..errors import CheckpointError
 from ..run.checkpoint import load_checkpoint
 from ..run.folder import RunFolder, checkpoint_path
 from ..run.journal import Row, Scores
-from ..run.metrics import Metrics, metrics_from_journal
-from ..tasks import Score
+from ..run.metrics import Metrics, metrics_from_journal, metrics_of
 from .build import Run
 from .loggers import Logger
 from .reporter import Reporter
@@ -38,11 +37,11 @@ class Record:
     def show_step(self, row: Row) -> None:
         """Shows the progress after a step."""
 
-    def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
-        """Writes the scores of the parameters after `done` steps."""
+    def scores(self, done: int, scores: Scores, *, shown: bool) -> None:
+        """Writes what was measured after `done` steps."""
 
     def metrics(self, row: Row, scores: Scores) -> None:
-        """Writes the metrics of a step, and the scores after it."""
+        """Writes the metrics of a step, and what was measured after it."""
 
     def checkpoint(self, done: int) -> None:
         """Saves the parameters and the solver's state after `done` steps. Raises CheckpointError."""
@@ -59,6 +58,7 @@ class FolderRecord(Record):
         self._folder = folder
         self._reporter = reporter
         self._loggers = loggers
+        self._seconds = 0.0
 
     def begin(self, start: int) -> float:
         journal = self._folder.journal
@@ -67,10 +67,11 @@ class FolderRecord(Record):
             checkpoint = load_checkpoint(checkpoint_path(self._folder.path, start))
             journal.leave_gap(start, checkpoint.journal)
         last = journal.last_row()
-        return 0.0 if last is None else last.seconds
+        self._seconds = 0.0 if last is None else last.seconds
+        return self._seconds
 
     def begin_metrics(self, start: int) -> None:
-        lines = list(metrics_from_journal(self._folder.journal, self._run.solver.forwards))
+        lines = list(metrics_from_journal(self._folder.journal, self._run.per_step))
         with self._file_errors():
             self._folder.begin_metrics(lines)
             if start == self._folder.journal.first_step:
@@ -86,14 +87,17 @@ class FolderRecord(Record):
     def show_step(self, row: Row) -> None:
         self._reporter.step(row.step + 1, row.loss)
 
-    def scores(self, done: int, scores: dict[str, Score], *, shown: bool) -> None:
+    def scores(self, done: int, scores: Scores, *, shown: bool) -> None:
         if shown:
             self._reporter.validation(done, scores)
-        self._folder.journal.add_scores(done, {name: (s.loss, s.accuracy) for name, s in scores.items()})
+        self._folder.journal.add_scores(done, scores)
 
     def metrics(self, row: Row, scores: Scores) -> None:
+        metrics = metrics_of(row, scores, self._run.per_step, self._seconds)
+        self._seconds = row.seconds
         with self._file_errors():
-            self._log(self._folder.add_metrics(row, scores, self._run.solver.forwards))
+            self._folder.add_metrics(metrics)
+            self._log(metrics)
 
     def checkpoint(self, done: int) -> None:
         model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from ..tasks import Score
+from ..run.journal import Scores
+from ..run.metrics import EXACT
 
 
 class Reporter:
@@ -53,12 +53,15 @@ class Reporter:
         self._done, self._loss = step, loss
         self._progress.update(self._bar, completed=step, status=f"loss {loss:.3f}  {self._rate():,.0f} {self._unit}")
 
-    def validation(self, step: int, scores: Mapping[str, Score]) -> None:
+    def validation(self, step: int, scores: Scores) -> None:
         """Prints a line with the last training loss and the scores after `step` steps."""
         parts = [f"{step:>{len(str(self._steps))}}/{self._steps}"]
         if not math.isnan(self._loss):
             parts.append(f"train {self._loss:.3f}")
-        parts += [f"{name} {score.loss:.3f} ({score.accuracy:.0%} right)" for name, score in scores.items()]
+        for name, (loss, accuracy) in scores.items():
+            if not (name.endswith(EXACT) and math.isnan(loss)):
+                exact = f", {scores[name + EXACT][1]:.0%} exact" if name + EXACT in scores else ""
+                parts.append(f"{name} {loss:.3f} ({accuracy:.0%} right{exact})")
         if step > self._start and not self._console.is_terminal:  # what the bar shows in a terminal
             seconds_left = (time.monotonic() - self._started) / (step - self._start) * (self._steps - step)
             parts.append(f"{self._rate():,.0f} {self._unit}, ETA {seconds_left:.0f} s")

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CheckpointError, GridRangeError, JournalError, UsageError
+from ..run.config import CONFIG_LIMIT
 from ..run.entries import JOURNAL
 from ..run.files import read_text
 from ..run.folder import checkpoint_steps, config_digest, find_checkpoint, own_checkpoint
 from ..run.journal import Journal
 from ..tasks import Batch
-from .config import CONFIG_LIMIT, TrainConfig
+from .config import TrainConfig
 from .solvers import Solver, lr_at
 
 Warn = Callable[[str], None]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models import LanguageModel
-from ..run.folder import Metrics
+from ..run.metrics import EXACT, MEMORY, Metrics
 from .build import Run
 from .config import TrainConfig
 
@@ -49,7 +49,7 @@ def _layers(config: TrainConfig) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _learning_rate(config: TrainConfig) -> str:
@@ -75,33 +75,37 @@ def _step(config: TrainConfig) -> str:
 
 
 def print_summary(console: Console, run: Run, metrics: Sequence[Metrics], validating: float = 0.0) -> None:
-    """Prints the first and last losses and accuracies, the time, and the number of probes left out.
+    """Prints the first and last losses and accuracies, the time and memory, and the number of probes left out.
 
     validating: share of this process's time that went into validations, from 0 to 1.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("", "first loss", "last loss", "first accuracy", "last accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
-    names = dict.fromkeys(key[: -len("_loss")] for line in metrics for key in line if key.endswith("_loss"))
+    scores = ("_loss", "_accuracy")
+    names = dict.fromkeys(key.rpartition("_")[0] for line in metrics for key in line if key.endswith(scores))
     for name in sorted(names, key=lambda name: name != "train"):  # training first
         losses, accuracies = _values(metrics, f"{name}_loss"), _values(metrics, f"{name}_accuracy")
-        table.add_row(name, *_ends(losses, "{:.3f}"), *_ends(accuracies, "{:.1%}"))
+        shown = f"{name.removesuffix(EXACT)}, exact" if name.endswith(EXACT) and not losses else name
+        table.add_row(shown, *_ends(losses, "{:.3f}"), *_ends(accuracies, "{:.1%}"))
     console.print()
     console.print(table)
     console.print()
     seconds = _values(metrics, "seconds")
     if not seconds:
         return
-    taken = len(seconds)
-    if run.config.solver == "bptt":
-        rate = f"{taken / seconds[-1]:,.1f} steps/s"
-        console.print(f"{taken:,} steps in {seconds[-1]:.1f} s, {rate}; {validating:.0%} of the time validating")
-        return
-    probes = taken * run.config.probes
-    skipped = sum(_values(metrics, "skipped_probes"))
+    taken, total = len(seconds), seconds[-1]
+    parts = [f"{1e3 * total / taken:.3g} ms per step"]
+    left_out = ""
+    if run.config.solver == "zo":
+        probes, skipped = taken * run.config.probes, sum(_values(metrics, "skipped_probes"))
+        parts.append(f"{probes / total:,.0f} probes/s")
+        left_out = f"; {skipped:,} of {probes:,} probes left out (loss not finite)"
+    sizes = zip(("memory", "GPU memory"), (_values(metrics, name) for name in MEMORY), strict=True)
+    memory = "".join(f", at most {max(found):,.0f} MB of {kind}" for kind, found in sizes if found)
     console.print(
-        f"{taken:,} steps in {seconds[-1]:.1f} s, {probes / seconds[-1]:,.0f} probes/s; "
-        f"{skipped:,} of {probes:,} probes left out (loss not finite); {validating:.0%} of the time validating"
+        f"{_count(taken, 'step')} in {total:.1f} s: {', '.join(parts)}{left_out}; "
+        f"{validating:.0%} of the time validating{memory}"
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..extensions import call, find_function, is_import
+from ..extensions import call, entry_names, find_function, is_import
 from .base import Transform, chain
 from .momentum import momentum
 from .scaling import clip_coeffs, clip_norm, scale, scale_by_lr
@@ -31,6 +31,8 @@ TRANSFORMS: dict[str, Kind] = {
 }
 """Every transform by the name that `--transforms` takes."""
 
+_GROUP = "zo_kernels.transforms"
+
 
 def get_transform(transforms: str | Transform | Iterable[str | Transform]) -> Transform:
     """Chains what is given: a transform, a text as `parse_transforms` takes it, or a list of either.
@@ -49,7 +51,8 @@ def get_transform(transforms: str | Transform | Iterable[str | Transform]) -> Tr
 def parse_transforms(text: str) -> Transform:
     """Chains the transforms of a text such as "clip-norm:1,z-score,momentum:0.9:8". The empty text has none.
 
-    package.module:function:1:0.5 calls a function of your own with numbers. It returns a `Transform`.
+    package.module:function:1:0.5 calls a function of your own with numbers. It returns a `Transform`. NAME:1:0.5 does
+    the same with the function of an entry point of the group zo_kernels.transforms.
 
     Raises ValueError for a name that is unknown or can't be imported, and for arguments that do not fit the transform.
     """
@@ -74,10 +77,13 @@ def _wrong_type(given: object) -> TypeError:
 def _parse(item: str) -> Transform:
     name, *values = item.split(":")
     kind = TRANSFORMS.get(name)
-    if kind is None and (own := imported_name(item)):
-        return _build_own(item, own)
     if kind is None:
-        raise ValueError(f"unknown transform {name!r}: choose from {_known()}")
+        own = imported_name(item) or name
+        function = find_function(own, _GROUP)
+        if function is None:
+            known = ", ".join([_known(), *entry_names(_GROUP)])
+            raise ValueError(f"unknown transform {name!r}: choose from {known}")
+        return _build_own(item, own, function)
     try:
         arguments = [convert(value) for convert, value in zip(kind.arguments.values(), values, strict=True)]
     except ValueError:
@@ -88,13 +94,13 @@ def _parse(item: str) -> Transform:
 def imported_name(item: str) -> str | None:
     """Returns the package.module:function that one transform of a text names, or None if it names none."""
     name = ":".join(item.strip().split(":")[:2])
-    return name if name.partition(":")[0] not in TRANSFORMS and is_import(name) else None
+    known = name.partition(":")[0]  # of scale:inf, which has the form of an import
+    return name if is_import(name) and known not in TRANSFORMS and known not in entry_names(_GROUP) else None
 
 
-def _build_own(item: str, name: str) -> Transform:
-    function = find_function(name)
+def _build_own(item: str, name: str, function: Callable[..., Any]) -> Transform:
     try:
-        numbers = [float(value) for value in item.split(":")[2:]]
+        numbers = [float(value) for value in item.removeprefix(name).split(":")[1:]]
     except ValueError:
         raise ValueError(f"{item!r} does not fit {name}: give a number for each argument") from None
     transform = call(name, function, *(int(number) if number.is_integer() else number for number in numbers))
