@@ -16,6 +16,7 @@
 namespace py = pybind11;
 
 namespace zo_python {
+namespace on_cuda {  // module.cpp, which is compiled together with this file, has functions of the same names
 namespace {
 
 zo::cuda::Queue queue_of(int device, uintptr_t stream) {
@@ -146,8 +147,10 @@ void population(const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters, 
 }
 
 }  // namespace
+}  // namespace on_cuda
 
 void bind_cuda(py::module_& m) {
+  using namespace on_cuda;
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("cuda_build", &zo::cuda::build_description);
   m.def("cuda_device", &zo::cuda::device_description);

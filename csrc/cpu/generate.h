@@ -93,8 +93,9 @@ ZO_INLINE int bit_order(int half, int lane) {
   return half * (kLanes / 2) + (lane % 2 == 0 ? lane / 2 : kLanes / 4 + lane / 2);
 }
 
-// The tile's signs as a bit string: bit i (little-endian) is the sign of element i of the tile.
-ZO_INLINE void generate_bits(const TileCounters& tile, const ProbeKey& key, uint8_t* bits) {
+// The tile's signs as a bit string: bit i (little-endian) is the sign of element i of the tile. Not inlined: ten rounds
+// in each kernel of each pair of data types would be most of the code to compile, and a tile is worth a call.
+__attribute__((noinline)) void generate_bits(const TileCounters& tile, const ProbeKey& key, uint8_t* bits) {
   U64 word[2][4];
   generate_halves<1>(tile, &key, word);
   for (int half = 0; half < 2; ++half) {

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.flat import flat
+from tests.names import name_of
 from tests.optim.small import KINDS, built, closure_of
 from zo_kernels.optim import ZeroOrder
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=name_of)
 def test_a_step_is_an_estimate_that_is_applied(options: dict[str, object]) -> None:
     (model, opt), (other, apart) = built(**options), built(**options)
     for _ in range(3):
@@ -86,7 +87,7 @@ def test_the_guard_is_entered_for_each_loss_and_only_there() -> None:
     assert len(log) == 36
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=name_of)
 @pytest.mark.parametrize("eps", [2**-6, None], ids=["eps", "eps tied to lr"])
 def test_a_step_with_lr_0_counts_and_changes_nothing(options: dict[str, object], eps: float | None) -> None:
     """As the first step of every schedule with a warm-up."""

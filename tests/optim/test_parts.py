@@ -7,6 +7,7 @@ import torch
 
 import zo_kernels as zo
 from tests.flat import flat
+from tests.names import name_of
 from tests.optim.small import built, closure_of
 from zo_kernels.estimators import ESTIMATORS, Evaluator
 from zo_kernels.optim.dense import DENSE_RULES
@@ -47,7 +48,7 @@ def test_parts_are_given_by_name_or_as_objects(by_name: dict[str, object], as_ob
         ({"distribution": 2}, ValueError, "rademacher"),
         ({"distribution": ["normal"]}, ValueError, "rademacher"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_unknown_parts_are_refused_at_construction(
     options: dict[str, object], error: type[Exception], message: str

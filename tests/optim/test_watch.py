@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.names import name_of
 from tests.optim.small import KINDS, built, closure_of
 from zo_kernels.optim import CDRGE
 from zo_kernels.optim.watch import Watch, _last_place
@@ -55,7 +56,7 @@ def test_micro_batches_are_looked_at_one_by_one(caplog: pytest.LogCaptureFixture
     assert "all 12 losses of this step are 1: " in record.message
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(str(getattr(v, "name", v)) for v in kind.values()))
+@pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_nothing_is_said_of_steps_that_learn(kind: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
     model, opt = built(**kind)
     for _ in range(2):

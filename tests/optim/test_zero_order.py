@@ -9,6 +9,7 @@ from torch import nn
 
 import zo_kernels as zo
 from tests.flat import clear_padding, flat, flat_size
+from tests.names import name_of
 from tests.optim.small import KINDS, built, closure_of
 from zo_kernels.estimators import ESTIMATORS
 from zo_kernels.models import LSTM
@@ -17,7 +18,7 @@ from zo_kernels.optim.dense import DENSE_RULES
 from zo_kernels.transforms import momentum, parse_transforms
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=name_of)
 def test_steps_are_replayed_bit_for_bit_and_lower_the_loss(options: dict[str, object]) -> None:
     model, opt = built(**options)
     again, replayed = built(**options)
@@ -37,7 +38,7 @@ def test_steps_are_replayed_bit_for_bit_and_lower_the_loss(options: dict[str, ob
     assert torch.equal(flat(opt.space), flat(replayed.space))
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=name_of)
 def test_whatever_is_raised_theta_is_what_it_was(options: dict[str, object]) -> None:
     model, opt = built(**options)
     loss = closure_of(model)

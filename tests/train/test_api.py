@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import zo_kernels as zo
+from tests.names import name_of
 from tests.train.runs import FILES, SMALL, files_of, metrics_of, weights_of
 from zo_kernels.errors import UsageError
 from zo_kernels.models import LSTM, ModelPopulation
@@ -129,7 +130,7 @@ def test_a_config_is_stored_and_read(tmp_path: Path) -> None:
         ({"transforms": "magic"}, "unknown transform 'magic'"),
         ({"hidden_size": 10, "num_heads": 4}, "hidden_size 10 is not divisible by num_heads 4"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_invalid_fields_are_refused(changes: dict[str, object], sentence: str, tmp_path: Path) -> None:
     config = replace(default_config(**SIZES, out=tmp_path / "run"), **changes)  # type: ignore[arg-type]
