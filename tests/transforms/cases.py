@@ -13,6 +13,8 @@ from zo_kernels.transforms import (
     chain,
     clip_coeffs,
     clip_norm,
+    fzoo,
+    meazo,
     momentum,
     scale,
     scale_by_lr,
@@ -20,7 +22,7 @@ from zo_kernels.transforms import (
     z_score,
 )
 
-CONTEXT = Context(step=3, lr=0.125, numel=10_000)
+CONTEXT = Context(step=3, lr=0.125, numel=10_000, eps=0.25)
 
 # One line here buys a transform all tests of test_common.py.
 CASES: dict[str, Transform] = {
@@ -31,6 +33,8 @@ CASES: dict[str, Transform] = {
     "centred_rank": centred_rank(),
     "z_score": z_score(),
     "sign": sign(),
+    "fzoo": fzoo(),
+    "meazo": meazo(0.9),
     "momentum": momentum(0.5, 3),
     "momentum of one step": momentum(0.9, 1),
     "chain": chain(clip_coeffs(1.0), z_score(), momentum(0.9, 2), clip_norm(1.0), momentum(0.5, 4)),

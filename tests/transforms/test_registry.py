@@ -11,7 +11,9 @@ from zo_kernels.transforms import (
     chain,
     clip_coeffs,
     clip_norm,
+    fzoo,
     get_transform,
+    meazo,
     momentum,
     parse_transforms,
     scale,
@@ -28,6 +30,8 @@ WRITTEN = {
     "clip-coeffs:0.25": chain(clip_coeffs(0.25)),
     "centred-rank": chain(centred_rank()),
     "sign": chain(sign()),
+    "fzoo": chain(fzoo()),
+    "meazo:0.9": chain(meazo(0.9)),
     "clip-norm:1e-1, momentum:0.9:2, z-score": chain(clip_norm(0.1), momentum(0.9, 2), z_score()),
 }
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.estimators.evaluators import probes
 from tests.transforms.cases import CONTEXT, one, table
-from zo_kernels.transforms import Context, clip_coeffs, clip_norm, scale, scale_by_lr
+from zo_kernels.transforms import clip_coeffs, clip_norm, scale, scale_by_lr
 
 
 def test_scale_and_scale_by_lr():
@@ -24,7 +24,7 @@ def test_clip_norm_is_of_the_gradient_written_out(distribution):
     numel = 100_000
     gradient = table([0.5, -2.0, 0.25, 3.0], distribution)
     long = float(torch.linalg.vector_norm(written(gradient, numel)))
-    context = Context(0, 1.0, numel)
+    context = CONTEXT._replace(numel=numel)
     for limit in (0.01, 0.5 * long, 0.97 * long):
         clipped, _ = clip_norm(limit).update(gradient, {}, context)
         assert float(torch.linalg.vector_norm(written(clipped, numel))) == pytest.approx(limit, rel=4 / numel**0.5)

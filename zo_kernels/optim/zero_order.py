@@ -334,7 +334,7 @@ class ZeroOrder(Optimizer):
         hyper = [hyper_parameters(group) for group in self.param_groups]
         gradient, state = estimate.gradient, self.transform_state
         if self.transform is not None:
-            context = Context(self.steps_taken, hyper[0].lr, self.space.num_parameters)
+            context = Context(self.steps_taken, hyper[0].lr, self.space.num_parameters, reference_eps(estimate.eps))
             gradient, state = self.transform.update(gradient, state, context)
         # A group with another eps has moved by other amounts: the same differences are other slopes.
         reference = reference_eps(estimate.eps)

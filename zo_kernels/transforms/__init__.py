@@ -2,9 +2,10 @@
 
 transform = chain(clip_norm(1.0), momentum(0.9, window=8))  # or get_transform("clip-norm:1,momentum:0.9:8")
 state = transform.init()
-gradient, state = transform.update(gradient, state, Context(step=0, lr=2**-6, numel=d))
+gradient, state = transform.update(gradient, state, Context(step=0, lr=2**-6, numel=d, eps=2**-7))
 """
 
+from .adaptive import fzoo, meazo
 from .agreement import agree
 from .base import Context, State, Transform, chain
 from .momentum import momentum
@@ -22,7 +23,9 @@ __all__ = [
     "chain",
     "clip_coeffs",
     "clip_norm",
+    "fzoo",
     "get_transform",
+    "meazo",
     "momentum",
     "parse_transforms",
     "scale",

@@ -17,12 +17,14 @@ State = dict[str, Tensor]
 class Context(NamedTuple):
     """The step that a transform is applied in.
 
-    step: number of the step, from 0. lr: learning rate of the step. numel: number of parameters, d.
+    step: number of the step, from 0. lr: learning rate of the step. numel: number of parameters, d. eps: by which the
+    probes moved the parameters, of the first group that was moved.
     """
 
     step: int
     lr: float
     numel: int
+    eps: float
 
 
 class Transform(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..extensions import call, entry_names, find_function, is_import
+from .adaptive import fzoo, meazo
 from .base import Transform, chain
 from .momentum import momentum
 from .scaling import clip_coeffs, clip_norm, scale, scale_by_lr
@@ -27,6 +28,8 @@ TRANSFORMS: dict[str, Kind] = {
     "centred-rank": Kind(centred_rank, {}),
     "z-score": Kind(z_score, {}),
     "sign": Kind(sign, {}),
+    "fzoo": Kind(fzoo, {}),
+    "meazo": Kind(meazo, {"beta": float}),
     "momentum": Kind(momentum, {"beta": float, "window": int}),
 }
 """Every transform by the name that `--transforms` takes."""
