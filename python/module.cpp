@@ -8,7 +8,9 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "cpu/dnc/dnc.h"
 #include "cpu/launch.h"
 #include "cpu/parallel.h"
 #include "cpu/population/population.h"
@@ -188,6 +190,71 @@ void evaluate_population(int cell, int dtype, const std::array<std::pair<uintptr
   zo::cpu::evaluate_population(args);
 }
 
+// The fields of DncArgs: parameters as (address, offset) in the order of the model's, sizes V, E, H, N, W, R.
+void evaluate_dnc(int model, int dtype, const std::vector<std::pair<uintptr_t, int64_t>>& parameters,
+                  const std::array<int64_t, 6>& sizes, uintptr_t initial_memory, uintptr_t tokens, uintptr_t targets,
+                  int64_t batch_size, int64_t num_steps, uintptr_t seeds, int64_t num_seeds, int num_signs, double eps,
+                  const std::vector<uintptr_t>& states, uintptr_t nats, uintptr_t correct) {
+  if (model != 0 && model != 1) throw std::invalid_argument("model code " + std::to_string(model) + " is not in 0..1");
+  if (to_dtype(dtype) == DType::kFloat64) throw std::invalid_argument("the population forward computes in float32");
+  if (num_signs != 1 && num_signs != 2) throw std::invalid_argument("num_signs is neither 1 nor 2");
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], batch_size, num_steps})
+    if (size < 1) throw std::invalid_argument("a size is below 1");
+  check_seeds(seeds, num_seeds);
+  zo::cpu::DncArgs args = {};
+  args.model = static_cast<zo::cpu::DncModel>(model);
+  args.type = to_dtype(dtype);
+  args.sizes = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+  const bool paper = model == 1;
+  const int64_t V = sizes[0], E = sizes[1], H = sizes[2], W = sizes[4], R = sizes[5], reads = R * W;
+  const int64_t inputs = E + reads, outputs = H + reads;
+  const int64_t interface = paper ? reads + 3 * W + 1 : reads + 3 * W + 5 * R + 3;
+  using Field = std::pair<zo::cpu::Parameter*, int64_t>;
+  std::vector<Field> fields = {{&args.embedding, V * E}};
+  const auto norm = [&](zo::cpu::DncNorm& n, int64_t size) {
+    fields.insert(fields.end(), {{&n.weight, size}, {&n.bias, size}});
+  };
+  if (paper) norm(args.input_norm, inputs);
+  fields.insert(fields.end(), {{&args.controller_weight, 4 * H * (inputs + H)}, {&args.controller_bias, 4 * H}});
+  if (paper) {
+    fields.emplace_back(&args.recurrent_bias, 4 * H);
+    norm(args.hidden_norm, H);
+  }
+  fields.insert(fields.end(), {{&args.interface_weight, interface * H}, {&args.interface_bias, interface}});
+  if (paper) {
+    norm(args.read_key_norm, W);
+    norm(args.write_key_norm, W);
+    norm(args.memory_norm, W);
+    norm(args.output_norm, outputs);
+  }
+  fields.insert(fields.end(), {{&args.output_weight, V * outputs}, {&args.output_bias, V}});
+  if (parameters.size() != fields.size()) throw std::invalid_argument("the number of parameters is wrong");
+  for (size_t i = 0; i < fields.size(); ++i) {
+    if (parameters[i].first == 0) throw std::invalid_argument("null address");
+    if (parameters[i].second != -1) check_range(parameters[i].first, fields[i].second, parameters[i].second);
+    *fields[i].first = {reinterpret_cast<const void*>(parameters[i].first), fields[i].second, parameters[i].second};
+  }
+  const size_t num_states = paper ? 4 : zo::cpu::kDncStates;
+  if (!states.empty() && states.size() != num_states) throw std::invalid_argument("the number of states is wrong");
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (states[i] == 0) throw std::invalid_argument("null address");
+    args.states[i] = reinterpret_cast<float*>(states[i]);
+  }
+  if (tokens == 0 || targets == 0 || nats == 0) throw std::invalid_argument("null address");
+  args.initial_memory = reinterpret_cast<const float*>(initial_memory);
+  args.tokens = reinterpret_cast<const int64_t*>(tokens);
+  args.targets = reinterpret_cast<const int64_t*>(targets);
+  args.batch_size = batch_size;
+  args.num_steps = num_steps;
+  args.seeds = reinterpret_cast<const uint64_t*>(seeds);
+  args.num_seeds = num_seeds;
+  args.num_signs = num_signs;
+  args.eps = eps;
+  args.nats = reinterpret_cast<double*>(nats);
+  args.correct = reinterpret_cast<int64_t*>(correct);
+  zo::cpu::evaluate_dnc(args);
+}
+
 py::tuple philox4x32_10(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
   const zo::Philox4 out = zo::philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
@@ -223,6 +290,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("accumulate_probes_list_from", &accumulate_probes_list_from, no_gil);
   m.def("fold_probes", &fold_probes, no_gil);
   m.def("evaluate_population", &evaluate_population, no_gil);
+  m.def("evaluate_dnc", &evaluate_dnc, no_gil);
   m.def("philox4x32_10", &philox4x32_10);
   m.def("streams", &streams);
   m.def("compiled_isas", &zo::cpu::compiled_isas);

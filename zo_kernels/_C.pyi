@@ -107,6 +107,24 @@ def evaluate_population(
     correct: int,
     logits: int,
 ) -> None: ...
+def evaluate_dnc(
+    model: int,
+    dtype: int,
+    parameters: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    initial_memory: int,
+    tokens: int,
+    targets: int,
+    batch_size: int,
+    num_steps: int,
+    seeds: int,
+    num_seeds: int,
+    num_signs: int,
+    eps: float,
+    states: Sequence[int],
+    nats: int,
+    correct: int,
+) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
 def streams() -> dict[str, int]: ...
 def compiled_isas() -> list[str]: ...

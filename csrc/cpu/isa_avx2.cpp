@@ -31,6 +31,7 @@ extern const Kernels kAvx2Kernels = {"avx2",
                                         fold_kernel,
                                         probe_from_kernel,
                                         accumulate_from_kernel,
-                                        &kAvx2PopulationKernels};
+                                        &kAvx2PopulationKernels,
+                                        &kAvx2DncKernels};
 
 }  // namespace zo::cpu

@@ -31,6 +31,7 @@ extern const Kernels kAvx512Kernels = {"avx512",
                                         fold_kernel,
                                         probe_from_kernel,
                                         accumulate_from_kernel,
-                                        &kAvx512PopulationKernels};
+                                        &kAvx512PopulationKernels,
+                                        &kAvx512DncKernels};
 
 }  // namespace zo::cpu

@@ -29,6 +29,7 @@ extern const Kernels kBaselineKernels = {"baseline",
                                         fold_kernel,
                                         probe_from_kernel,
                                         accumulate_from_kernel,
-                                        &kBaselinePopulationKernels};
+                                        &kBaselinePopulationKernels,
+                                        &kBaselineDncKernels};
 
 }  // namespace zo::cpu

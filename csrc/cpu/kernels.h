@@ -86,6 +86,7 @@ struct AccumulateFromArgs {
 };
 
 struct PopulationKernels;  // population/kernels.h
+struct DncKernels;         // dnc/kernels.h
 
 struct Kernels {
   const char* name;
@@ -98,6 +99,7 @@ struct Kernels {
   void (*probe_from)(const ProbeFromArgs&, int64_t first_tile, int64_t last_tile);
   void (*accumulate_from)(const AccumulateFromArgs&, int64_t first_tile, int64_t last_tile);
   const PopulationKernels* population;
+  const DncKernels* dnc;
 };
 
 const PopulationKernels* bfloat16_kernels();  // null where the instruction set in use has none
@@ -105,11 +107,14 @@ const Kernels& kernels();  // those in use; throws std::runtime_error if ZO_KERN
 
 extern const Kernels kBaselineKernels;
 extern const PopulationKernels kBaselinePopulationKernels;
+extern const DncKernels kBaselineDncKernels;
 #if defined(ZO_X86)
 extern const Kernels kAvx2Kernels;
 extern const PopulationKernels kAvx2PopulationKernels;
+extern const DncKernels kAvx2DncKernels;
 extern const Kernels kAvx512Kernels;
 extern const PopulationKernels kAvx512PopulationKernels;
+extern const DncKernels kAvx512DncKernels;
 extern const PopulationKernels kAvx512BFloat16PopulationKernels;
 #endif
 

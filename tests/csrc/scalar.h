@@ -42,6 +42,7 @@ inline int sign(uint64_t seed, int64_t j) {
 
 void test_distributions();  // test_distributions.cpp
 void test_lists();          // test_cuda_lists.cpp
+void test_dnc(void (*set_threads)(int));  // test_dnc.cpp; null: one thread only
 
 struct Range {
   int64_t numel, offset;

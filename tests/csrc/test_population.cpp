@@ -346,6 +346,7 @@ int main() {
     test_bad_weights(random, 1 + B % 2, B, 1);
   }
   test_refusals(random);
+  test_dnc(g_set_threads);
 
   CHECK(g_bfloat16_near >= 0.9 * static_cast<double>(g_bfloat16_results));
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

@@ -11,7 +11,7 @@ import zo_kernels as zo
 from tests.flat import flat, write_flat
 from tests.memory_models import BATCH, SIZES, TIME, each_memory_model, make_memory_batch, make_memory_model, make_tokens
 from tests.recurrent import make_seeds
-from zo_kernels.models import IGNORE_INDEX, LanguageModel, members
+from zo_kernels.models import DNC, IGNORE_INDEX, LanguageModel, PaperDNC, members
 
 EPS = 0.05
 TOLERANCE = 2e-5
@@ -68,10 +68,25 @@ def test_16_bit_parameters_are_computed_in_float32(name: str, dtype: torch.dtype
 
 
 @each_memory_model
-def test_micro_batches_segments_and_chunks_change_rounding_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])  # the kernel, and chunks of members in torch
+def test_micro_batches_segments_and_chunks_change_rounding_only(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, (tokens, targets), seeds = make_memory_model(name), make_memory_batch(), make_seeds(5)
     targets[:, 2:4] = IGNORE_INDEX  # a whole segment
     whole = model.population_loss(tokens, targets, seeds, EPS)
+    with zo.backend(backend):
+        check_parts(model, tokens, targets, seeds, whole, monkeypatch)
+
+
+def check_parts(
+    model: DNC | PaperDNC,
+    tokens: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    whole: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert model.probes_at_once(BATCH) > 5
     monkeypatch.setattr(members, "_CPU_BYTES", 5 * members._CPU_BYTES // (2 * model.probes_at_once(BATCH)))
     assert model.probes_at_once(BATCH) == 2

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zo_kernels as zo
 from tests.cases import DISTRIBUTIONS, FEW_CASES, make_values
+from tests.memory_models import make_memory_batch, make_memory_model
 from tests.recurrent import make_batch, make_model, make_seeds, make_states
 
 OPS = torch.ops.zo_kernels
@@ -25,6 +26,9 @@ def arguments(case, distribution="rademacher"):
     offsets = [case.offset, case.offset + 128, -1, *(case.offset + 1024 * k for k in range(1, 4))]
     population_states = list(make_states(model, 2, len(tokens)))
     states = [state[0, 0].clone() for state in population_states]
+    dnc = make_memory_model("dnc", case.dtype)._dnc_weights(perturbed=True)
+    memory_batch, memory_states = make_memory_batch(), make_memory_model("dnc", case.dtype).population_states(2, 3)
+    dnc_tensors = [parameter.detach() for parameter in dnc.tensors]
     return {
         "probe": ((case.numel, 7), {"dtype": case.dtype, "device": torch.device("cpu"), **drawn}),
         "apply_probe_": ((x, 0.5, 7), drawn),
@@ -41,6 +45,14 @@ def arguments(case, distribution="rademacher"):
             {},
         ),
         "recurrent_logits": ((weights, "lstm", tokens, states), {}),
+        "dnc_nats": (
+            (dnc_tensors, "dnc", dnc.offsets, dnc.memory, *memory_batch, make_seeds(2), 0.25, list(memory_states)),
+            {},
+        ),
+        "dnc_score": (
+            (dnc_tensors, "dnc", dnc.memory, *memory_batch, [state[0, 0].clone() for state in memory_states]),
+            {},
+        ),
         "recurrent_score": ((weights, "lstm", tokens, targets, states), {}),
     }
 
@@ -76,8 +88,15 @@ def test_which_ops_have_a_distribution():
         assert has_one == (name in WITH_DISTRIBUTION)
 
 
-@pytest.mark.parametrize("name", arguments(FEW_CASES[0]))
-@pytest.mark.parametrize("case", FEW_CASES, ids=str)
+OPCHECKS = [
+    (case, name)
+    for case in FEW_CASES
+    for name in arguments(FEW_CASES[0])
+    if not name.startswith("dnc") or case == FEW_CASES[0]  # two seconds each, for their many tensors
+]
+
+
+@pytest.mark.parametrize(("case", "name"), OPCHECKS, ids=str)
 def test_opcheck(case, name):
     for distribution in ("rademacher", "normal", "sparse-4") if name in WITH_DISTRIBUTION else ("rademacher",):
         args, kwargs = arguments(case, distribution)[name]

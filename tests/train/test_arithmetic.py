@@ -58,6 +58,37 @@ def test_the_kernel_that_carries_states_is_part_of_it() -> None:
         assert forward(solver="bptt") == f"torch {torch.__version__}"
 
 
+@pytest.mark.parametrize("model", ["dnc", "paper-dnc"])
+def test_models_with_a_memory(model: str) -> None:
+    """They have a kernel of their own, but torch carries their states. Older versions used torch alone."""
+    sizes = {"model": model, "memory_slots": 5, "memory_width": 4, "device": "cpu"}
+    described = arithmetic_of(default_config("text", **sizes))
+    assert re.fullmatch(r"memory kernel \d+", described["forward"])
+    assert described["isa"] == _C.active_isa()
+    stateful = arithmetic_of(default_config("text", stateful=True, **sizes))
+    assert stateful["forward"] == f"{described['forward']}, states of torch {torch.__version__}"
+    for change in ({"distribution": "normal"}, {"solver": "bptt"}):
+        assert arithmetic_of(default_config("text", **sizes, **change))["forward"] == f"torch {torch.__version__}"
+    with backend("reference"):
+        assert arithmetic_of(default_config("text", **sizes))["forward"] == f"torch {torch.__version__}"
+
+
+def test_an_older_run_of_a_dnc_is_not_resumed_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = ["--model", "paper-dnc", "--memory-slots", "5", "--memory-width", "4", "--steps", "2"]
+    run = tmp_path / "run"
+    assert main([*SMALL, *memory, "--out", str(run)]) == 0
+    path = run / "arithmetic.json"
+    ((step, now),) = json.loads(path.read_text())
+    path.write_text(json.dumps([[step, {**now, "forward": "torch 2.13.0"}]]))
+    assert main(["--resume", str(run)]) == 2
+    assert f"the forward pass was torch 2.13.0 and is {now['forward']} here" in capsys.readouterr().err
+    path.unlink()  # as in a run of version 0.1
+    assert main(["--resume", str(run)]) == 2
+    assert f"the forward pass was torch and is {now['forward']} here" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--backend", "reference"]) == 0  # which evaluates it in torch, as before
+    assert main(["--resume", str(run), "--allow-other-arithmetic"]) == 0
+
+
 def test_the_models_with_a_kernel() -> None:
     sizes = {"embed_dim": 4, "hidden_size": 8, "num_heads": 2}
     for name in MODEL_NAMES:

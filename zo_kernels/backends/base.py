@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .dnc.weights import DncWeights
 from .pieces import Pieces
 
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -256,3 +257,21 @@ class Backend(ABC):
 
         states, each [L * N, B, D], are those before the first token, and are overwritten with those after the last.
         """
+
+    @abstractmethod
+    def dnc_nats(
+        self,
+        weights: DncWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        """As `recurrent_nats`, for a model with a memory; states are those of the model, each [n, 2, B, ...]."""
+
+    @abstractmethod
+    def dnc_score(
+        self, weights: DncWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `recurrent_score`, for a model with a memory; states are those of the model, each [B, ...]."""

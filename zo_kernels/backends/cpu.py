@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..distributions import parse
 from .base import CELLS, DTYPES, PRECISIONS, WEIGHT_NAMES, Backend, RecurrentWeights, Update
+from .dnc import reference as dnc_reference
+from .dnc.weights import DNC_MODELS, DncWeights
 from .pieces import Pieces
 from .recurrent import reference
 
@@ -159,6 +161,63 @@ class CpuBackend(Backend):
         nats, correct = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
         _evaluate(weights, tokens, targets, np.zeros(1, np.int64), 1, 0.0, False, states, nats, correct=correct)
         return nats[0], correct[0]
+
+    def dnc_nats(
+        self,
+        weights: DncWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        if weights.output_bias.dtype == torch.float64:
+            return dnc_reference.dnc_nats(weights, tokens, targets, seeds, eps, states)
+        nats = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        if len(seeds):  # an empty tensor has no address
+            _evaluate_dnc(weights, tokens, targets, seeds, 2, eps, states, nats)
+        return nats
+
+    def dnc_score(
+        self, weights: DncWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if weights.output_bias.dtype == torch.float64:
+            return dnc_reference.dnc_score(weights, tokens, targets, states)
+        nats, correct = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        _evaluate_dnc(weights, tokens, targets, np.zeros(1, np.int64), 1, 0.0, states, nats, correct)
+        return nats[0], correct[0]
+
+
+def _evaluate_dnc(
+    weights: DncWeights,
+    tokens: Tensor,
+    targets: Tensor,
+    seeds: npt.NDArray[np.int64],
+    num_signs: int,
+    eps: float,
+    states: Sequence[Tensor],
+    nats: Tensor,
+    correct: Tensor | None = None,
+) -> None:
+    """Calls the kernel for models with a memory, as `_evaluate` does the one for recurrent models."""
+    _C.evaluate_dnc(
+        DNC_MODELS.index(weights.model),
+        _CODE[weights.output_bias.dtype],
+        [(x.data_ptr(), offset) for x, offset in zip(weights.tensors, weights.offsets, strict=True)],
+        weights.sizes,
+        weights.memory.data_ptr(),
+        tokens.data_ptr(),
+        targets.data_ptr(),
+        tokens.shape[0],
+        tokens.shape[1],
+        seeds.ctypes.data,
+        len(seeds),
+        num_signs,
+        eps,
+        [state.data_ptr() for state in states],
+        nats.data_ptr(),
+        0 if correct is None else correct.data_ptr(),
+    )
 
 
 def _evaluate(

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..distributions import draw
 from .base import Backend, RecurrentWeights, Update
+from .dnc import reference as dnc
+from .dnc.weights import DncWeights
 from .recurrent import reference
 
 _CHUNK = 1 << 20  # elements at a time, to keep the materialised probes small
@@ -114,3 +116,19 @@ class ReferenceBackend(Backend):
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         return reference.recurrent_logits(weights, tokens, states)
+
+    def dnc_nats(
+        self,
+        weights: DncWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+    ) -> Tensor:
+        return dnc.dnc_nats(weights, tokens, targets, seeds, eps, states)
+
+    def dnc_score(
+        self, weights: DncWeights, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return dnc.dnc_score(weights, tokens, targets, states)

@@ -20,7 +20,7 @@ from ..backends.base import PRECISIONS
 from ..backends.recurrent.loss import logits, nats
 from ..backends.recurrent.memory import members_bytes
 from ..ops import apply_probes
-from ..ops.checks import IGNORE_INDEX, check_scalar, check_targets_form, check_tokens, check_tokens_form
+from ..ops.checks import IGNORE_INDEX, check_scalar, check_seeds, check_targets_form, check_tokens, check_tokens_form
 from ..params.space import flat_offsets
 from .language import LanguageModel, States
 
@@ -222,10 +222,7 @@ class MembersLM(LanguageModel):
         precision: str,
     ) -> None:
         self.check_batch(tokens_BT, targets_BT)
-        if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
-            raise TypeError(
-                f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}"
-            )
+        check_seeds(seeds)
         check_scalar(eps, "eps", self.wide_dtype)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")

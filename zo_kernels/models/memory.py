@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..backends import backend_for
+from ..backends.base import DTYPES
+from ..backends.dnc.weights import DncSizes, DncWeights
+from ..ops import dnc_nats, dnc_score
+from ..params.space import flat_offsets
+from .language import CALL_WORK, States
 from .members import MembersLM
 
 SIZES = ("vocab_size", "embed_dim", "hidden_size", "memory_slots", "memory_width", "num_heads")
@@ -58,6 +64,54 @@ class MemoryLM(MembersLM):
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws new parameters with `generator`, on its device, or from torch's global random state if None."""
+
+    def population_nats(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        seeds: Tensor,
+        eps: float,
+        *,
+        states: Sequence[Tensor] = (),
+        precision: str = "float32",
+    ) -> Tensor:
+        """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up.
+
+        On the CPU a kernel evaluates all probes in one call, in memory that does not grow with T. Elsewhere, and
+        for parameters of float64 or of several dtypes, torch evaluates one chunk of probes at a time with perturbed
+        copies, see `MembersLM`.
+
+        precision: only "float32".
+        """
+        if not self._has_kernel():
+            return super().population_nats(tokens_BT, targets_BT, seeds, eps, states=states, precision=precision)
+        self._check_population(tokens_BT, targets_BT, seeds, eps, states, precision)
+        return dnc_nats(self._dnc_weights(perturbed=True), tokens_BT, targets_BT, seeds, eps, states)
+
+    def _scored_at_once(self, batch_size: int) -> int:
+        if not self._has_kernel():
+            return super()._scored_at_once(batch_size)
+        return max(1, int(CALL_WORK / (batch_size * self.num_products)))
+
+    def _score(self, tokens_BT: Tensor, targets_BT: Tensor, states: States) -> tuple[float, int, States]:
+        if not self._has_kernel():
+            return super()._score(tokens_BT, targets_BT, states)
+        carried = tuple(state.detach().to(self.wide_dtype, copy=True).contiguous() for state in states)
+        nats, correct = dnc_score(self._dnc_weights(perturbed=False), tokens_BT, targets_BT, carried)
+        return float(nats), int(correct), carried
+
+    def _has_kernel(self) -> bool:
+        dtype, device = self.output_weight.dtype, self.device.type
+        if device != "cpu" or dtype == torch.float64 or dtype not in DTYPES or not backend_for(device).fused_forward:
+            return False
+        return all(p.dtype == dtype and p.device.type == device for p in self.parameters())
+
+    def _dnc_weights(self, *, perturbed: bool) -> DncWeights:
+        sizes = self.vocab_size, self.embed_dim, self.hidden_size, self.memory_slots, self.memory_width, self.num_heads
+        tensors = tuple(self.parameters())
+        offsets = flat_offsets(self) if perturbed else {}
+        memory = self.initial_states(1)[self.state_names.index("memory")][0]
+        return DncWeights(self.name, DncSizes(*sizes), memory, tuple(offsets.get(p, -1) for p in tensors), tensors)
 
     @property
     def read_size(self) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from .accumulate import accumulate_probes_
 from .apply import apply_probe, apply_probe_, apply_probes, probe, swap_probe_
+from .dnc import dnc_nats, dnc_score
 from .recurrent import recurrent_logits, recurrent_nats, recurrent_score
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "apply_probe",
     "apply_probe_",
     "apply_probes",
+    "dnc_nats",
+    "dnc_score",
     "probe",
     "recurrent_logits",
     "recurrent_nats",

@@ -111,6 +111,12 @@ def check_scalar(value: float, name: str, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} is {kind}: {value}")
 
 
+def check_seeds(seeds: Tensor) -> None:
+    """Checks that the seeds of a population are an int64 CPU tensor of one dimension."""
+    if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
+        raise TypeError(f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
+
+
 def check_out(x: Tensor, out: Tensor) -> None:
     """Checks that `out`, of any dtype, has the shape and device of x."""
     check_tensor(out, "out")

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from ..backends import backend_for
 from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
 from ..errors import GridRangeError
-from .checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
+from .checks import check_offset, check_scalar, check_seeds, check_targets, check_tensor, check_tokens
 from .library import register
 
 _ROUNDED = ("recurrent_weight", "output_weight", "upper_input_weight", "upper_recurrent_weight")
@@ -213,8 +213,7 @@ def _recurrent_nats(
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     check_targets(tokens, targets, vocab_size)
-    if seeds.dtype != torch.int64 or seeds.dim() != 1 or seeds.device.type != "cpu":
-        raise TypeError(f"seeds must be an int64 CPU tensor of one dimension, not {seeds.dtype} {list(seeds.shape)}")
+    check_seeds(seeds)
     check_scalar(eps, "eps", checked.bias.dtype)
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))

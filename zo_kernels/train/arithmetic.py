@@ -12,6 +12,7 @@ from ..backends import backend_for
 from ..backends.cpu import _C
 from ..backends.recurrent import population_kernel
 from ..errors import UsageError
+from ..models.build import has_memory
 from ..models.cells import MODELS
 from ..run.files import read_json, write_text
 from .config import TrainConfig
@@ -23,6 +24,11 @@ FILE = "arithmetic.json"
 KERNEL_VERSION = 1
 """To be raised whenever the population kernels give other bits, on any instruction set."""
 
+MEMORY_KERNEL_VERSION = 1
+"""Likewise for the kernels of models with a memory (csrc/cpu/dnc)."""
+
+_MEMORY_KERNEL = "memory kernel"
+
 Arithmetic = dict[str, str]
 
 
@@ -32,18 +38,24 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
     backend: Name of the backend in use. isa: The instruction set of the forward passes, or the compute capability of
     the GPU. precision: That of their products. forward: What computes the forward passes of steps: a population kernel,
     with the version of its bits, or torch. torch's own version counts only in the second case, since probes and updates
-    have the same bits everywhere. Where torch does, but a kernel carries the states of a stateful run, both are named.
+    have the same bits everywhere. Where one computes the losses and the other carries the states of a stateful run,
+    both are named.
     zo_kernels: Its version.
     """
     device = choose_device(config).type
     backend = backend_for(device)
-    has_kernel = config.solver == "zo" and config.distribution == "rademacher" and config.model in MODELS
+    in_kernels = config.solver == "zo" and config.distribution == "rademacher"
+    has_kernel = in_kernels and config.model in MODELS
     in_torch = f"torch {torch.__version__}"
     if device == "cuda":
         isa = "sm_{}{}".format(*torch.cuda.get_device_capability())
         kernel = f"kernel {KERNEL_VERSION}, {in_torch}" if population_kernel.turned_on() else in_torch
     elif backend.name == "cpu" and _C is not None and has_kernel:
         isa, kernel = _C.active_isa(), f"kernel {KERNEL_VERSION}"
+    elif backend.name == "cpu" and _C is not None and in_kernels and has_memory(config.model):
+        isa, has_kernel, kernel = _C.active_isa(), True, f"{_MEMORY_KERNEL} {MEMORY_KERNEL_VERSION}"
+        if config.stateful:
+            kernel += f", states of {in_torch}"
     else:
         isa, kernel = torch.backends.cpu.get_cpu_capability().lower(), in_torch
         if config.stateful and backend.name == "cpu" and _C is not None and config.model in MODELS:
@@ -66,12 +78,18 @@ def check_arithmetic(run: Path, config: TrainConfig) -> None:
     """Raises UsageError if the steps of a run so far were computed otherwise than this process would go on.
 
     The version of zo_kernels may differ: that of the forward passes tells whether bits do. Runs of older versions have
-    no record, and go on.
+    no record, and go on, but for models with a memory, which torch computed then.
     """
     entries = _read(run)
-    if not entries or config.allow_other_arithmetic:
+    if config.allow_other_arithmetic:
         return
-    then, now = entries[-1][1], arithmetic_of(config)
+    now = arithmetic_of(config)
+    if entries:
+        then = entries[-1][1]
+    elif now["forward"].startswith(_MEMORY_KERNEL):
+        then = {**now, "forward": "torch"}
+    else:
+        return
     changed = [
         f"{_NAMES[key]} was {then.get(key, 'unknown')} and is {now[key]} here"
         for key in now

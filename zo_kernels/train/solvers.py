@@ -188,7 +188,7 @@ class ZeroOrderSolver(Solver):
     ) -> Population | Callable[[], Tensor]:
         """Returns the loss on the batch, read from these states on, as a population or a closure."""
         config = self._config
-        # RecurrentLM's population is a kernel of the backend, that of the others a batch of members in torch.
+        # RecurrentLM's population is a kernel of the backend, that of the others at worst a batch of members in torch.
         at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
         if config.distribution == "rademacher" and at_once:
             return self.model.population(

@@ -1,0 +1,1 @@
+"""The forwards of the models with an external memory."""
