@@ -10,32 +10,79 @@ struct alignas(64) DrawScratch {
   SignBits sign, keep;
 };
 
-// Words of calls first, first + 1, ... of one block, one per lane.
-ZO_INLINE void generate_calls(uint64_t seed, uint64_t block, uint32_t stream, uint32_t first, U32 (&word)[4]) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  U64 c[2][4], p0, p1;
-  for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 3; ++k) c[half][k] = U64{};
-    c[half][0] += block & 0xffffffffu;
-    c[half][1] += block >> 32;
-    c[half][2] += stream;
-    for (int lane = 0; lane < kLanes / 2; ++lane)
-      c[half][3][lane] = first + static_cast<uint32_t>(word_order(half, lane));
-  }
-#pragma GCC unroll 10
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    for (int half = 0; half < 2; ++half) {
-      p0 = widening_mul(c[half][0], kPhiloxM0);
-      p1 = widening_mul(c[half][2], kPhiloxM1);
-      c[half][0] = xor3(p1 >> 32, c[half][1], splat_key(k0));
-      c[half][1] = p1;
-      c[half][2] = xor3(p0 >> 32, c[half][3], splat_key(k1));
-      c[half][3] = p0;
+// What is the same in all calls of a block, one constant for each XOR as in generate.h: rounds 1 to 4 then depend on the
+// call, n, in half of their words.
+struct CallKey {
+  uint32_t round1, round2, round3[2], round4[2], rounds5to10[6][2];
+
+  ZO_INLINE CallKey(uint64_t seed, uint64_t block, uint32_t stream) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    const uint64_t p0 = (block & 0xffffffffu) * kPhiloxM0, p1 = uint64_t{stream} * kPhiloxM1;
+    round1 = static_cast<uint32_t>(p0 >> 32) ^ k1;  // ^ n is c2; c3 is lo(p0), c1 is lo(p1)
+    const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ static_cast<uint32_t>(block >> 32) ^ k0;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round2 = static_cast<uint32_t>(p1) ^ k0;
+    const uint64_t q = uint64_t{c0} * kPhiloxM0;
+    const uint64_t r = uint64_t{static_cast<uint32_t>(q >> 32) ^ static_cast<uint32_t>(p0) ^ k1} * kPhiloxM1;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round3[0] = static_cast<uint32_t>(r >> 32) ^ k0;
+    round3[1] = static_cast<uint32_t>(q) ^ k1;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round4[0] = static_cast<uint32_t>(r) ^ k0;
+    round4[1] = k1;
+    for (int round = 0; round < 6; ++round) {
+      k0 += kPhiloxW0, k1 += kPhiloxW1;
+      rounds5to10[round][0] = k0;
+      rounds5to10[round][1] = k1;
     }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
   }
-  for (int k = 0; k < 4; ++k) word[k] = interleave(c[0][k], c[1][k]);
+};
+
+// Words of calls first, first + 1, ... of one block, one per lane of `count` vectors. Their halves are interleaved, as in
+// generate.h.
+template <int count>
+ZO_INLINE void generate_calls(const CallKey& key, uint32_t first, U32 (&word)[count][4]) {
+  constexpr int n = 2 * count;  // half i % 2 of vector i / 2
+  U64 c0[n], c1[n], c2[n], c3[n], p0[n], p1[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    U64 call = {};
+    for (int lane = 0; lane < kLanes / 2; ++lane)
+      call[lane] = first + static_cast<uint32_t>(i / 2 * kLanes + word_order(i % 2, lane));
+    p1[i] = widening_mul(call ^ splat_key(key.round1), kPhiloxM1);
+    p0[i] = widening_mul((p1[i] >> 32) ^ splat_key(key.round2), kPhiloxM0);
+    c0[i] = p1[i] ^ splat_key(key.round3[0]);
+    c2[i] = (p0[i] >> 32) ^ splat_key(key.round3[1]);
+    c3[i] = p0[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    p0[i] = widening_mul(c0[i], kPhiloxM0);
+    p1[i] = widening_mul(c2[i], kPhiloxM1);
+    c0[i] = (p1[i] >> 32) ^ splat_key(key.round4[0]);
+    c1[i] = p1[i];
+    c2[i] = xor3(p0[i] >> 32, c3[i], splat_key(key.round4[1]));
+    c3[i] = p0[i];
+  }
+#pragma GCC unroll 6
+  for (int round = 0; round < 6; ++round) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      p0[i] = widening_mul(c0[i], kPhiloxM0);
+      p1[i] = widening_mul(c2[i], kPhiloxM1);
+      c0[i] = xor3(p1[i] >> 32, c1[i], splat_key(key.rounds5to10[round][0]));
+      c1[i] = p1[i];
+      c2[i] = xor3(p0[i] >> 32, c3[i], splat_key(key.rounds5to10[round][1]));
+      c3[i] = p0[i];
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < count; ++i) {
+    word[i][0] = interleave(c0[2 * i], c0[2 * i + 1]);
+    word[i][1] = interleave(c1[2 * i], c1[2 * i + 1]);
+    word[i][2] = interleave(c2[2 * i], c2[2 * i + 1]);
+    word[i][3] = interleave(c3[2 * i], c3[2 * i + 1]);
+  }
 }
 
 ZO_INLINE F32 to_float(U32 v) { return __builtin_convertvector(reinterpret_cast<I32>(v), F32); }
@@ -44,11 +91,15 @@ ZO_INLINE F32 select(U32 mask, F32 a, F32 b) {
   return reinterpret_cast<F32>(bit_select(mask, reinterpret_cast<U32>(a), reinterpret_cast<U32>(b)));
 }
 
-template <int n>
-ZO_INLINE F32 polynomial(const float (&coefficients)[n], F32 x) {
-  F32 value = splat<F32>(coefficients[0]);
-  for (int i = 1; i < n; ++i) value = value * x + coefficients[i];
-  return value;
+// The same polynomial of n vectors, whose chains run side by side.
+template <int n, int terms>
+ZO_INLINE void polynomial(const float (&coefficients)[terms], const F32 (&x)[n], F32 (&value)[n]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) value[i] = splat<F32>(coefficients[0]);
+#pragma GCC unroll 8
+  for (int k = 1; k < terms; ++k)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i) value[i] = value[i] * x[i] + coefficients[k];
 }
 
 ZO_INLINE F32 uniform(U32 word) {
@@ -56,46 +107,82 @@ ZO_INLINE F32 uniform(U32 word) {
 }
 
 // ln((k + 1/2) 2^-31), for k < 2^31.
-ZO_INLINE F32 log_uniform(U32 k) {
+template <int n>
+ZO_INLINE void log_uniform(const U32 (&k)[n], F32 (&log)[n]) {
   constexpr float kLog[] = {-0.07634497f, 0.12761576f, -0.13160183f, 0.14201757f,
                             -0.16623357f, 0.20001227f, -0.2500082f,  0.3333333f};
-  const I32 bits = reinterpret_cast<I32>((to_float(k) + 0.5f) * 0x1p-31f);
-  const I32 exponent = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 are the bits of sqrt(1/2)
-  const F32 scaled = reinterpret_cast<F32>(bits - (exponent << 23)) - 1.0f;
-  const F32 f = select(reinterpret_cast<U32>(exponent == 0), (to_float(k + 0x80000000u) + 0.5f) * 0x1p-31f, scaled);
-  const F32 square = f * f;
-  const F32 tail = square * f * polynomial(kLog, f) - 0.5f * square;
-  return __builtin_convertvector(exponent, F32) * 0.693147182464599609375f + (f + tail);
+  I32 exponent[n];
+  F32 f[n], value[n];
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) {
+    const I32 bits = reinterpret_cast<I32>((to_float(k[i]) + 0.5f) * 0x1p-31f);
+    exponent[i] = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 are the bits of sqrt(1/2)
+    const F32 scaled = reinterpret_cast<F32>(bits - (exponent[i] << 23)) - 1.0f;
+    f[i] = select(reinterpret_cast<U32>(exponent[i] == 0), (to_float(k[i] + 0x80000000u) + 0.5f) * 0x1p-31f, scaled);
+  }
+  polynomial(kLog, f, value);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) {
+    const F32 square = f[i] * f[i];
+    const F32 tail = square * f[i] * value[i] - 0.5f * square;
+    log[i] = __builtin_convertvector(exponent[i], F32) * 0.693147182464599609375f + (f[i] + tail);
+  }
 }
 
-// Makes two normals of x and y by the Box-Muller transform.
-ZO_INLINE void normals(U32 a, U32 b, F32& x, F32& y) {
+// Makes two normals each, x and y, of the words a and b by the Box-Muller transform.
+template <int n>
+ZO_INLINE void normals(const U32 (&a)[n], const U32 (&b)[n], F32 (&x)[n], F32 (&y)[n]) {
   constexpr float kSin[] = {-3.5950467e-05f, 0.002490001f, -0.080745436f, 0.78539819f};
   constexpr float kCos[] = {3.5303381e-06f, -0.00032594008f, 0.015854327f, -0.30842513f};
-  const F32 r = square_root(log_uniform(a >> 1) * -2.0f);
-  const U32 quarter = (b + (1u << 29)) >> 30;
-  const F32 angle = to_float(b - (quarter << 30)) * 0x1p-29f;
-  const F32 square = angle * angle;
-  const F32 sin = angle * polynomial(kSin, square), cos = square * polynomial(kCos, square) + 1.0f;
-  const U32 swap = reinterpret_cast<U32>((quarter & 1u) == 1u);
-  const U32 x_sign = (quarter + 1u) >> 1 << 31, y_sign = quarter >> 1 << 31;
-  x = r * reinterpret_cast<F32>(reinterpret_cast<U32>(select(swap, sin, cos)) ^ x_sign);
-  y = r * reinterpret_cast<F32>(reinterpret_cast<U32>(select(swap, cos, sin)) ^ y_sign);
+  U32 k[n], quarter[n];
+  F32 log[n], angle[n], square[n], sin[n], cos[n];
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) {
+    k[i] = a[i] >> 1;
+    quarter[i] = (b[i] + (1u << 29)) >> 30;
+    angle[i] = to_float(b[i] - (quarter[i] << 30)) * 0x1p-29f;
+    square[i] = angle[i] * angle[i];
+  }
+  log_uniform(k, log);
+  polynomial(kSin, square, sin);
+  polynomial(kCos, square, cos);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) {
+    const F32 r = square_root(log[i] * -2.0f);
+    const F32 sine = angle[i] * sin[i], cosine = square[i] * cos[i] + 1.0f;
+    const U32 swap = reinterpret_cast<U32>((quarter[i] & 1u) == 1u);
+    const U32 x_sign = (quarter[i] + 1u) >> 1 << 31, y_sign = quarter[i] >> 1 << 31;
+    x[i] = r * reinterpret_cast<F32>(reinterpret_cast<U32>(select(swap, sine, cosine)) ^ x_sign);
+    y[i] = r * reinterpret_cast<F32>(reinterpret_cast<U32>(select(swap, cosine, sine)) ^ y_sign);
+  }
 }
 
 ZO_INLINE void draw_words(Stream stream, uint64_t seed, uint64_t first_block, int count, float* z) {
+  constexpr int n = 2;  // vectors of calls at once
   for (int i = 0; i < count; i += 128) {
-    for (int call = 0; call < 32; call += kLanes) {
-      U32 word[4];
-      F32 value[4];
-      generate_calls(seed, first_block + static_cast<uint64_t>(i) / 128, stream, static_cast<uint32_t>(call), word);
+    const CallKey key(seed, first_block + static_cast<uint64_t>(i) / 128, stream);
+    for (int call = 0; call < 32; call += n * kLanes) {
+      U32 word[n][4];
+      generate_calls<n>(key, static_cast<uint32_t>(call), word);
+      float* to = z + i + call;
       if (stream == kStreamNormal) {
-        normals(word[0], word[1], value[0], value[1]);
-        normals(word[2], word[3], value[2], value[3]);
+        U32 a[2 * n], b[2 * n];
+        F32 x[2 * n], y[2 * n];
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * n; ++j) {
+          a[j] = word[j / 2][2 * (j % 2)];
+          b[j] = word[j / 2][2 * (j % 2) + 1];
+        }
+        normals(a, b, x, y);
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * n; ++j) {
+          store(to + j / 2 * kLanes + 64 * (j % 2), x[j]);
+          store(to + j / 2 * kLanes + 64 * (j % 2) + 32, y[j]);
+        }
       } else {
-        for (int k = 0; k < 4; ++k) value[k] = uniform(word[k]);
+        for (int j = 0; j < n; ++j)
+          for (int k = 0; k < 4; ++k) store(to + j * kLanes + 32 * k, uniform(word[j][k]));
       }
-      for (int k = 0; k < 4; ++k) store(z + i + 32 * k + call, value[k]);
     }
   }
 }

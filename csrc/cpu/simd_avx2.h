@@ -58,10 +58,32 @@ ZO_INLINE void transpose(I32 (&rows)[8]) {
   }
 }
 
-// Lane i: bit i of the word in the sign position; other bits are arbitrary.
-ZO_INLINE U32 bit_to_sign(uint32_t word) {
+// rows[i] lane j = element i of the vector at(j). Halves are loaded to where they belong, which saves the eight operations
+// of a transposition that cross them.
+template <class At>
+ZO_INLINE void load_transposed(At at, I32 (&rows)[8]) {
+  __m256 a[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half)
+      a[4 * half + i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at(i) + 4 * half)),
+                                             _mm_loadu_ps(at(i + 4) + 4 * half), 1);
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 low01 = _mm256_unpacklo_ps(a[i], a[i + 1]), high01 = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    const __m256 low23 = _mm256_unpacklo_ps(a[i + 2], a[i + 3]), high23 = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
+    rows[i] = reinterpret_cast<I32>(_mm256_shuffle_ps(low01, low23, 0x44));
+    rows[i + 1] = reinterpret_cast<I32>(_mm256_shuffle_ps(low01, low23, 0xee));
+    rows[i + 2] = reinterpret_cast<I32>(_mm256_shuffle_ps(high01, high23, 0x44));
+    rows[i + 3] = reinterpret_cast<I32>(_mm256_shuffle_ps(high01, high23, 0xee));
+  }
+}
+
+// Lane i: bit skip + i of the word (skip < 8) in the sign position; other bits are arbitrary.
+ZO_INLINE U32 bit_to_sign(uint32_t word, int skip = 0) {
   const U32 distance = {31, 30, 29, 28, 27, 26, 25, 24};
-  return splat<U32>(word) << distance;
+  return splat<U32>(word) << (distance - static_cast<uint32_t>(skip));
 }
 
 ZO_INLINE U64 bit_to_sign(uint64_t word) {
@@ -89,9 +111,10 @@ ZO_INLINE U16 to_float16(F32 f) {
 
 // --- for the population forward: floats, where a fused multiply-add and a few ulp are allowed ---
 
-constexpr int kTileVectors = 2;  // vectors of a tile of positions
-constexpr int kSums = 8;         // vectors of sums that a loop keeps in registers
-constexpr int kRowTile = 6;      // rows of the output projection at once
+constexpr int kTileVectors = 3;  // vectors of a tile of positions
+constexpr int kSums = 12;        // vectors of sums that a loop keeps in registers
+constexpr int kRowTile = 4;      // rows of the output projection at once
+constexpr bool kInterleavesCells = true;  // or one vector after the other
 
 ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
@@ -107,15 +130,26 @@ ZO_INLINE F32 smaller(F32 a, F32 b) {
   return reinterpret_cast<F32>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 }
 
-// t - floor(t), in [0, 1], for |t| < 2^31.
-ZO_INLINE F32 fraction_of(F32 t) {
-  return t - (reinterpret_cast<F32>(_mm256_floor_ps(reinterpret_cast<__m256>(t))));
+// x * factor as a whole number of eighths and a fraction: 2^(x * factor) = scale(2^fraction, power). A product above `most`
+// counts as `most`, unless that is 0: then no product is above 0. One below -126 counts as -126. Bounds are put on x, so
+// that one fused operation multiplies, rounds, and leaves the eighths at the end of the sum. The table look-up runs on
+// a port that products do not use, and saves two of them.
+struct Power {
+  F32 fraction, scale;  // fraction: in [-1/16, 1/16]
+};
+constexpr float kExp2[] = {0x1.c690cap-5f, 0x1.ec0c22p-3f, 0x1.62e432p-1f};  // (2^f - 1) / f, highest power first
+
+ZO_INLINE Power power_of(F32 x, float factor, float most) {
+  const F32 lowest = splat<F32>(-126.0f / factor), highest = splat<F32>(most / factor);
+  x = factor < 0.0f ? smaller(lowest, x) : larger(lowest, x);
+  if (most != 0.0f) x = factor < 0.0f ? larger(highest, x) : smaller(highest, x);
+  const F32 shifter = splat<F32>(0x1.8p20f);
+  const F32 sum = fma(x, splat<F32>(factor), shifter);
+  const I32 eighths = reinterpret_cast<I32>(sum);
+  // The bits of 2^(j/8), less what adding j eighths to the exponent puts into the mantissa.
+  const I32 roots = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+  const I32 root = look_up(roots, reinterpret_cast<U32>(eighths));
+  return {fma(x, splat<F32>(factor), shifter - sum), reinterpret_cast<F32>(root + (eighths << 20))};
 }
 
-// v * 2^floor(t), where t - floor(t) = f, for t >= -126 and v in [1, 2].
-ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 f) {
-  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(t - f, I32) << 23));
-}
-
-// The range of scale_by_power.
-ZO_INLINE F32 bounded_power(F32 t) { return larger(splat<F32>(-126.0f), t); }
+ZO_INLINE F32 scale(F32 v, Power power) { return v * power.scale; }

@@ -77,10 +77,18 @@ ZO_INLINE void transpose(I32 (&rows)[16]) {
   }
 }
 
-// Lane i: bit i of the word in the sign position; other bits are arbitrary.
-ZO_INLINE U32 bit_to_sign(uint32_t word) {
+// rows[i] lane j = element i of the vector at(j).
+template <class At>
+ZO_INLINE void load_transposed(At at, I32 (&rows)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i] = load<I32>(at(i));
+  transpose(rows);
+}
+
+// Lane i: bit skip + i of the word (skip < 8) in the sign position; other bits are arbitrary.
+ZO_INLINE U32 bit_to_sign(uint32_t word, int skip = 0) {
   const U32 distance = {31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16};
-  return splat<U32>(word) << distance;
+  return splat<U32>(word) << (distance - static_cast<uint32_t>(skip));
 }
 
 ZO_INLINE U64 bit_to_sign(uint64_t word) {
@@ -109,6 +117,7 @@ ZO_INLINE U16 to_float16(F32 f) {
 constexpr int kTileVectors = 4;  // vectors of a tile of positions
 constexpr int kSums = 16;        // vectors of sums that a loop keeps in registers
 constexpr int kRowTile = 6;      // rows of the output projection at once
+constexpr bool kInterleavesCells = false;  // or one vector after the other
 
 ZO_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return reinterpret_cast<F32>(
@@ -124,16 +133,24 @@ ZO_INLINE F32 smaller(F32 a, F32 b) {
   return reinterpret_cast<F32>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
 }
 
-// t - floor(t), in [0, 1]. (vreduceps is one operation, but takes longer than these two.)
-ZO_INLINE F32 fraction_of(F32 t) {
-  return t - reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEG_INF));
+// x * factor and its fraction: 2^(x * factor) = scale(2^fraction, power). A product above `most` counts as `most`, unless
+// that is 0: then no product is above 0.
+struct Power {
+  F32 fraction, product;  // fraction: in [0, 1]
+};
+// (2^f - 1) / f, highest power first.
+constexpr float kExp2[] = {0x1.e974fep-10f, 0x1.277854p-7f, 0x1.c91ce6p-5f, 0x1.ebdb56p-3f, 0x1.62e4bap-1f};
+
+// (vreduceps is one operation, but takes longer than roundscale and a subtraction.)
+ZO_INLINE Power power_of(F32 x, float factor, float most) {
+  F32 t = x * splat<F32>(factor);
+  if (most != 0.0f) t = smaller(splat<F32>(most), t);
+  return {t - reinterpret_cast<F32>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEG_INF)), t};
 }
 
-// v * 2^floor(t), where t - floor(t) = f: 0 or infinity where that is out of range; 0 for an infinite negative t,
-// though its f, and with it v, is NaN.
-ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 /*f*/) {
-  return reinterpret_cast<F32>(_mm512_scalef_ps(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(t)));
+// 0 or infinity where that is out of range; 0 for an infinite negative product, though its fraction, and with it v, is
+// NaN.
+ZO_INLINE F32 scale(F32 v, Power power) {
+  return reinterpret_cast<F32>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(power.product)));
 }
-
-// The range of scale_by_power: any.
-ZO_INLINE F32 bounded_power(F32 t) { return t; }

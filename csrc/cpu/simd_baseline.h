@@ -45,11 +45,19 @@ ZO_INLINE void transpose(I32 (&rows)[4]) {
   }
 }
 
-// Lane i: bit i of the word in the sign position; other bits are arbitrary. (SSE2 can't shift lanes by different
-// counts.)
-ZO_INLINE U32 bit_to_sign(uint32_t word) {
+// rows[i] lane j = element i of the vector at(j).
+template <class At>
+ZO_INLINE void load_transposed(At at, I32 (&rows)[4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) rows[i] = load<I32>(at(i));
+  transpose(rows);
+}
+
+// Lane i: bit skip + i of the word (skip < 8) in the sign position; other bits are arbitrary. (SSE2 can't shift lanes by
+// different counts.)
+ZO_INLINE U32 bit_to_sign(uint32_t word, int skip = 0) {
   const U32 lane_bit = {1, 2, 4, 8};
-  return reinterpret_cast<U32>((splat<U32>(word) & lane_bit) != 0);
+  return reinterpret_cast<U32>((splat<U32>(word >> skip) & lane_bit) != 0);
 }
 
 ZO_INLINE U64 bit_to_sign(uint64_t word) {
@@ -121,6 +129,7 @@ ZO_INLINE U16 to_float16(F32 f) {
 constexpr int kTileVectors = 2;  // vectors of a tile of positions
 constexpr int kSums = 8;         // vectors of sums that a loop keeps in registers
 constexpr int kRowTile = 6;      // rows of the output projection at once
+constexpr bool kInterleavesCells = false;  // or one vector after the other
 
 ZO_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 
@@ -133,16 +142,23 @@ ZO_INLINE F32 larger(F32 a, F32 b) { return choose(a > b, a, b); }
 
 ZO_INLINE F32 smaller(F32 a, F32 b) { return choose(a < b, a, b); }
 
-// t - floor(t), in [0, 1], for |t| < 2^31.
-ZO_INLINE F32 fraction_of(F32 t) {
+// x * factor as a whole number and a fraction: 2^(x * factor) = scale(2^fraction, power). A product above `most` counts as
+// `most`, unless that is 0: then no product is above 0. One below -126 counts as -126.
+struct Power {
+  F32 fraction, product;  // fraction: in [0, 1]
+};
+// (2^f - 1) / f, highest power first.
+constexpr float kExp2[] = {0x1.e974fep-10f, 0x1.277854p-7f, 0x1.c91ce6p-5f, 0x1.ebdb56p-3f, 0x1.62e4bap-1f};
+
+ZO_INLINE Power power_of(F32 x, float factor, float most) {
+  F32 t = x * splat<F32>(factor);
+  if (most != 0.0f) t = smaller(splat<F32>(most), t);
+  t = larger(splat<F32>(-126.0f), t);
   const F32 whole = __builtin_convertvector(__builtin_convertvector(t, I32), F32);
-  return t - (whole - choose(whole > t, splat<F32>(1.0f), F32{}));
+  return {t - (whole - choose(whole > t, splat<F32>(1.0f), F32{})), t};
 }
 
-// v * 2^floor(t), where t - floor(t) = f, for t >= -126 and v in [1, 2].
-ZO_INLINE F32 scale_by_power(F32 v, F32 t, F32 f) {
-  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (__builtin_convertvector(t - f, I32) << 23));
+ZO_INLINE F32 scale(F32 v, Power power) {
+  const I32 whole = __builtin_convertvector(power.product - power.fraction, I32);
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(v) + (whole << 23));
 }
-
-// The range of scale_by_power.
-ZO_INLINE F32 bounded_power(F32 t) { return larger(splat<F32>(-126.0f), t); }

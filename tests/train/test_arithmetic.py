@@ -46,6 +46,18 @@ def test_what_describes_it() -> None:
         assert arithmetic_of(default_config("copy", device="cpu", **change))["forward"].startswith("torch ")
 
 
+def test_an_instruction_set_may_have_a_version_of_its_own() -> None:
+    forwards = {}
+    try:
+        for isa in _C.supported_isas():
+            _C.set_isa(isa)
+            forwards[isa] = arithmetic_of(default_config("copy", device="cpu"))["forward"]
+    finally:
+        _C.set_isa("")
+    assert forwards["baseline"] == "kernel 1"
+    assert forwards.get("avx2", "kernel 2") == "kernel 2"
+
+
 def test_the_kernel_that_carries_states_is_part_of_it() -> None:
     def forward(**options: object) -> str:
         return arithmetic_of(default_config("text", device="cpu", stateful=True, **options))["forward"]

@@ -22,7 +22,10 @@ FILE = "arithmetic.json"
 """In a run folder: a list of [first step, arithmetic], with a new entry wherever the arithmetic changed."""
 
 KERNEL_VERSION = 1
-"""To be raised whenever the population kernels give other bits, on any instruction set."""
+"""To be raised whenever the population kernels give other bits."""
+
+VERSIONS_OF_ISA = {"avx2": 2}
+"""Instead of KERNEL_VERSION, where the bits of one instruction set changed alone."""
 
 MEMORY_KERNEL_VERSION = 1
 """Likewise for the kernels of models with a memory (csrc/cpu/dnc)."""
@@ -51,7 +54,8 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
         isa = "sm_{}{}".format(*torch.cuda.get_device_capability())
         kernel = f"kernel {KERNEL_VERSION}, {in_torch}" if population_kernel.turned_on() else in_torch
     elif backend.name == "cpu" and _C is not None and has_kernel:
-        isa, kernel = _C.active_isa(), f"kernel {KERNEL_VERSION}"
+        isa = _C.active_isa()
+        kernel = f"kernel {_version_of(isa)}"
     elif backend.name == "cpu" and _C is not None and in_kernels and has_memory(config.model):
         isa, has_kernel, kernel = _C.active_isa(), True, f"{_MEMORY_KERNEL} {MEMORY_KERNEL_VERSION}"
         if config.stateful:
@@ -59,7 +63,7 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
     else:
         isa, kernel = torch.backends.cpu.get_cpu_capability().lower(), in_torch
         if config.stateful and backend.name == "cpu" and _C is not None and config.model in MODELS:
-            in_torch += f", states of kernel {KERNEL_VERSION} on {_C.active_isa()}"
+            in_torch += f", states of kernel {_version_of(_C.active_isa())} on {_C.active_isa()}"
     return {
         "backend": backend.name,
         "isa": isa,
@@ -117,6 +121,10 @@ _NAMES = {
     "forward": "the forward pass",
     "zo_kernels": "the version of zo_kernels",
 }
+
+
+def _version_of(isa: str) -> int:
+    return VERSIONS_OF_ISA.get(isa, KERNEL_VERSION)
 
 
 def _version() -> str:

@@ -99,11 +99,11 @@ void softmax(float* x, int64_t count, float factor) {
 // h and c from the pre-activations [gate][padded H] of an LSTM.
 void update_controller(const DncPlan& plan, const float* gates, const DncColumn& column) {
   for (int64_t i = 0; i < plan.hidden; i += kLanes) {
-    F32 pre[4];
-    for (int gate = 0; gate < 4; ++gate) pre[gate] = load<F32>(gates + gate * plan.hidden + i);
-    F32 c = load<F32>(column.c + i);
-    store(column.h + i, LstmCell::update(pre, F32{}, c));
-    store(column.c + i, c);
+    Vectors<1> rows[4], c = {{load<F32>(column.c + i)}};
+    for (int gate = 0; gate < 4; ++gate) rows[gate] = {{load<F32>(gates + gate * plan.hidden + i)}};
+    LstmCell::begin(rows, c);
+    store(column.h + i, LstmCell::finish(rows, Vectors<1>{}, c).v[0]);
+    store(column.c + i, c.v[0]);
   }
 }
 

@@ -6,51 +6,122 @@
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^power for a power up to 127, to 1.6e-7; 0 or 1e-38 below -126; NaN stays NaN. The minimax polynomial
-// of 2^f on [0, 1] is 1 at 0.
-ZO_INLINE F32 exp2_of(F32 power) {
-  const F32 t = bounded_power(power);
-  const F32 f = fraction_of(t);
-  F32 p = splat<F32>(0x1.e974fep-10f);
-  p = fma(p, f, splat<F32>(0x1.277854p-7f));
-  p = fma(p, f, splat<F32>(0x1.c91ce6p-5f));
-  p = fma(p, f, splat<F32>(0x1.ebdb56p-3f));
-  p = fma(p, f, splat<F32>(0x1.62e4bap-1f));
-  p = fma(p, f, splat<F32>(1.0f));
-  return scale_by_power(p, t, f);
+// Vectors that go through a cell together. Each operation is written for all of them in turn, so that their chains of
+// dependent operations run side by side.
+template <int n>
+struct Vectors {
+  F32 v[n];
+};
+
+template <int n, class F>
+ZO_INLINE Vectors<n> for_each(F f) {
+  Vectors<n> result;
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) result.v[i] = f(i);
+  return result;
+}
+
+template <int n>
+ZO_INLINE Vectors<n> operator+(const Vectors<n>& a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a.v[i] + b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator+(F32 a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a + b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator-(const Vectors<n>& a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a.v[i] - b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator-(F32 a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a - b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator*(const Vectors<n>& a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a.v[i] * b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator/(const Vectors<n>& a, const Vectors<n>& b) {
+  return for_each<n>([&](int i) { return a.v[i] / b.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> operator-(const Vectors<n>& a) {
+  return for_each<n>([&](int i) { return -a.v[i]; });
+}
+template <int n>
+ZO_INLINE Vectors<n> fma(const Vectors<n>& a, const Vectors<n>& b, const Vectors<n>& c) {
+  return for_each<n>([&](int i) { return fma(a.v[i], b.v[i], c.v[i]); });
+}
+
+// 2^(factor * x), to 1.6e-7, where `most` bounds the exponent as power_of says; 0 or 1e-38 below 2^-126; NaN stays NaN.
+template <int n>
+ZO_INLINE Vectors<n> exp2_of(const Vectors<n>& x, float factor, float most) {
+  constexpr int terms = sizeof(kExp2) / sizeof(kExp2[0]);  // of a minimax polynomial that is 1 at 0
+  Power power[n];
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) power[i] = power_of(x.v[i], factor, most);
+  Vectors<n> p = for_each<n>([&](int) { return splat<F32>(kExp2[0]); });
+#pragma GCC unroll 4
+  for (int k = 1; k < terms; ++k)
+    p = for_each<n>([&](int i) { return fma(p.v[i], power[i].fraction, splat<F32>(kExp2[k])); });
+  p = for_each<n>([&](int i) { return fma(p.v[i], power[i].fraction, splat<F32>(1.0f)); });
+  return for_each<n>([&](int i) { return scale(p.v[i], power[i]); });
 }
 
 // e^(factor * x) for a gate, at most 2^40.
-ZO_INLINE F32 gate_exp(F32 x, float factor) {
-  return exp2_of(smaller(splat<F32>(40.0f), x * splat<F32>(factor * kLog2E)));
+template <int n>
+ZO_INLINE Vectors<n> gate_exp(const Vectors<n>& x, float factor) {
+  return exp2_of(x, factor * kLog2E, 40.0f);
 }
 
 // e^x for x <= 0.
-ZO_INLINE F32 exp_of_negative(F32 x) { return exp2_of(x * splat<F32>(kLog2E)); }
+template <int n>
+ZO_INLINE Vectors<n> exp_of_negative(const Vectors<n>& x) {
+  return exp2_of(x, kLog2E, 0.0f);
+}
 
+// Of one vector.
+ZO_INLINE F32 gate_exp(F32 x, float factor) { return gate_exp(Vectors<1>{{x}}, factor).v[0]; }
+ZO_INLINE F32 exp_of_negative(F32 x) { return exp_of_negative(Vectors<1>{{x}}).v[0]; }
+
+// A cell is two functions, because the second waits for the division at the end of the first: `begin` makes c, and leaves
+// in the first `parked` rows what `finish` needs to make h.
 struct LstmCell {
   static constexpr CellShape shape = cell_shape(Cell::kLstm);
   static constexpr bool needs_hidden = false;
-  // pre: i, f, z, o.  c = sigmoid(f) c + sigmoid(i) tanh(z),  h = sigmoid(o) tanh(c)
-  static ZO_INLINE F32 update(const F32 (&pre)[4], F32 /*h*/, F32& c) {
+  static constexpr int parked = 1;
+  // rows: i, f, z, o.  c = sigmoid(f) c + sigmoid(i) tanh(z),  h = sigmoid(o) tanh(c)
+  template <class V>
+  static ZO_INLINE void begin(V (&rows)[4], V& c) {
     const F32 one = splat<F32>(1.0f);
-    const F32 i = one + gate_exp(pre[0], -1.0f), f = one + gate_exp(pre[1], -1.0f);
-    const F32 ez = gate_exp(pre[2], -2.0f), o = one + gate_exp(pre[3], -1.0f);
-    const F32 iz = fma(i, ez, i);  // i (1 + ez)
+    const V i = one + gate_exp(rows[0], -1.0f), f = one + gate_exp(rows[1], -1.0f);
+    const V ez = gate_exp(rows[2], -2.0f), o = one + gate_exp(rows[3], -1.0f);
+    const V iz = fma(i, ez, i);  // i (1 + ez)
     c = fma(c, iz, fma(-ez, f, f)) / (f * iz);
-    const F32 ec = gate_exp(c, -2.0f);
-    return (one - ec) / fma(o, ec, o);
+    rows[0] = o;
+  }
+  template <class V>
+  static ZO_INLINE V finish(const V (&rows)[4], const V& /*h*/, const V& c) {
+    const V ec = gate_exp(c, -2.0f);
+    return (splat<F32>(1.0f) - ec) / fma(rows[0], ec, rows[0]);
   }
 };
 
 struct GruCell {
   static constexpr CellShape shape = cell_shape(Cell::kGru);
   static constexpr bool needs_hidden = true;
-  // pre: g (recurrent), r, z, n (input).  h = sigmoid(z) h + (1 - sigmoid(z)) tanh(n + sigmoid(r) g)
-  static ZO_INLINE F32 update(const F32 (&pre)[4], F32 h, F32& /*c*/) {
+  static constexpr int parked = 2;
+  // rows: g (recurrent), r, z, n (input).  h = sigmoid(z) h + (1 - sigmoid(z)) tanh(n + sigmoid(r) g)
+  template <class V>
+  static ZO_INLINE void begin(V (&rows)[4], V& /*c*/) {
+    rows[0] = rows[3] + rows[0] / (splat<F32>(1.0f) + gate_exp(rows[1], -1.0f));
+    rows[1] = gate_exp(rows[2], -1.0f);
+  }
+  template <class V>
+  static ZO_INLINE V finish(const V (&rows)[4], const V& h, const V& /*c*/) {
     const F32 one = splat<F32>(1.0f);
-    const F32 n = pre[3] + pre[0] / (one + gate_exp(pre[1], -1.0f));
-    const F32 en = gate_exp(n, -2.0f), ez = gate_exp(pre[2], -1.0f);
+    const V en = gate_exp(rows[0], -2.0f), &ez = rows[1];
     return fma(ez, one - en, fma(h, en, h)) / ((one + ez) * (one + en));
   }
 };
@@ -58,24 +129,44 @@ struct GruCell {
 struct ElmanCell {
   static constexpr CellShape shape = cell_shape(Cell::kElman);
   static constexpr bool needs_hidden = false;
-  static ZO_INLINE F32 update(const F32 (&pre)[1], F32 /*h*/, F32& /*c*/) {
+  static constexpr int parked = 0;
+  template <class V>
+  static ZO_INLINE void begin(V (&)[1], V& /*c*/) {}
+  template <class V>
+  static ZO_INLINE V finish(const V (&rows)[1], const V& /*h*/, const V& /*c*/) {
     const F32 one = splat<F32>(1.0f);
-    const F32 e = gate_exp(pre[0], -2.0f);
+    const V e = gate_exp(rows[0], -2.0f);
     return (one - e) / (one + e);
   }
 };
 
-// Updates the states of a vector of units and returns the new hidden state. `hidden` has the hidden state before the
-// step, as words; `cell` has the cell state. If words are not floats, a GRU keeps its state as floats in `cell`.
-template <class Cell>
-ZO_INLINE F32 update_cell(const F32 (&pre)[Cell::shape.rows], const float* hidden, float* cell) {
+// Where a vector of a cell's states is: the hidden state before the step, as words, and the cell state.
+struct CellStates {
+  const float* hidden;
+  float* cell;
+};
+
+template <class Cell, int n>
+ZO_INLINE void begin_cells(Vectors<n> (&rows)[Cell::shape.rows], const CellStates (&at)[n]) {
+  Vectors<n> c = {};
+  if (Cell::shape.has_cell_state) c = for_each<n>([&](int i) { return load<F32>(at[i].cell); });
+  Cell::begin(rows, c);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i)
+    if (Cell::shape.has_cell_state) store(at[i].cell, c.v[i]);
+}
+
+// Returns the new hidden states. If words are not floats, a GRU keeps its state as floats where others have cell states.
+template <class Cell, int n>
+ZO_INLINE Vectors<n> finish_cells(const Vectors<n> (&rows)[Cell::shape.rows], const CellStates (&at)[n]) {
   constexpr bool in_cell = kDepth > 1 && !Cell::shape.has_cell_state && Cell::needs_hidden;
-  F32 c = Cell::shape.has_cell_state || in_cell ? load<F32>(cell) : F32{};
-  F32 before = {};
-  if (Cell::needs_hidden) before = in_cell ? c : load<F32>(hidden);
-  const F32 h = Cell::update(pre, before, c);
-  if (Cell::shape.has_cell_state) store(cell, c);
-  if (in_cell) store(cell, h);
+  Vectors<n> c = {}, before = {};
+  if (Cell::shape.has_cell_state || in_cell) c = for_each<n>([&](int i) { return load<F32>(at[i].cell); });
+  if (Cell::needs_hidden) before = in_cell ? c : for_each<n>([&](int i) { return load<F32>(at[i].hidden); });
+  const Vectors<n> h = Cell::finish(rows, before, c);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i)
+    if (in_cell) store(at[i].cell, h.v[i]);
   return h;
 }
 

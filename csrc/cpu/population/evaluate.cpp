@@ -189,13 +189,6 @@ class Evaluation {
       for (int64_t layer = 0; layer < args_.num_layers; ++layer) run_layer(team, layer, chunk);
       score(team, chunk);
       if (chunk + 1 == plan_.spans[span].last_chunk) ++span;
-      const int64_t steps = plan_.last_step(chunk) - plan_.first_step(chunk);
-      for (int64_t i = 0; i < team.count; ++i)
-        for (int64_t layer = 0; layer < args_.num_layers; ++layer) {
-          float* hidden = team.members[i].hidden + layer * plan_.hidden_stride;
-          std::memcpy(hidden, hidden + steps * plan_.slot_size(),
-                      static_cast<size_t>(plan_.slot_size()) * sizeof(float));
-        }
     }
     for (int64_t i = 0; i < team.count; ++i) end(team.members[i]);
   }
@@ -276,7 +269,7 @@ class Evaluation {
     for (int64_t layer = 0; args_.h && layer < args_.num_layers; ++layer) {
       const Member view = at_layer(m, layer);
       const States outer = outer_states(m, layer);
-      const HiddenUnit hidden = {plan_, view.hidden};
+      const HiddenUnit hidden = {plan_, view.hidden + plan_.slot_before(plan_.num_steps) * plan_.slot_size()};
       for_each_state(plan_, [&](int64_t word, int64_t unit, int64_t cell, int64_t element) {
         outer.h[element] = hidden.get(word, unit);
         if (plan_.has_cell) outer.c[element] = view.cell[cell];

@@ -87,6 +87,12 @@ struct Plan {
   ZO_PLAN_METHOD int64_t slot_size() const {  // words of the hidden states of one step
     return batch_lanes * (wide ? hidden_words() : args->num_heads * padded_words());
   }
+  // Where the hidden states before and after a step are. A chunk begins with the last slot of the one before, which it
+  // overwrites last.
+  ZO_PLAN_METHOD int64_t slot_before(int64_t step) const {
+    return step > 0 && step % chunk_steps == 0 ? chunk_steps : step % chunk_steps;
+  }
+  ZO_PLAN_METHOD int64_t slot_after(int64_t step) const { return step % chunk_steps + 1; }
   ZO_PLAN_METHOD int64_t cell_size() const {  // floats of the cell states
     return batch_lanes * (wide ? hidden_size : args->num_heads * padded_dim);
   }
@@ -107,7 +113,7 @@ struct Member {
   const Layer* layer;
   float* embedded;   // [block of rows][E][lane]: perturbed embeddings of the span's tokens
   float* table;      // [row][head][column]: bias + input projection
-  float* hidden;     // words: [chunk_steps + 1] slots; slot 0 is the step before the chunk
+  float* hidden;     // words: [chunk_steps + 1] slots, of the time before the first step and of a chunk's steps
   float* cell;       // of one step, if the plan has it
   float* outputs;    // [block][hidden word][lane]; the wide layout's `hidden` from slot 1 on, unless the plan delivers
   float* inputs;     // outputs of the layer below

@@ -9,20 +9,41 @@ struct NarrowStep {
   int64_t padded_dim;
 };
 
-// `vectors` vectors of units from `unit` on, for `count` sequences. Pointers are to the head's first unit.
+// Of one sequence; pointers are to the head's first unit.
+struct HeadStates {
+  const float* table;
+  const float* previous;
+  float* hidden;
+  float* cell;
+};
+
+constexpr int kBlockVectors = 8;    // of units, whose pre-activations are made before their cells
+constexpr int kMostSequences = 4;   // at once
+
+// The pre-activations of a block, [row][slot], and where the states of a slot are: a vector of units of a sequence.
+template <class Cell>
+struct NarrowBlock {
+  F32 pre[Cell::shape.rows][kBlockVectors * kMostSequences];
+  CellStates at[kBlockVectors * kMostSequences];
+  float* hidden[kBlockVectors * kMostSequences];
+};
+
+// `vectors` vectors of units from `unit` on, for `count` sequences, into the slots from `slot` on.
 template <class Cell, int vectors, int count>
-ZO_INLINE void update_vectors(const NarrowStep& s, const float* weights, const float* const* table,
-                              const float* const* previous, float* const* hidden, float* const* cell, int64_t unit) {
+ZO_INLINE void add_vectors(const NarrowStep& s, const float* weights, const HeadStates* head, int64_t unit,
+                           NarrowBlock<Cell>& block, int slot) {
   constexpr CellShape shape = Cell::shape;
   F32 sum[shape.rows][vectors][count];
 #pragma GCC unroll 4
   for (int r = 0; r < shape.rows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v)
-      for (int b = 0; b < count; ++b) sum[r][v][b] = load<F32>(table[b] + r * s.padded_dim + unit + v * kLanes);
+#pragma GCC unroll 4
+      for (int b = 0; b < count; ++b) sum[r][v][b] = load<F32>(head[b].table + r * s.padded_dim + unit + v * kLanes);
   for (int64_t k = 0; k < s.head_words; ++k) {
     F32 h[count];
 #pragma GCC unroll 4
-    for (int b = 0; b < count; ++b) h[b] = splat_word(previous[b] + k);
+    for (int b = 0; b < count; ++b) h[b] = splat_word(head[b].previous + k);
 #pragma GCC unroll 4
     for (int r = 0; r < shape.recurrent_rows; ++r)
 #pragma GCC unroll 4
@@ -36,23 +57,85 @@ ZO_INLINE void update_vectors(const NarrowStep& s, const float* weights, const f
   for (int v = 0; v < vectors; ++v)
 #pragma GCC unroll 4
     for (int b = 0; b < count; ++b) {
-      const int64_t at = unit + v * kLanes;
-      F32 rows[shape.rows];
-      for (int r = 0; r < shape.rows; ++r) rows[r] = sum[r][v][b];
-      store_words(hidden[b] + at / kDepth, update_cell<Cell>(rows, previous[b] + at / kDepth, cell[b] + at));
+      const int64_t first = unit + v * kLanes;
+      const CellStates at = {head[b].previous + first / kDepth, head[b].cell + first};
+      float* const hidden = head[b].hidden + first / kDepth;
+      if constexpr (kInterleavesCells) {
+        const int to = slot + v * count + b;
+#pragma GCC unroll 4
+        for (int r = 0; r < shape.rows; ++r) block.pre[r][to] = sum[r][v][b];
+        block.at[to] = at;
+        block.hidden[to] = hidden;
+      } else {
+        Vectors<1> rows[shape.rows];
+#pragma GCC unroll 4
+        for (int r = 0; r < shape.rows; ++r) rows[r].v[0] = sum[r][v][b];
+        begin_cells<Cell, 1>(rows, {at});
+        store_words(hidden, finish_cells<Cell, 1>(rows, {at}).v[0]);
+      }
     }
+}
+
+// The cells of `n` slots, or one of the two passes over them.
+template <class Cell, int n, bool begin, bool finish>
+ZO_INLINE void update_slots(NarrowBlock<Cell>& block, int slot) {
+  Vectors<n> rows[Cell::shape.rows];
+  CellStates at[n];
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) at[i] = block.at[slot + i];
+#pragma GCC unroll 4
+  for (int r = 0; r < (begin ? Cell::shape.rows : Cell::parked); ++r)
+    rows[r] = for_each<n>([&](int i) { return block.pre[r][slot + i]; });
+  if (begin) begin_cells<Cell>(rows, at);
+  if (!finish) {
+#pragma GCC unroll 4
+    for (int r = 0; r < Cell::parked; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) block.pre[r][slot + i] = rows[r].v[i];
+    return;
+  }
+  const Vectors<n> h = finish_cells<Cell>(rows, at);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) store_words(block.hidden[slot + i], h.v[i]);
+}
+
+template <class Cell, bool begin, bool finish>
+ZO_INLINE void pass_over_slots(NarrowBlock<Cell>& block, int slots) {
+  for (int slot = 0; slot < slots;) {
+    const int left = slots - slot;
+    const int n = left == 4 || left > 6 ? 4 : left < 3 ? left : 3;
+    if (n == 4) update_slots<Cell, 4, begin, finish>(block, slot);
+    if (n == 3) update_slots<Cell, 3, begin, finish>(block, slot);
+    if (n == 2) update_slots<Cell, 2, begin, finish>(block, slot);
+    if (n == 1) update_slots<Cell, 1, begin, finish>(block, slot);
+    slot += n;
+  }
 }
 
 // Padded units [first, last) of a head for `count` sequences.
 template <class Cell, int count>
-void step_sequences(const NarrowStep& s, const float* const* table, const float* const* previous, float* const* hidden,
-                    float* const* cell, int64_t first, int64_t last) {
-  constexpr int vectors = count >= 4 ? 1 : kSums / 8;
-  int64_t unit = first;
-  for (; unit + vectors * kLanes <= last; unit += vectors * kLanes)
-    update_vectors<Cell, vectors, count>(s, s.weights + (unit - first), table, previous, hidden, cell, unit);
-  for (; vectors > 1 && unit < last; unit += kLanes)
-    update_vectors<Cell, 1, count>(s, s.weights + (unit - first), table, previous, hidden, cell, unit);
+void step_sequences(const NarrowStep& s, const HeadStates* head, int64_t first, int64_t last) {
+  constexpr int most = !kInterleavesCells ? (count >= 4 ? 1 : kSums / 8) : kSums / (4 * count);
+  NarrowBlock<Cell> block;
+  for (int64_t unit = first; unit < last;) {
+    const int64_t end = last < unit + kBlockVectors * kLanes ? last : unit + kBlockVectors * kLanes;
+    int slots = 0;
+    for (int vectors; unit < end; unit += vectors * kLanes) {
+      const int64_t left = (end - unit) / kLanes;
+      vectors = left == 4 && most == 3 ? 2 : left < most ? static_cast<int>(left) : most;
+      const float* weights = s.weights + (unit - first);
+      if (vectors == 1) add_vectors<Cell, 1, count>(s, weights, head, unit, block, slots);
+      if constexpr (most >= 2)
+        if (vectors == 2) add_vectors<Cell, 2, count>(s, weights, head, unit, block, slots);
+      if constexpr (most >= 3)
+        if (vectors == 3) add_vectors<Cell, 3, count>(s, weights, head, unit, block, slots);
+      slots += vectors * count;
+    }
+    if constexpr (kInterleavesCells) {
+      if (Cell::parked > 0) pass_over_slots<Cell, true, false>(block, slots);
+      pass_over_slots<Cell, Cell::parked == 0, true>(block, slots);
+    }
+  }
 }
 
 // All sequences of one step, padded units [first, last) of a head.
@@ -61,23 +144,26 @@ void step_all(const Plan& plan, const Member& m, const float* panel, int64_t chu
               int64_t first, int64_t last) {
   const int64_t B = plan.args->batch_size;
   const int64_t N = plan.args->num_heads;
-  const int64_t slot = step - plan.first_step(chunk);
   const NarrowStep s = {panel, last - first, plan.head_words, plan.padded_dim};
   const int32_t* table_rows = plan.table_rows(*m.layer, chunk, step);
   for (int64_t b = 0; b < B;) {
-    const int count = B - b >= 4 ? 4 : B - b >= 2 ? 2 : 1;
-    const float *table[4], *previous[4];
-    float *hidden[4], *cell[4];
+    const int64_t left = B - b;
+    const int count = kInterleavesCells ? (left == 3 || left > 4 ? 3 : left > 1 ? 2 : 1) : left > 3 ? 4 : left > 1 ? 2 : 1;
+    HeadStates states[kMostSequences];
     for (int i = 0; i < count; ++i) {
       const int64_t at = ((b + i) * N + head) * plan.padded_words();
-      table[i] = m.table + table_rows[b + i] * plan.table_stride() + head * plan.head_columns;
-      previous[i] = m.hidden + slot * plan.slot_size() + at;
-      hidden[i] = m.hidden + (slot + 1) * plan.slot_size() + at;
-      cell[i] = m.cell + ((b + i) * N + head) * plan.padded_dim;
+      states[i] = {m.table + table_rows[b + i] * plan.table_stride() + head * plan.head_columns,
+                   m.hidden + plan.slot_before(step) * plan.slot_size() + at,
+                   m.hidden + plan.slot_after(step) * plan.slot_size() + at,
+                   m.cell + ((b + i) * N + head) * plan.padded_dim};
     }
-    if (count == 4) step_sequences<Cell, 4>(s, table, previous, hidden, cell, first, last);
-    if (count == 2) step_sequences<Cell, 2>(s, table, previous, hidden, cell, first, last);
-    if (count == 1) step_sequences<Cell, 1>(s, table, previous, hidden, cell, first, last);
+    if constexpr (kInterleavesCells) {
+      if (count == 3) step_sequences<Cell, 3>(s, states, first, last);
+    } else {
+      if (count == 4) step_sequences<Cell, 4>(s, states, first, last);
+    }
+    if (count == 2) step_sequences<Cell, 2>(s, states, first, last);
+    if (count == 1) step_sequences<Cell, 1>(s, states, first, last);
     b += count;
   }
 }

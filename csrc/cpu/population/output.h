@@ -3,17 +3,21 @@
 // a running logsumexp from panel to panel.
 
 // Takes a panel's logits [rows][width] into the running maximum and the sum of e^(logit - maximum).
-template <int vectors>
+template <int n>
 void add_to_logsumexp(const float* logits, int64_t rows, float* maximum, float* sum) {
-  constexpr int width = vectors * kLanes;
-  for (int v = 0; v < width; v += kLanes) {
-    const F32 before = load<F32>(maximum + v);
-    F32 top = before;
-    for (int64_t r = 0; r < rows; ++r) top = larger(top, load<F32>(logits + r * width + v));
-    F32 total = load<F32>(sum + v) * exp_of_negative(before - top);
-    for (int64_t r = 0; r < rows; ++r) total += exp_of_negative(load<F32>(logits + r * width + v) - top);
-    store(maximum + v, top);
-    store(sum + v, total);
+  const auto vectors_at = [](const float* p) { return for_each<n>([&](int i) { return load<F32>(p + i * kLanes); }); };
+  const Vectors<n> before = vectors_at(maximum);
+  Vectors<n> top = before;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Vectors<n> row = vectors_at(logits + r * n * kLanes);
+    top = for_each<n>([&](int i) { return larger(top.v[i], row.v[i]); });
+  }
+  Vectors<n> total = vectors_at(sum) * exp_of_negative(before - top);
+  for (int64_t r = 0; r < rows; ++r) total = total + exp_of_negative(vectors_at(logits + r * n * kLanes) - top);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) {
+    store(maximum + i * kLanes, top.v[i]);
+    store(sum + i * kLanes, total.v[i]);
   }
 }
 

@@ -52,10 +52,11 @@ class SignReader {
 // Lane l: sign bit clear where p of element i + l of the bit string is +1, set where it is -1; i is a multiple of
 // kLanes.
 ZO_INLINE U32 flip_at(const SignReader::Bits& bits, int64_t i) {
-  const int64_t bit = i + bits.shift;
+  constexpr bool whole_bytes = kLanes % 8 == 0;  // of a vector: then the bits to skip are the same in all of a run
+  const int64_t bit = i + bits.shift, byte = whole_bytes ? i / 8 : bit / 8;
   uint32_t word;
-  __builtin_memcpy(&word, bits.bytes + bit / 8, sizeof(word));
-  return ~bit_to_sign(word >> (bit % 8)) & 0x80000000u;
+  __builtin_memcpy(&word, bits.bytes + byte, sizeof(word));
+  return ~bit_to_sign(word, whole_bytes ? bits.shift : static_cast<int>(bit % 8)) & 0x80000000u;
 }
 
 // w rounded to a multiple of the last bit that a bfloat16 of size |w| + eps has.
@@ -122,8 +123,7 @@ ZO_INLINE F32 splat_word(const float* p) {
 // vectors.
 ZO_INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t count) {
   I32 rows[kLanes];
-  for (int i = 0; i < kLanes; ++i) rows[i] = load<I32>(from + i * from_stride);
-  transpose(rows);
+  load_transposed([&](int i) { return from + i * from_stride; }, rows);
   if (count >= kLanes) {
     for (int i = 0; i < kLanes; ++i) store(to + i * to_stride, rows[i]);
   } else {

@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -14,11 +16,19 @@ constexpr int64_t kWidePositions = 1024;          // of a chunk
 constexpr int64_t kNarrowPositions = 256;
 constexpr int64_t kResidentPanelFloats = 1 << 20;  // recurrent weights of a head that are held for a whole chunk
 constexpr int64_t kRecurrentPanelFloats = 1 << 16;
-constexpr int64_t kFirstCacheFloats = 1 << 13;     // recurrent weights of the heads that take a step in turn
 constexpr int64_t kInputPanelFloats = 1 << 14;
 constexpr int64_t kOutputPanelFloats = 1 << 15;
 constexpr int64_t kTableFloats = 1 << 22;
 constexpr int64_t kLiftedFloats = 1 << 24;
+
+// Recurrent weights of the heads that take a step in turn: two thirds of the first cache.
+int64_t first_cache_floats() {
+  long bytes = 0;
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  return (bytes > 0 ? bytes : 32 << 10) / 6;
+}
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -78,7 +88,8 @@ void OwnedPlan::choose_layout(const PopulationKernels& isa) {
   delivers = args->layer_norm || args->residual || (!wide && args->num_layers > 1);
   int64_t positions = wide ? kWidePositions : kNarrowPositions;
   if (args->num_layers > 1) positions = std::clamp<int64_t>(kLiftedFloats / table_stride(), 1, positions);
-  chunk_steps = std::clamp<int64_t>(positions / batch_lanes, 1, std::max<int64_t>(num_steps, 1));
+  // At least two, so that a step does not overwrite the one before.
+  chunk_steps = std::min(std::max<int64_t>(positions / batch_lanes, 2), std::max<int64_t>(num_steps, 1));
   num_chunks = (num_steps + chunk_steps - 1) / chunk_steps;
   chunk_blocks = wide ? chunk_steps * tiles() : (chunk_steps * batch_lanes + tile_lanes - 1) / tile_lanes;
   own_row_.resize(static_cast<size_t>(chunk_steps * batch_lanes));
@@ -104,7 +115,7 @@ void OwnedPlan::choose_panels(const PopulationKernels& isa) {
   lift_units = std::min(lift_units, padded_dim);
   panel_heads = 1;
   if (!wide && panel_units == args->head_dim)
-    panel_heads = std::clamp<int64_t>(kFirstCacheFloats / (unit_floats * padded_dim), 1, args->num_heads);
+    panel_heads = std::clamp<int64_t>(first_cache_floats() / (unit_floats * padded_dim), 1, args->num_heads);
 }
 
 // Spans as long as their distinct tokens fit the table, and each position's row in the table of its span.

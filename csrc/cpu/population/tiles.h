@@ -6,10 +6,10 @@ struct IntConstant {
 
 template <class F>
 ZO_INLINE void with_vectors(int width, F f) {
-  if constexpr (kTileVectors >= 4) {
+  if constexpr (kTileVectors >= 4)
     if (width == 4 * kLanes) return f(IntConstant<4>{});
+  if constexpr (kTileVectors >= 3)
     if (width == 3 * kLanes) return f(IntConstant<3>{});
-  }
   if (width == 2 * kLanes) return f(IntConstant<2>{});
   return f(IntConstant<1>{});
 }

@@ -8,17 +8,16 @@
 //      rows, a broadcast of a weight all lanes;
 //   3. update the cells.
 
-template <class Cell, int vectors>
-ZO_INLINE void gather_columns(const float* table, int64_t stride, const int32_t* table_row, float* pre) {
+// pre[column][lane] of kLanes columns from `column` on of each lane's row of the table.
+template <int vectors>
+ZO_INLINE void gather_columns(const float* const* table_rows, int64_t column, float* pre) {
   constexpr int width = vectors * kLanes;
 #pragma GCC unroll 4
   for (int v = 0; v < vectors; ++v) {
-    I32 rows[kLanes];
+    I32 columns[kLanes];
+    load_transposed([&](int i) { return table_rows[v * kLanes + i] + column; }, columns);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = load<I32>(table + table_row[v * kLanes + i] * stride);
-    transpose(rows);
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) store(pre + i * width + v * kLanes, rows[i]);
+    for (int i = 0; i < kLanes; ++i) store(pre + i * width + v * kLanes, columns[i]);
   }
 }
 
@@ -67,22 +66,62 @@ __attribute__((noinline)) void add_recurrence(const TileStep& s, const float* we
       for (int v = 0; v < vectors; ++v) store(pre + (u * shape.rows + r) * width + v * kLanes, sum[u][r][v]);
 }
 
+// The first vector from `lane` on of a unit of `s`, and its pre-activations.
+template <class Cell, int n>
+struct UnitVectors {
+  CellStates at[n];
+  float* pre;
+  int width;
+
+  Vectors<n> rows[Cell::shape.rows];
+
+  ZO_INLINE UnitVectors(const TileStep& s, float* pre, int width, int64_t unit, int lane) : pre(pre + lane), width(width) {
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i)
+      at[i] = {s.previous + unit / kDepth * width + lane + i * kLanes, s.cell + unit * width + lane + i * kLanes};
+  }
+
+  ZO_INLINE void load_rows(int count) {
+#pragma GCC unroll 4
+    for (int r = 0; r < count; ++r) rows[r] = for_each<n>([&](int i) { return load<F32>(pre + r * width + i * kLanes); });
+  }
+
+  ZO_INLINE void store_rows(int count) {
+#pragma GCC unroll 4
+    for (int r = 0; r < count; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) store(pre + r * width + i * kLanes, rows[r].v[i]);
+  }
+};
+
 // The new states of `units` consecutive units from `unit` on, a multiple of kDepth, from their pre-activations.
 template <class Cell, int vectors>
-ZO_INLINE void update_cells(const TileStep& s, const float* pre, int64_t unit, int units) {
+ZO_INLINE void update_units(const TileStep& s, float* pre, int64_t unit, int units) {
   constexpr CellShape shape = Cell::shape;
   constexpr int width = vectors * kLanes;
+  constexpr int n = kInterleavesCells ? vectors : 1;
+  constexpr bool in_two_passes = kInterleavesCells && Cell::parked > 0;
+  for (int u = 0; in_two_passes && u < units; ++u) {
+    UnitVectors<Cell, n> v(s, pre + u * shape.rows * width, width, unit + u, 0);
+    v.load_rows(shape.rows);
+    begin_cells<Cell>(v.rows, v.at);
+    v.store_rows(Cell::parked);
+  }
   for (int u = 0; u < units; u += kDepth) {
-    for (int lane = 0; lane < width; lane += kLanes) {
-      const int64_t word = (unit + u) / kDepth * width + lane;
-      F32 h[kDepth] = {};
+    for (int lane = 0; lane < width; lane += n * kLanes) {
+      Vectors<n> h[kDepth] = {};
       for (int i = 0; i < kDepth && u + i < units; ++i) {
-        F32 rows[shape.rows];
-        for (int r = 0; r < shape.rows; ++r) rows[r] = load<F32>(pre + ((u + i) * shape.rows + r) * width + lane);
-        float* cell = s.cell + (unit + u + i) * width + lane;
-        h[i] = update_cell<Cell>(rows, s.previous + word, cell);
+        UnitVectors<Cell, n> v(s, pre + (u + i) * shape.rows * width, width, unit + u + i, lane);
+        v.load_rows(in_two_passes ? Cell::parked : shape.rows);
+        if (!in_two_passes) begin_cells<Cell>(v.rows, v.at);
+        h[i] = finish_cells<Cell>(v.rows, v.at);
       }
-      store(s.hidden + word, pack(h));
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) {
+        F32 both[kDepth];
+        for (int k = 0; k < kDepth; ++k) both[k] = h[k].v[i];
+        store(s.hidden + (unit + u) / kDepth * width + lane + i * kLanes, pack(both));
+      }
     }
   }
 }
@@ -96,8 +135,10 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
   constexpr int at_once = kSums / (rows * vectors) > 1 ? kSums / (rows * vectors) : 1;
   constexpr int block_units = kLanes / rows;
   constexpr int group = at_once < block_units ? at_once : block_units;
+  const float* table_rows[width];
+  for (int i = 0; i < width; ++i) table_rows[i] = table + table_row[i] * table_stride;
   for (int64_t unit = first; unit < last; unit += block_units) {
-    gather_columns<Cell, vectors>(table + unit * rows, table_stride, table_row, pre);
+    gather_columns<vectors>(table_rows, unit * rows, pre);
     const int units = last - unit < block_units ? static_cast<int>(last - unit) : block_units;
     const float* weights = s.weights + (unit - first) * s.head_words;
     int u = 0;
@@ -105,7 +146,7 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
       add_recurrence<Cell, vectors, group>(s, weights + u * s.head_words, pre + u * rows * width);
     for (; group > 1 && u < units; ++u)
       add_recurrence<Cell, vectors, 1>(s, weights + u * s.head_words, pre + u * rows * width);
-    update_cells<Cell, vectors>(s, pre, unit, units);
+    update_units<Cell, vectors>(s, pre, unit, units);
   }
 }
 
@@ -113,14 +154,13 @@ void step_tile(const TileStep& s, const float* table, int64_t table_stride, cons
 template <class Cell>
 void step_tiles(const Plan& plan, const Member& m, const Scratch& scratch, int64_t chunk, int64_t step, int64_t head,
                 int64_t first_tile, int64_t last_tile, int64_t first, int64_t last) {
-  const int64_t slot = step - plan.first_step(chunk);
   const float* table = m.table + head * plan.head_columns;
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const int64_t lane = tile * plan.tile_lanes;
     const int width = plan.width(plan.batch_lanes - lane);
     const int64_t at = lane * plan.hidden_words() + head * plan.head_words * width;
-    const TileStep s = {m.hidden + slot * plan.slot_size() + at,
-                        m.hidden + (slot + 1) * plan.slot_size() + at,
+    const TileStep s = {m.hidden + plan.slot_before(step) * plan.slot_size() + at,
+                        m.hidden + plan.slot_after(step) * plan.slot_size() + at,
                         m.cell + lane * plan.hidden_size + head * plan.args->head_dim * width,
                         scratch.recurrent_panel,
                         (last - first) * plan.head_words,
