@@ -42,15 +42,17 @@ def step_of(sizes: Sequence[int]) -> Callable[[], object]:
     return lambda: optimizer.step(loss)
 
 
-def in_turns(ways: Sequence[Callable[[], object]], rounds: int, repeats: int) -> list[list[float]]:
+def in_turns(
+    ways: Sequence[Callable[[], object]], rounds: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
     """Milliseconds of a call of each way, in each round."""
     taken: list[list[float]] = [[] for _ in ways]
     for round_ in range(rounds + 1):
         for number in sorted(range(len(ways)), reverse=round_ % 2 == 1):
-            started = time.perf_counter()
+            started = clock()
             for _ in range(repeats):
                 ways[number]()
-            taken[number].append((time.perf_counter() - started) * 1e3 / repeats)
+            taken[number].append((clock() - started) * 1e3 / repeats)
     return [ms[1:] for ms in taken]  # the first warms up
 
 

@@ -1,11 +1,13 @@
 """Fine-tunes a causal language model of Hugging Face transformers with forward passes alone.
 
     python examples/finetune_causal_lm.py                               # a small GPT-2 with random weights, on bytes
-    python examples/finetune_causal_lm.py --pretrained FOLDER --lr 1e-6 --eps 1e-3
+    python examples/finetune_causal_lm.py --pretrained FOLDER --lr 1e-6 --eps 1e-3 --probes-at-once 0
 
-Nothing is back-propagated. A step evaluates the loss at theta + eps p and theta - eps p for a few random probes p, in
-the memory of one forward pass. FOLDER contains a model and its tokenizer, as `save_pretrained` writes them. Nothing is
-downloaded. The script needs `pip install transformers`.
+Nothing is back-propagated. A step evaluates the loss at theta + eps p and theta - eps p for a few random probes p. A
+small model is evaluated at many of these points at once (`zo.ModulePopulation`), which takes a copy of the parameters
+for each. With --probes-at-once 0 they are evaluated one after another, in the memory of one forward pass. FOLDER
+contains a model and its tokenizer, as `save_pretrained` writes them. Nothing is downloaded. The script needs
+`pip install transformers`.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eps", type=float, default=0.001, help="size of a probe (default: %(default)s)")
     parser.add_argument("--context-length", type=int, default=32, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences of a batch (default: %(default)s)")
+    parser.add_argument("--probes-at-once", type=int, metavar="N", help="0: one loss at a time (default: what fits)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and probes (default: %(default)s)")
     config = parser.parse_args(arguments)
 
@@ -80,14 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     optimizer = zo.optim.CDRGE(model.parameters(), lr=config.lr, eps=config.eps, probes=config.probes, seed=config.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.probes} probes a step", flush=True)
 
+    def loss_fn(model: torch.nn.Module, batch: Tensor) -> Tensor:
+        loss: Tensor = model(input_ids=batch, labels=batch).loss
+        return loss
+
+    population = zo.ModulePopulation(model, loss_fn, probes_at_once=config.probes_at_once or None)
     windows = batches(tokens, config.context_length, config.batch_size, config.seed)
     recent: list[float] = []
     for step, batch in zip(range(1, config.steps + 1), windows, strict=False):
-
-        def loss(batch: Tensor = batch) -> Tensor:
-            return model(input_ids=batch, labels=batch).loss
-
-        recent.append(optimizer.step(loss))
+        if config.probes_at_once == 0:
+            recent.append(optimizer.step(lambda batch=batch: loss_fn(model, batch)))  # type: ignore[misc]
+        else:
+            recent.append(optimizer.step(population.on(batch)))
         if step % 10 == 0 or step == config.steps:
             print(f"step {step:4d}  loss {sum(recent) / len(recent):.4f} nats per token", flush=True)
             recent.clear()

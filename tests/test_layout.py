@@ -17,7 +17,7 @@ LAYERS = (
     ("gradient",),
     ("distributed", "params", "run"),
     ("perturb", "estimators", "transforms", "tasks"),
-    ("optim", "models", "plot"),
+    ("optim", "models", "plot", "populations"),
     ("train", "generate"),
     ("replay",),
     ("environment",),

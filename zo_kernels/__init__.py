@@ -17,10 +17,24 @@ from typing import Any
 
 import torch  # noqa: F401  (first: the CPU kernels run on the threads of its OpenMP runtime)
 
-from . import distributed, distributions, errors, estimators, models, ops, optim, params, philox, tasks, transforms
+from . import (
+    distributed,
+    distributions,
+    errors,
+    estimators,
+    models,
+    ops,
+    optim,
+    params,
+    philox,
+    populations,
+    tasks,
+    transforms,
+)
 from .backends import backend, set_backend
 from .environment import show_config
 from .gradient import SeedGradient
+from .populations import ModulePopulation
 
 try:
     __version__ = version("zo_kernels")
@@ -28,6 +42,7 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ModulePopulation",
     "SeedGradient",
     "backend",
     "distributed",
@@ -39,6 +54,7 @@ __all__ = [
     "optim",
     "params",
     "philox",
+    "populations",
     "set_backend",
     "show_config",
     "tasks",

@@ -136,13 +136,13 @@ class PopulationEvaluator(Evaluator):
         """Float64 [n, 2]: sums over one micro-batch of a `batched` population."""
         assert self.batched is not None
         self._theta.leave()
-        with self._guard(), self._theta.space.numbering():
+        with self._guard(), self._theta.space.numbering(self._theta.theta):
             forget_casts()
             return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()
-        with self._guard(), self._theta.space.numbering():
+        with self._guard(), self._theta.space.numbering(self._theta.theta):
             forget_casts()
             return self._population.population_loss(seeds, eps)
 

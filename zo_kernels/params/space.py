@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -193,12 +194,17 @@ class ParameterSpace:
         self.forget_versions()
 
     @contextmanager
-    def numbering(self) -> Iterator[None]:
-        """Context in which `flat_offsets` gives the numbers of this space, should there be several."""
+    def numbering(self, theta: Callable[[Slot], Tensor] | None = None) -> Iterator[None]:
+        """Context in which `flat_offsets` and `find_places` use this space, should there be several.
+
+        theta: the values of a trained parameter, if they are not those in its memory.
+        """
         token = _current.set(self)
+        theta_token = _theta.set(theta)
         try:
             yield
         finally:
+            _theta.reset(theta_token)
             _current.reset(token)
 
     def _make_members(self) -> None:
@@ -249,6 +255,38 @@ class ParameterSpace:
 _ages = itertools.count()
 _spaces: weakref.WeakSet[ParameterSpace] = weakref.WeakSet()
 _current: ContextVar[ParameterSpace | None] = ContextVar("zo_kernels_space", default=None)
+
+
+_theta: ContextVar[Callable[[Slot], Tensor] | None] = ContextVar("zo_kernels_theta", default=None)
+
+
+class Place(NamedTuple):
+    """Where a parameter is perturbed. offset: number of its first element. theta: its values, in its shape.
+
+    spans: the elements that are perturbed, as (start, stop) in row-major order: all but a padding row.
+    """
+
+    offset: int
+    theta: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+
+def find_places(module: nn.Module) -> dict[Tensor, Place]:
+    """The parameters of a module that are perturbed, and where: {parameter: place}.
+
+    Their offsets are those of `flat_offsets`, whose errors it raises. theta may have another dtype than the parameter:
+    it is the shadow copy, if an optimizer that has one is taking a step.
+    """
+    offsets, current, source = flat_offsets(module), _current.get(), _theta.get()
+    newest_first = sorted(_spaces, key=lambda space: -space._age)
+    space = current or next((space for space in newest_first if not offsets.keys().isdisjoint(space._slot_of)), None)
+    places = {}
+    for p, offset in offsets.items():
+        slot = None if space is None else space._slot_of[p]
+        member = None if space is None or slot is None else space._members.get(slot)
+        theta = p.detach() if slot is None or source is None else source(slot).view(p.shape)
+        places[p] = Place(offset, theta, ((0, p.numel()),) if member is None else member.spans)
+    return places
 
 
 def flat_offsets(module: nn.Module) -> dict[Tensor, int]:
