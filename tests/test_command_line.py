@@ -19,11 +19,12 @@ from zo_kernels import command_line
 from zo_kernels.command_line import SCRIPTS, run_program
 from zo_kernels.generate.__main__ import main as generate
 from zo_kernels.plot.__main__ import main as plot
+from zo_kernels.predict.__main__ import main as predict
 from zo_kernels.replay.__main__ import main as replay
 from zo_kernels.train.__main__ import main as train
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("zo_kernels", *(f"zo_kernels.{name}" for name in ("train", "generate", "replay", "plot")))
+MODULES = ("zo_kernels", *(f"zo_kernels.{name}" for name in ("train", "generate", "replay", "plot", "predict")))
 
 PRESSES_CTRL_C = """
 import os, signal, time
@@ -238,10 +239,10 @@ def test_every_program_prints_to_an_ascii_terminal(tmp_path: Path, monkeypatch: 
     assert "caf\\xe9.png\n" in printed(plot, str(run), "--out", str(tmp_path / "café.png"))
 
 
-@pytest.mark.parametrize("program", ["train", "generate", "replay", "plot"])
+@pytest.mark.parametrize("program", ["train", "generate", "replay", "plot", "predict"])
 def test_help_is_ascii(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal := screen("ascii"))
-    main = {"train": train, "generate": generate, "replay": replay, "plot": plot}[program]
+    main = {"train": train, "generate": generate, "replay": replay, "plot": plot, "predict": predict}[program]
     assert code_of(lambda: main(["--help"])) == 0
     assert "--out" in shown(terminal) or "--prompt" in shown(terminal)
 
@@ -286,6 +287,7 @@ def test_ctrl_c_at_any_moment(module: str, seconds: float, finished: Path, tmp_p
         "zo_kernels.train": [*SMALL, "--steps", "1000000", "--out", str(tmp_path / "run")],
         "zo_kernels.generate": ["--run", str(finished), "--prompt", "ab|", "--tokens", "1000"],
         "zo_kernels.replay": [str(finished), "--out", str(tmp_path / "weights")],
+        "zo_kernels.predict": ["--run", str(finished), "--data", "x.csv", "--out", str(tmp_path / "predictions.csv")],
         "zo_kernels.plot": [str(finished), "--out", str(tmp_path / "picture.png")],
     }[module]
     process = start(module, *arguments)

@@ -12,6 +12,7 @@ from torch.distributed.run import get_args_parser
 import zo_kernels.__main__
 import zo_kernels.generate.__main__
 import zo_kernels.plot.__main__
+import zo_kernels.predict.__main__
 import zo_kernels.replay.__main__
 import zo_kernels.train.__main__
 
@@ -25,6 +26,7 @@ PROGRAMS = {
         zo_kernels.train.__main__,
         zo_kernels.generate.__main__,
         zo_kernels.plot.__main__,
+        zo_kernels.predict.__main__,
         zo_kernels.replay.__main__,
     )
 }

@@ -19,7 +19,7 @@ LAYERS = (
     ("perturb", "estimators", "transforms", "tasks"),
     ("optim", "models", "plot", "populations"),
     ("train", "generate"),
-    ("replay",),
+    ("replay", "predict"),
     ("environment",),
 )
 """From the bottom up: a module imports from its own folder and from lower layers."""

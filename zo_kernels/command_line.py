@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 """Exit codes: everything was done, a message on stderr says why not, or Ctrl-C came first."""
 
-SCRIPTS = ("zo-generate", "zo-plot", "zo-replay", "zo-train")
+SCRIPTS = ("zo-generate", "zo-plot", "zo-predict", "zo-replay", "zo-train")
 """The commands that an installation puts on PATH."""
 
 _is_main_running = False

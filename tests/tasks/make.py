@@ -31,6 +31,10 @@ def any_task(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int
         file.write_text("question,answer\n" + "".join(f"{i},{i * i}\n" for i in range(200)))
         columns = {"input": "question", "target": "answer"}
         return TASKS[name](data=file, **columns, batch_size=4, max_length=20, seed=seed)
+    if name == "series":
+        file = folder / "series.csv"
+        file.write_text("x,y\n" + "".join(f"{i % 7},{i % 5}\n" for i in range(400)))
+        return TASKS[name](data=file, target="y", batch_size=4, context_length=6, seed=seed)
     options: dict[str, Any] = {"data": folder, "batch_size": 4, "context_length": 6, "seed": seed}
     sentence = "to be or not to be, that is the question\n"
     if name == "text":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tasks.make import ALGORITHMIC
 from tests.train.runs import SMALL
 from zo_kernels import _C
 from zo_kernels.tasks import TASKS
@@ -172,17 +173,17 @@ def test_help_shows_every_flag_and_the_task_s_default(
         if default not in (None, "", ()):
             assert f"default: {default})" in said["--" + field.name.replace("_", "-")]
     for flag, known_to, unset in (
-        ("--data", "text, ptb, owt, pairs only", "; required"),
+        ("--data", "text, ptb, owt, pairs, series only", "; required"),
         ("--dataset", "owt only", ""),
         ("--max-repeats", "repeat-copy only", ""),
-        ("--context-length", "overfit, text, ptb, owt only", ""),
-        ("--max-length", "not for overfit, text, ptb, owt", ""),
-        ("--target", "pairs only", "; required"),
-        ("--longer-length", "not for overfit, text, ptb, owt, pairs", "; default: twice --max-length"),
-        ("--alphabet-size", "not for text, ptb, owt, pairs", ""),
-        ("--curriculum", "not for overfit, pairs", ""),
+        ("--context-length", "overfit, text, ptb, owt, series only", ""),
+        ("--max-length", "not for overfit, text, ptb, owt, series", ""),
+        ("--target", "pairs, series only", "; required"),
+        ("--longer-length", f"{', '.join(ALGORITHMIC)} only", "; default: twice --max-length"),
+        ("--alphabet-size", "not for text, ptb, owt, pairs, series", ""),
+        ("--curriculum", "not for overfit, pairs, series", ""),
         ("--validation-data", "text only", "; default: a part of --data"),
-        ("--parts", "text only", "; default: 0.9,0.05,0.05"),
+        ("--parts", "text, series only", "; default: 0.9,0.05,0.05"),
     ):
         default = getattr(DEFAULTS[task], flag[2:].replace("-", "_"))
         assert f"({known_to}{unset if default is None else f'; default: {default}'})" in said[flag]

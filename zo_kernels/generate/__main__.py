@@ -54,7 +54,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _continue_text(config: GenerateConfig) -> None:
     # All input is checked before the first character appears. --save-state is checked before the prompt is read, since
     # that may take long.
-    run = load_run(config.run, allow_import=config.allow_import)
+    run = load_run(config.run, step=config.step, allow_import=config.allow_import)
     if config.save_state is not None:
         check_target(config.save_state)
     state = None if config.load_state is None else load_state(config.load_state, run)

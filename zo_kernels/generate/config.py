@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,6 +20,8 @@ class GenerateConfig:
 
     run: Annotated[Path, option("FOLDER")]
     """Folder of the training run, with its config.json, vocabulary.json and weights.safetensors."""
+    step: Annotated[int | Literal["best"] | None, option("INT|best", "default: the last one")] = None
+    """Step whose checkpoint to take the weights of; best: where the loss was lowest, in a run with --keep best."""
     prompt: Annotated[str, option("TEXT", "required without --load-state")] = ""
     """Text to continue, which is printed first. Write --prompt=TEXT if it begins with a dash."""
     tokens: int = 200

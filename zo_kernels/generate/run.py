@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..backends.base import DTYPES
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, JournalError, UsageError
 from ..extensions import entry_names, is_import, require_allowed
 from ..models import MODEL_NAMES, LanguageModel, build_model
+from ..run.best import best_step
+from ..run.checkpoint import CHECKPOINT_FORMAT
 from ..run.config import CONFIG_LIMIT, read_values
-from ..run.entries import TOKENIZER
+from ..run.entries import JOURNAL, TOKENIZER
 from ..run.files import open_regular, read_json, read_text
-from ..run.folder import VOCABULARY_LIMIT, vocabulary_digest
+from ..run.folder import VOCABULARY_LIMIT, checkpoint_path, checkpoint_steps, own_checkpoint, vocabulary_digest
+from ..run.journal import Journal
 from ..run.tensors import check_digest, companion_of, load_tensors
+from ..tasks import reads_numbers
 from ..tasks.codecs import Bytes, Codec, Subwords
 from ..tasks.pair_file import END, SEPARATOR
 
@@ -42,7 +46,7 @@ class LoadedRun:
     path: folder of the run.
     model: the model with the run's weights, frozen, on the CPU.
     symbols: the character of each token, or the codec's string for it, [V].
-    weights_sha256: SHA-256 of weights.safetensors, in hexadecimal. Saved states belong to these weights.
+    weights_sha256: SHA-256 of the file of the weights, in hexadecimal. Saved states belong to these weights.
     separator: what stands between a question and its answer; "" if the run knows no such texts.
     end: token that ends an answer; None if there is none. The token of the separator is the one before.
     codec: how text becomes tokens; None if each is a character.
@@ -99,18 +103,20 @@ class LoadedRun:
         return f"{self.path / 'vocabulary.json'} lists its {len(self.symbols)} characters"
 
 
-def load_run(path: str | Path, *, allow_import: bool = False) -> LoadedRun:
+def load_run(path: str | Path, *, step: int | Literal["best"] | None = None, allow_import: bool = False) -> LoadedRun:
     """Loads the model and the vocabulary of a run of `python -m zo_kernels.train`.
 
+    step: takes the weights of this step's checkpoint, which may be "best" in a run with `--keep best`. None: those of
+        weights.safetensors, after the last step.
     allow_import: import the model if config.json names one outside zo_kernels, which runs its code.
 
-    Raises UsageError if there is no such folder, if one of its files is missing or not what it should be, if the
-    weights don't fit the config, or if the model is one to import and that is not allowed.
+    Raises UsageError if there is no such folder or checkpoint, if one of its files is missing or not what it should be,
+    if the weights don't fit the config, or if the model is one to import and that is not allowed.
     """
     path = Path(path)
-    if not os.path.isdir(path):  # False for a name too long, too
-        raise UsageError(f"there is no run folder {path}")
-    config, vocabulary = _read_config(path / "config.json"), _read_json(path / "vocabulary.json")
+    config, vocabulary = read_description(path)
+    if reads_numbers(str(config.get("task"))):
+        raise UsageError(f"{path} predicts numbers, not text: use python -m zo_kernels.predict")
     codec = _codec(path, config)
     if codec is not None and not _fits(vocabulary, codec):
         raise UsageError(f"{path / 'vocabulary.json'} does not have the tokens of the run's tokenizer")
@@ -119,14 +125,29 @@ def load_run(path: str | Path, *, allow_import: bool = False) -> LoadedRun:
             f"{path / 'vocabulary.json'} is not a vocabulary of characters, from which alone text is generated without "
             "a tokenizer.json: it must be a JSON list, all different characters"
         )
-    file = path / "weights.safetensors"
-    sha256, companion, weights = _read_weights(file)
-    model = _model(path, config, len(vocabulary), weights, allow_import)
-    if companion not in (None, vocabulary_digest(vocabulary)):
-        raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with: restore it")
+    model, sha256 = load_model(path, config, vocabulary, step, allow_import=allow_import)
     if config.get("task") == "pairs" and vocabulary[-2:] == [SEPARATOR, END]:
         return LoadedRun(path, model, tuple(vocabulary), sha256, SEPARATOR, len(vocabulary) - 1, codec)
     return LoadedRun(path, model, tuple(vocabulary), sha256, codec=codec)
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], Any]:
+    """The config.json and vocabulary.json of a run. Raises UsageError if they are missing or can't be read."""
+    if not os.path.isdir(path):  # False for a name too long, too
+        raise UsageError(f"there is no run folder {path}")
+    return _read_config(path / "config.json"), _read_json(path / "vocabulary.json")
+
+
+def load_model(
+    path: Path, config: Mapping[str, Any], vocabulary: Sequence[str], step: int | str | None, *, allow_import: bool
+) -> tuple[LanguageModel, str]:
+    """The model of a run and the SHA-256 of the file of its weights. Arguments and errors are those of `load_run`."""
+    file = path / "weights.safetensors" if step is None else _checkpoint(path, config, step)
+    sha256, companion, weights = _read_weights(file)
+    model = _model(file, path, config, len(vocabulary), weights, allow_import)
+    if companion not in (None, vocabulary_digest(vocabulary)):
+        raise UsageError(f"{path / 'vocabulary.json'} is not the vocabulary that {file} was saved with: restore it")
+    return model, sha256
 
 
 def _codec(path: Path, config: Mapping[str, Any]) -> Codec | None:
@@ -142,8 +163,30 @@ def _codec(path: Path, config: Mapping[str, Any]) -> Codec | None:
         raise UsageError(str(error)) from error
 
 
+def _checkpoint(path: Path, config: Mapping[str, Any], step: int | str) -> Path:
+    """The file of the checkpoint of a step, which is whole and belongs to the run."""
+    keep = config["keep"] if isinstance(config.get("keep"), str) else None
+    try:
+        with Journal.open(path / JOURNAL, writable=False) as journal:
+            number = step if isinstance(step, int) else best_step(path, journal, keep)
+            if number in (kept := checkpoint_steps(path)):
+                own_checkpoint(path, journal, number)
+                return checkpoint_path(path, number)
+    except (JournalError, CheckpointError) as error:
+        raise UsageError(str(error)) from error
+    those = f"it has those of {', '.join(map(str, kept))}" if kept else "it has none"
+    advice = "train with --keep best" if keep is None else "resume it"
+    what = f"step {number}" if isinstance(step, int) else f"its best step, {number} ({advice})"
+    raise UsageError(f"{path} has no checkpoint of {what}: {those}")
+
+
 def _model(
-    path: Path, config: Mapping[str, Any], vocab_size: int, weights: Mapping[str, Tensor], allow_import: bool
+    file: Path,
+    path: Path,
+    config: Mapping[str, Any],
+    vocab_size: int,
+    weights: Mapping[str, Tensor],
+    allow_import: bool,
 ) -> LanguageModel:
     for name in _NEEDED:
         if name not in config:
@@ -160,12 +203,14 @@ def _model(
             wanted = "true or false" if size in _SWITCHES else "a number"
             raise UsageError(f"{path / 'config.json'} is not the config of a run: {size} is not {wanted}")
     try:
-        model = build_model(name, vocab_size, **sizes, device="meta")  # nothing is drawn or allocated yet
+        numbers = reads_numbers(str(config.get("task")))
+        # Nothing is drawn or allocated yet.
+        model = build_model(name, vocab_size, **sizes, reads_numbers=numbers, device="meta")
     except (ValueError, RuntimeError) as error:  # of torch, if a product of sizes overflows
         raise UsageError(f"{path / 'config.json'} is not the config of a run: {error}") from error
 
     def misfit(problem: str) -> UsageError:
-        return UsageError(f"{path / 'weights.safetensors'} does not fit config.json and vocabulary.json: {problem}")
+        return UsageError(f"{file} does not fit config.json and vocabulary.json: {problem}")
 
     for name, parameter in model.named_parameters():
         if name not in weights:
@@ -182,7 +227,7 @@ def _model(
 
 
 def _read_weights(file: Path) -> tuple[str, str | None, dict[str, Tensor]]:
-    """SHA-256 of the file, the digest of the vocabulary if the file has it, and the weights."""
+    """SHA-256 of a file of weights or a checkpoint, the digest of the vocabulary if it has that, and the weights."""
     digest = hashlib.sha256()
     with _read_errors(file), open(open_regular(file), "rb") as opened:
         while block := opened.read(1 << 20):
@@ -195,6 +240,8 @@ def _read_weights(file: Path) -> tuple[str, str | None, dict[str, Tensor]]:
         raise UsageError(f"{file} is not a safetensors file ({error})") from error
     except CheckpointError as error:
         raise UsageError(str(error)) from error
+    if metadata.get("format") == CHECKPOINT_FORMAT:
+        weights = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
     return digest.hexdigest(), companion_of(metadata), weights
 
 

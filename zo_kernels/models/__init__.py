@@ -9,6 +9,7 @@ from .flashrnn.language_model import FlashLM
 from .language import LanguageModel, ModelPopulation, States
 from .paper_dnc import PaperDNC
 from .presets import PRESETS, Preset
+from .series import SERIES_MODELS, SeriesModel
 
 __all__ = [
     "DNC",
@@ -18,6 +19,7 @@ __all__ = [
     "MODELS",
     "MODEL_NAMES",
     "PRESETS",
+    "SERIES_MODELS",
     "Elman",
     "FlashLM",
     "LanguageModel",
@@ -25,6 +27,7 @@ __all__ = [
     "PaperDNC",
     "Preset",
     "RecurrentLM",
+    "SeriesModel",
     "States",
     "build_model",
     "find_model",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 
 from ..extensions import call, entry_names, find_class
+from .base import RecurrentLM
 from .cells import MODELS
 from .dnc import DNC
 from .flashrnn.language_model import FlashLM
 from .language import LanguageModel
 from .memory import MemoryLM
 from .paper_dnc import PaperDNC
+from .series import SERIES_MODELS
 
 _WITH_MEMORY: dict[str, type[MemoryLM]] = {"dnc": DNC, "paper-dnc": PaperDNC}
 
@@ -52,6 +54,7 @@ def build_model(
     residual: bool = False,
     memory_slots: int | None = None,
     memory_width: int | None = None,
+    reads_numbers: bool = False,
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> LanguageModel:
@@ -66,6 +69,7 @@ def build_model(
     num_layers, layer_norm, residual: the layers of an LSTM, GRU or Elman model, as `RecurrentLM` has them. No other
         model takes them.
     memory_slots, memory_width: size of a DNC's memory. A DNC needs both; no other model takes them.
+    reads_numbers: builds the `SeriesModel` of that name (LSTM, GRU or Elman), of vocab_size - 1 inputs.
     seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
         state; None uses that state.
 
@@ -77,6 +81,8 @@ def build_model(
     given = {option: value for option, value in layers.items() if value != _ONE_LAYER[option]}
     given |= {option: size for option, size in memory.items() if size is not None}
     place = {"seed": seed, "device": device}
+    if reads_numbers and name not in SERIES_MODELS:
+        raise ValueError(f"a series of numbers is for the models {', '.join(SERIES_MODELS)}, not {name}")
     if name not in MODEL_NAMES:
         own = find_model(name)
         _refuse_unknown(name, given, inspect.signature(own).parameters)
@@ -93,8 +99,9 @@ def build_model(
         _refuse_unknown(name, given, ())
         return FlashLM(vocab_size, embed_dim, hidden_size, num_heads, cell=name, seed=seed, device=device)
     _refuse_unknown(name, given, layers)
-    return MODELS[name](
-        vocab_size,
+    family: Mapping[str, type[RecurrentLM]] = SERIES_MODELS if reads_numbers else MODELS
+    return family[name](
+        vocab_size - reads_numbers,
         embed_dim,
         hidden_size,
         num_heads,

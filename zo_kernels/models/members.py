@@ -127,7 +127,7 @@ class MembersLM(LanguageModel):
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         offsets, chunk = flat_offsets(self), self.probes_at_once(len(tokens_BT))
         parts = [torch.zeros(0, 2, dtype=torch.float64)]
-        with _one_thread() if self.device.type == "cpu" and chunk > 1 else nullcontext():
+        with one_thread() if self.device.type == "cpu" and chunk > 1 else nullcontext():
             for first in range(0, len(seeds), chunk):
                 probes = slice(first, first + chunk)
                 weights = self._perturb(offsets, seeds[probes], eps)
@@ -246,7 +246,7 @@ class MembersLM(LanguageModel):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Limits torch to one thread, since products that fit the caches are too small to share out.
 
     At best two threads take three quarters of the time of one. If other processes use a core, they take many times as

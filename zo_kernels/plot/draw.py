@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ..run.best import set_of
 from ..run.metrics import EXACT, MEMORY
-from .losses import DPI, as_text, draw_references, tidy
-from .runs import PlottedRun, labels
+from .losses import DPI, as_text, draw_references, mark_best, tidy
+from .runs import NUMERIC, PlottedRun, labels
 
 _COLORS = ("#3b6fb6", "#d1495b", "#edae49", "#3a7d44", "#8e6cae", "#56b4c4", "#6b6b6b", "#a0522d")
 _Line = Literal["-"] | tuple[int, tuple[float, ...]]
@@ -80,9 +81,15 @@ def draw(
                 else:
                     has_dots = line == "-" and not curve.metric.startswith("train_")
                     axes.plot(at, values, marker="o" if has_dots else "", markersize=3, **style)
+                keep = run.config.get("keep")
+                if isinstance(keep, str) and curve.metric == f"{set_of(keep)}_loss":
+                    mark_best(axes, at, values, color=color)
         _set_up(axes, quantity, log_y)
     draw_references(panels, _chances(runs, y))
-    panels[0].set_ylabel(f"{curves[0].name} {Y_LABELS[y]}" if len(curves) == 1 and y != "memory" else Y_LABELS[y])
+    label = Y_LABELS[y]
+    if y == "loss" and any(numeric := [run.config.get("task") in NUMERIC for run in runs]):
+        label = "loss (mean squared error)" if all(numeric) else "loss (nats per token, or mean squared error)"
+    panels[0].set_ylabel(f"{curves[0].name} {label}" if len(curves) == 1 and y != "memory" else label)
     key = [
         Line2D([], [], color=color, linewidth=2, label=as_text(label))
         for color, label in zip(colors, labels(runs), strict=False)

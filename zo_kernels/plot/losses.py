@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from ..run.best import best_of
 
 DPI = 150
 _TRAIN, _REFERENCE = "#9bb8d3", "#8a8a8a"
@@ -22,12 +25,15 @@ def plot_losses(
     metrics: Sequence[Mapping[str, float | None]],
     title: str,
     reference_losses: Mapping[str, float],
+    best: str | None = None,
+    unit: str = "nats per token",
 ) -> None:
     """Plots training and validation losses against the step.
 
     path: the PNG file to write.
-    metrics: lines with `step` and any of `train_loss` and NAME_loss, in nats per token.
+    metrics: lines with `step` and any of `train_loss` and NAME_loss.
     reference_losses: losses to draw as horizontal lines, by their labels.
+    best: name of a set whose lowest loss is marked. unit: of all losses.
     """
     figure = Figure(figsize=(8, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -38,14 +44,22 @@ def plot_losses(
     for number, name in enumerate(held_out):
         color = _HELD_OUT[number % len(_HELD_OUT)]
         axes.plot(*_curve(metrics, name), color=color, linewidth=1.8, marker="o", markersize=3, label=name[:-5])
+    if best is not None:
+        mark_best(axes, *_curve(metrics, f"{best}_loss"), color="black", label=f"lowest {best} loss")
     if names:
         draw_references([axes], reference_losses)
     axes.set_title(as_text(title), fontsize=11)
-    tidy(axes, "step", "loss (nats per token)")
+    tidy(axes, "step", f"loss ({unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:  # a run interrupted before its first validation has no curve
         axes.legend(frameon=False)
     save_figure(figure, path)
+
+
+def mark_best(axes: Axes, at: Sequence[float], values: Sequence[float], *, color: Any, label: str = "") -> None:
+    """Marks the first of the lowest values of a curve with a star, if there are any."""
+    if (best := best_of(enumerate(values))) is not None:
+        axes.plot(at[best.step], best.loss, color=color, marker="*", markersize=13, linestyle="", label=label)
 
 
 def draw_references(panels: Sequence[Axes], references: Mapping[str, float]) -> None:

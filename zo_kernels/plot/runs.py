@@ -21,11 +21,13 @@ from ..run.metrics import ADDED, MEMORY, PerStep, as_written, metrics_from_journ
 
 _NO_DIFFERENCE = (
     *("out", "threads", "device", "allow_import", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "log"),
-    *("validate_every", "timeout", "check_every", "resume"),
+    *("validate_every", "timeout", "check_every", "resume", "keep", "patience"),
 )
 """Flags that do not change what a run learns."""
 _FIRST = ("task", "preset", "model")
 """Flags that many others depend on."""
+NUMERIC = ("series",)
+"""Tasks whose losses are mean squared errors."""
 _MOST_SHOWN = 4
 _LIMIT = 1 << 30
 """Bytes that a file may have: five million steps."""
@@ -84,7 +86,8 @@ def read_run(path: Path) -> PlottedRun:
     if not all(isinstance(line.get("step"), int) for line in metrics):
         raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
     _check_metrics(path, metrics)
-    return PlottedRun(path, config, metrics, _vocab_size(path / "vocabulary.json"))
+    is_text = config.get("task") not in NUMERIC
+    return PlottedRun(path, config, metrics, _vocab_size(path / "vocabulary.json") if is_text else None)
 
 
 def names_of(runs: Sequence[PlottedRun]) -> list[str]:

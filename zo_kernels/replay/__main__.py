@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -25,8 +25,8 @@ class ReplayConfig:
     """Folder of a run of python -m zo_kernels.train. It may still be training."""
     out: Annotated[Path, option("FILE")]
     """New safetensors file to write the weights to."""
-    step: Annotated[int | None, option("INT", "default: the last one")] = None
-    """Number of steps after which to take the weights."""
+    step: Annotated[int | Literal["best"] | None, option("INT|best", "default: the last one")] = None
+    """Number of steps after which to take the weights; best: where the loss was lowest of the set of --keep."""
     allow_import: bool = False
     """Import the code outside zo_kernels that the run names. That runs it: look at its config.json before."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, checkpoint_steps
 from ..train.build import build_solver
 from ..train.config import imports_of, read_config
-from ..train.restore import check_config, last_step, open_for_reading, restore
+from ..train.restore import check_config, choose_step, open_for_reading, restore
 
 
 class Replayed(NamedTuple):
@@ -36,14 +36,15 @@ class Replayed(NamedTuple):
 
 def replay(
     run: str | Path,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     warn: Callable[[str], None] = lambda warning: None,
     *,
     allow_import: bool = False,
 ) -> Replayed:
     """Rebuilds the weights that a run had after `step` steps, bit for bit. It needs neither the task nor its data.
 
-    run: folder of the run, which may still be training; nothing in it changes. step: None means the last one.
+    run: folder of the run, which may still be training; nothing in it changes. step: None means the last one, and
+        "best" the one with the lowest loss of the set that --keep named, validation by default.
     warn: is called with a message for each checkpoint that is damaged and passed over.
 
     allow_import: import the code outside zo_kernels that config.json names, which runs it.
@@ -69,7 +70,7 @@ def replay(
         check_config(run, journal)  # before a model is built from it
     solver = build_solver(config, len(symbols), InterruptGate())
     with open_for_reading(run) as journal:
-        target = last_step(run, journal, warn) if step is None else step
+        target = choose_step(run, step, config.keep, journal, warn)
         nearest = max((s for s in checkpoint_steps(run) if s <= target), default=0)
         started = time.perf_counter()
         reached = restore(run, config, journal, solver, target, warn)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .tensors import as_saved, check_digest, load_tensors, save_tensors
 
-_FORMAT = "zo_kernels checkpoint"
+CHECKPOINT_FORMAT = "zo_kernels checkpoint"
 _VERSION = "1"
 
 
@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"model.{name}": as_saved(x) for name, x in checkpoint.model.items()}
     packed = pack(checkpoint.solver, tensors)
     metadata = {
-        "format": _FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "version": _VERSION,
         "step": str(checkpoint.step),
         "journal": checkpoint.journal.hex(),
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"the checkpoint {path} can't be read: {reason}") from error
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of zo_kernels")
     if metadata.get("version") != _VERSION:
         raise CheckpointError(

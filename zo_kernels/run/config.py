@@ -34,6 +34,8 @@ _ADDED: dict[str, Any] = {
     "num_layers": 1,
     "layer_norm": False,
     "residual": False,
+    "keep": None,
+    "patience": None,
 }
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 

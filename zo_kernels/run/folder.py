@@ -136,8 +136,10 @@ class RunFolder:
         """Appends the line of a step to metrics.jsonl, after `begin_metrics`. Raises OSError."""
         append(self._metrics, as_line(metrics).encode())
 
-    def save_checkpoint(self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int) -> None:
-        """Writes a checkpoint, then removes all but the first and the `keep` newest.
+    def save_checkpoint(
+        self, step: int, model: Mapping[str, Tensor], solver: Any, *, keep: int, best: int | None = None
+    ) -> None:
+        """Writes a checkpoint, then removes all but the first, the `keep` newest, and that of the step `best`.
 
         The journal is on the disk before the checkpoint is, so that no power cut leaves a checkpoint without its rows.
         """
@@ -145,7 +147,8 @@ class RunFolder:
         journal, run = self.journal.digest_before(step), self.journal.digest_before(self.journal.first_step)
         save_checkpoint(checkpoint_path(self.path, step), Checkpoint(step, model, solver, journal, run))
         for old in checkpoint_steps(self.path)[1:-keep]:
-            checkpoint_path(self.path, old).unlink()
+            if old != best:
+                checkpoint_path(self.path, old).unlink()
 
     def finish(self, weights: Mapping[str, Tensor], symbols: Sequence[str], draw: Callable[[Path], object]) -> None:
         """Saves the weights, and the plot that `draw` writes to a path. Raises CheckpointError and JournalError.

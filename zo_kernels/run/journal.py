@@ -216,6 +216,10 @@ class Journal:
         """
         return dict(self._read_scores().by_step.get(step, {}))
 
+    def losses(self, name: str) -> list[tuple[int, float]]:
+        """(step, loss) of each time that a set was scored, in order. Reads as `scores` does."""
+        return [(step, found[name][0]) for step, found in self._read_scores().by_step.items() if name in found]
+
     def close(self) -> None:
         """Closes the file. Further calls do nothing."""
         with suppress(JournalError):  # what is not synced survives all but a power cut

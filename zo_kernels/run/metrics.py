@@ -59,7 +59,8 @@ def named_scores(scores: Scores) -> dict[str, float]:
             continue
         if not (name.endswith(EXACT) and math.isnan(loss)):
             metrics[f"{name}_loss"] = loss
-        metrics[f"{name}_accuracy"] = accuracy
+        if not math.isnan(accuracy):
+            metrics[f"{name}_accuracy"] = accuracy
     return metrics
 
 

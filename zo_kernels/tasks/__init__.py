@@ -11,6 +11,7 @@ from .ptb import PennTreebank
 from .repeat_copy import RepeatCopy
 from .reverse import Reverse
 from .rolling_sum import RollingSum
+from .series import Series
 from .sort import Sort
 from .text import Text
 
@@ -26,8 +27,14 @@ TASKS: dict[str, type[Task]] = {
     "ptb": PennTreebank,
     "owt": OpenWebText,
     "pairs": Pairs,
+    "series": Series,
 }
 """Every task by the name that `--task` takes."""
+
+
+def reads_numbers(name: str) -> bool:
+    """Whether a task of that name in `TASKS` is about numbers instead of tokens."""
+    return name in TASKS and TASKS[name].reads_numbers
 
 
 def find_task(name: str) -> type[Task]:
@@ -57,9 +64,11 @@ __all__ = [
     "Reverse",
     "RollingSum",
     "Score",
+    "Series",
     "Sort",
     "Task",
     "Text",
     "find_task",
+    "reads_numbers",
     "score",
 ]

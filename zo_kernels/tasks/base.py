@@ -60,6 +60,15 @@ class Task(ABC):
     has_answers: ClassVar[bool] = False
     """Whether each row of a batch has one answer, so that validations also count those that are right as a whole."""
 
+    has_accuracy: ClassVar[bool] = True
+    """Whether an output can be right or wrong."""
+
+    reads_numbers: ClassVar[bool] = False
+    """Whether batches are of numbers, for a `SeriesModel`: inputs [B, T, K] and targets [B, T], with K = V - 1."""
+
+    loss_unit: ClassVar[str] = "nats per token"
+    """What losses are measured in."""
+
     tokenizer_json: str | None = None
     """Text of the tokenizer.json that turns text into the tokens; None if there is none."""
 
@@ -74,6 +83,14 @@ class Task(ABC):
         The first is named `validation`. It is distributed like the training batches (after the curriculum) and held
         out from training, unless the task is to memorise one batch.
         """
+
+    def describe(self, kind: str) -> str:
+        """What is predicted, in a few words. kind: of tokens, in parentheses; may be empty."""
+        return f"{self.vocab_size} different tokens{kind}; losses in {self.loss_unit}"
+
+    def in_words(self, loss: float, accuracy: float) -> str:
+        """What scores mean, in a few words."""
+        return f"{accuracy:.0%} right"
 
     def test_batches(self) -> BatchSets:
         """The sets to evaluate once, after training. Empty unless the task has a finite data set."""

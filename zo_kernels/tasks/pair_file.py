@@ -74,9 +74,26 @@ def _check_text(path: Path, line: int, column: str, value: str) -> None:
 
 def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Yields the number of the first line and the two values of each row after the header."""
+    rows = csv_rows(path, text)
+    line, header = next(rows, (0, []))
+    if not header:
+        return
+    for column in columns:
+        if header.count(column) != 1:
+            many = "two columns" if column in header else "no column"
+            raise ValueError(f"{path}, line {line} has {many} {column!r}, only {', '.join(header)}")
+    places = [header.index(column) for column in columns]
+    for line, row in rows:
+        yield line, [row[place] for place in places]
+
+
+def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the first line and the values of each row of a CSV text. The first is the header.
+
+    Raises ValueError, naming the line, if the text is not CSV or a row has another number of values than the header.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    places: list[int] = []
+    width = 0
     while True:
         line = reader.line_num + 1
         try:
@@ -87,17 +104,10 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[i
             return
         if not row:
             continue
-        if not header:
-            header = row
-            for column in columns:
-                if header.count(column) != 1:
-                    many = "two columns" if column in header else "no column"
-                    raise ValueError(f"{path}, line {line} has {many} {column!r}, only {', '.join(header)}")
-            places = [header.index(column) for column in columns]
-        elif len(row) != len(header):
-            raise ValueError(f"{path}, line {line} has {len(row)} values, but the header has {len(header)}: correct it")
-        else:
-            yield line, [row[place] for place in places]
+        width = width or len(row)
+        if len(row) != width:
+            raise ValueError(f"{path}, line {line} has {len(row)} values, but the header has {width}: correct it")
+        yield line, row
 
 
 def _json_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

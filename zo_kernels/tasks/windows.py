@@ -14,6 +14,8 @@ from .base import TRAINING_STREAM, Batch, BatchSets, Task, curriculum_length, ra
 from .parts import DEFAULT_PARTS, Parts
 
 Tokens = npt.NDArray[np.integer]
+Rows = npt.NDArray[np.number]
+"""Tokens [N], or what else windows are cut of: the first dimension is time."""
 
 _COUNTED_AT_ONCE = 1 << 20
 
@@ -38,6 +40,10 @@ class Windows(Task):
     """
 
     evaluated_tokens: ClassVar[int] = 1 << 16
+
+    _training: Rows
+    _validation: Rows
+    _test: Rows
 
     def __init__(
         self,
@@ -95,14 +101,14 @@ class Windows(Task):
     def test_batches(self) -> BatchSets:
         return {"test": self._spread(self._test)}
 
-    def _spread(self, part: Tokens) -> list[Batch]:
+    def _spread(self, part: Rows) -> list[Batch]:
         """Batches of adjacent windows, or of evenly spread windows if there would be too many."""
         windows = (len(part) - 1) // self.context_length
         kept = min(windows, max(1, self.eval_tokens // self.context_length))
         starts = np.linspace(0, windows - 1, kept).astype(np.int64) * self.context_length
         return [self._windows(part, starts[i : i + self.batch_size]) for i in range(0, kept, self.batch_size)]
 
-    def _windows(self, part: Tokens, starts_B: npt.NDArray[np.int64]) -> Batch:
+    def _windows(self, part: Rows, starts_B: npt.NDArray[np.int64]) -> Batch:
         """The windows that begin at these places; beyond the end of the part they go on at its beginning."""
         places_BT = starts_B[:, None] + np.arange(self.context_length + 1)
         places_BT %= len(part)

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, JournalError, UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
 from ..plot.losses import plot_losses
+from ..run.best import Best, best_of, set_of
 from ..run.files import write_text
 from ..run.folder import RunFolder
 from ..run.metrics import as_written, metrics_from_journal
@@ -36,7 +37,7 @@ from .loop import train
 from .ranks import Ranks, has_group, start_timeout
 from .record import FolderRecord, Record
 from .reporter import Reporter
-from .summary import print_header, print_summary, title
+from .summary import print_best, print_header, print_summary, title
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +50,9 @@ class TrainResult:
     metrics: the lines of metrics.jsonl. Under torchrun, only rank 0 has them.
     interrupted: whether Ctrl-C or a signal ended the run early.
     failure: why the run ended early, if it could not go on; for example, because its loss diverged.
+    best: step with the lowest loss of the set that the config's `keep` names, validation by default. None without
+        `keep` and `patience`, and on ranks other than 0.
+    stopped_early: whether `patience` ended the run.
 
     However a run ends, its files are complete and it can be resumed.
     """
@@ -59,6 +63,8 @@ class TrainResult:
     metrics: list[dict[str, float | None]]
     interrupted: bool = False
     failure: str | None = None
+    best: Best | None = None
+    stopped_early: bool = False
 
     @property
     def final(self) -> dict[str, float]:
@@ -129,8 +135,9 @@ def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False
             outcome = train(beginning, Record(), gate, ranks)
             folder = config.resume or config.out
             assert folder is not None  # `resume_existing` saw to it
+            end = outcome.interrupted, outcome.failure
             return TrainResult(
-                beginning.run.config, folder, beginning.run.model, [], outcome.interrupted, outcome.failure
+                beginning.run.config, folder, beginning.run.model, [], *end, stopped_early=outcome.stopped_early
             )
         with beginning.folder as opened:
             try:
@@ -175,25 +182,32 @@ def _train_in(
     if start:
         console.print(f"resumed after step {start} of {config.steps}")
     probes = config.probes if config.solver == "zo" else 0
-    with Reporter(console, config.steps, start=start, probes=probes) as reporter:
+    with Reporter(console, config.steps, start=start, probes=probes, in_words=run.task.in_words) as reporter:
         outcome = train(beginning, FolderRecord(run, folder, reporter, loggers), gate, ranks)
     if outcome.failure and config.resume is None and folder.journal.next_step == folder.journal.first_step:
         folder.discard()  # there is nothing in it that the same flags would not make again
         raise UsageError(outcome.failure)
     metrics = list(metrics_from_journal(folder.journal, run.per_step))
-    picture = title(config, run.model)
+    picture, watched = title(config, run.model), set_of(config.keep)
+    has_best = config.keep is not None or config.patience is not None
+    best = best_of(folder.journal.losses(watched)) if has_best else None
     try:
         folder.finish(
             run.model.state_dict(),
             run.task.symbols,
-            lambda path: plot_losses(path, metrics, picture, run.task.reference_losses),
+            lambda path: plot_losses(
+                path, metrics, picture, run.task.reference_losses, watched if best else None, run.task.loss_unit
+            ),
         )
     except (CheckpointError, JournalError) as error:
         outcome = replace(outcome, failure=outcome.failure or str(error))
     print_summary(console, run, metrics, outcome.validating)
+    if best is not None:
+        print_best(console, run, watched, best, outcome.stopped_early)
     console.print(f"files in {folder.path}")
     lines = list(map(as_written, metrics))
-    return TrainResult(config, folder.path, run.model, lines, outcome.interrupted, outcome.failure)
+    end = outcome.interrupted, outcome.failure
+    return TrainResult(config, folder.path, run.model, lines, *end, best, outcome.stopped_early)
 
 
 def _create_loggers(config: TrainConfig) -> list[Logger]:

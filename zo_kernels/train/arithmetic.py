@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..models.build import has_memory
 from ..models.cells import MODELS
 from ..run.files import read_json, write_text
+from ..tasks import reads_numbers
 from .config import TrainConfig
 from .device import choose_device
 
@@ -48,7 +49,8 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
     device = choose_device(config).type
     backend = backend_for(device)
     in_kernels = config.solver == "zo" and config.distribution == "rademacher"
-    has_kernel = in_kernels and config.model in MODELS
+    is_fused = config.model in MODELS and not reads_numbers(config.task)
+    has_kernel = in_kernels and is_fused
     in_torch = f"torch {torch.__version__}"
     if device == "cuda":
         isa = "sm_{}{}".format(*torch.cuda.get_device_capability())
@@ -62,7 +64,7 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
             kernel += f", states of {in_torch}"
     else:
         isa, kernel = torch.backends.cpu.get_cpu_capability().lower(), in_torch
-        if config.stateful and backend.name == "cpu" and _C is not None and config.model in MODELS:
+        if config.stateful and backend.name == "cpu" and _C is not None and is_fused:
             in_torch += f", states of kernel {_version_of(_C.active_isa())} on {_C.active_isa()}"
     return {
         "backend": backend.name,

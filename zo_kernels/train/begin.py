@@ -12,6 +12,7 @@ from ..command_line import flag
 from ..errors import ReplicaError, UsageError
 from ..extensions import require_allowed
 from ..interrupts import InterruptGate
+from ..run.best import Best, best_of, set_of
 from ..run.entries import is_half_made
 from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, RunFolder
@@ -19,7 +20,7 @@ from .arithmetic import check_arithmetic, record_arithmetic
 from .build import Run, build, build_solver, read_tokenizer
 from .config import FREE_ON_RESUME, TrainConfig, as_json, imports_of, read_config, task_options
 from .ranks import Ranks
-from .restore import check_config, last_step, open_for_reading, restore
+from .restore import check_config, choose_step, open_for_reading, restore
 
 Warn = Callable[[str], None]
 
@@ -34,14 +35,16 @@ class Beginning(NamedTuple):
     """A run that is ready for its next step.
 
     folder: The open run folder on rank 0, None on other ranks. step: The number of steps taken so far. first_step: The
-    first step of the journal, which is above 0 for a fork. is_scored: Whether the present parameters were validated.
+    first step of the journal, which is above 0 for a fork. scored: The sets that the present parameters were scored on.
+    best: The best of the steps so far.
     """
 
     run: Run
     folder: RunFolder | None
     step: int
     first_step: int
-    is_scored: bool
+    scored: frozenset[str]
+    best: Best | None
 
 
 def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) -> Beginning:
@@ -53,7 +56,7 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
     opened: list[tuple[Run, RunFolder, int]] = []
     patience = _LOCK_TIMEOUT if ranks.is_launched else 0.0
 
-    def open_on_rank_0() -> list[int | bool | str | None]:
+    def open_on_rank_0() -> list[Any]:
         opened.append(
             _start_new(config, gate, ranks, warn, patience)
             if config.resume is None
@@ -61,11 +64,12 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
         )
         run, folder, step = opened[0]
         tokenizer = None if config.task == "owt" else run.task.tokenizer_json
-        return [step, folder.journal.first_step, bool(folder.journal.scores(step)), tokenizer]
+        best = best_of((at, loss) for at, loss in folder.journal.losses(set_of(config.keep)) if at <= step)
+        return [step, folder.journal.first_step, [*folder.journal.scores(step)], best, tokenizer]
 
     try:
         # Rank 0 goes first: it may write data files that the other ranks read.
-        step, first_step, is_scored, tokenizer = ranks.broadcast(open_on_rank_0, _read_place)
+        step, first_step, scored, best, tokenizer = ranks.broadcast(open_on_rank_0, _read_place)
         run = opened[0][0] if opened else build(replace(config, resume=None), gate, tokenizer)
         ranks.join(run.solver)
         if step > 0:
@@ -74,7 +78,7 @@ def begin(config: TrainConfig, gate: InterruptGate, ranks: Ranks, warn: Warn) ->
         if opened:
             opened[0][1].close()
         raise
-    return Beginning(run, opened[0][1] if opened else None, step, first_step, is_scored)
+    return Beginning(run, opened[0][1] if opened else None, step, first_step, scored, best)
 
 
 def share_state(run: Run, ranks: Ranks) -> None:
@@ -90,14 +94,25 @@ def share_state(run: Run, ranks: Ranks) -> None:
             raise ReplicaError("rank 0 sent the state of another solver") from error
 
 
-def _read_place(value: Any) -> tuple[int, int, bool, str | None]:
-    """Reads the step, the first step, whether the step is scored, and the tokenizer.json, as rank 0 announces them."""
+def _read_place(value: Any) -> tuple[int, int, frozenset[str], Best | None, str | None]:
+    """Reads the fields of a `Beginning` but the first two, and the tokenizer.json, as rank 0 announces them."""
     match value:
-        case [step, first_step, bool(is_scored), (str() | None) as tokenizer] if (
-            type(step) is type(first_step) is int and 0 <= first_step <= step
+        case [step, first_step, [*scored], best, (str() | None) as tokenizer] if (
+            type(step) is type(first_step) is int
+            and 0 <= first_step <= step
+            and all(isinstance(name, str) for name in scored)
         ):
-            return step, first_step, is_scored, tokenizer
+            return step, first_step, frozenset(scored), _read_best(best), tokenizer
     raise ValueError("it is not the place where a run begins")
+
+
+def _read_best(value: Any) -> Best | None:
+    match value:
+        case None:
+            return None
+        case [int(step), float(loss), int(since)]:
+            return Best(step, loss, since)
+    raise ValueError("it is not the best step of a run")
 
 
 def _start_new(
@@ -156,7 +171,7 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     goes_on = task_options(source) == task_options(config)  # the batches are the same
     with open_for_reading(config.fork) as journal:
         check_config(config.fork, journal)  # before a model is built from it
-        step = last_step(config.fork, journal, warn) if config.fork_step is None else config.fork_step
+        step = choose_step(config.fork, config.fork_step, source.keep, journal, warn)
         if step >= config.steps:
             reached = f"the fork begins at step {step} of {config.fork}, but --steps is {config.steps}"
             raise UsageError(f"{reached}: raise it")

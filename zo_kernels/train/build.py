@@ -20,11 +20,12 @@ from ..extensions import call
 from ..interrupts import InterruptGate
 from ..models import LanguageModel, build_model
 from ..ops.recurrent import check_precision
+from ..run.best import set_of
 from ..run.entries import TOKENIZER
 from ..run.files import read_text
 from ..run.folder import VOCABULARY_LIMIT
 from ..run.metrics import PerStep
-from ..tasks import TASKS, Batch, Task, find_task
+from ..tasks import TASKS, Batch, Task, find_task, reads_numbers
 from ..tasks.codecs import Subwords
 from .config import TrainConfig, read_config, task_options
 from .device import choose_device
@@ -51,7 +52,7 @@ class Run:
     @cached_property
     def per_step(self) -> PerStep:
         """What each step takes. The batch of step 0 stands for all."""
-        return PerStep(self.solver.forwards, self.task.batch(0).tokens.numel())
+        return PerStep(self.solver.forwards, self.task.batch(0).targets.numel())
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, on the device."""
@@ -72,8 +73,16 @@ def build(config: TrainConfig, gate: InterruptGate, tokenizer: str | None = None
             task = _build_task(config.task, _options(config, tokenizer))
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if config.keep is not None or config.patience is not None:
+        _check_set(set_of(config.keep), task)
     device = torch.device(choose_device(config).type)
     return Run(config, device, task, build_solver(config, task.vocab_size, gate))
+
+
+def _check_set(name: str, task: Task) -> None:
+    if name not in (known := task.validation_batches()):
+        there = ", ".join(known) or "none"
+        raise UsageError(f"--keep and --patience need a set that the run is validated on ({there}), not {name}")
 
 
 def _build_task(name: str, options: dict[str, Any]) -> Task:
@@ -119,6 +128,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             residual=config.residual,
             memory_slots=config.memory_slots,
             memory_width=config.memory_width,
+            reads_numbers=reads_numbers(config.task),
             seed=seed,
             device=device,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import get_args
@@ -15,6 +16,7 @@ from ..estimators import get_estimator
 from ..extensions import require_allowed
 from ..models import MODEL_NAMES, find_model
 from ..optim.dense import DENSE_RULES
+from ..run.best import BEST
 from ..tasks import find_task
 from .bptt import OPTIMIZERS
 from .config import (
@@ -46,7 +48,7 @@ _FINDERS: dict[str, Callable[[str], object]] = {
 """Fields whose value may be the name of code outside the package."""
 _POSITIVE = (
     *("steps", "validate_every", "threads", "micro_batch_size", "eval_batch_size", "eval_tokens"),
-    *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length"),
+    *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length", "patience"),
 )
 _MOST_THREADS = 128
 """Of any machine, and four for each core of a larger one. OpenMP ends the process if it can't create a thread."""
@@ -80,6 +82,10 @@ def check(config: TrainConfig) -> None:
         raise UsageError(f"--split {config.split} splits the micro-batches: give --micro-batch-size too")
     if config.fork_step is not None and config.fork is None:
         raise UsageError("--fork-step needs --fork, the run that the step belongs to")
+    if isinstance(config.fork_step, str) and config.fork_step != BEST:
+        raise UsageError(f"--fork-step must be a number of steps, or best, not {config.fork_step}")
+    if config.keep is not None and not re.fullmatch(f"{BEST}(:.+)?", config.keep):
+        raise UsageError(f"--keep must be best, or best: and the name of a set, such as best:longer, not {config.keep}")
 
 
 def _check_choice(name: str, value: str | tuple[str, ...] | None, known: tuple[str, ...]) -> None:
@@ -103,7 +109,7 @@ def _check_task(config: TrainConfig) -> None:
 def _check_ranges(config: TrainConfig) -> None:
     for name, kind in FIELD_TYPES.items():
         value = getattr(config, name)
-        if int in (kind, *get_args(kind)) and value is not None and name != "seed" and not -(2**63) <= value < 2**63:
+        if int in (kind, *get_args(kind)) and name != "seed" and abs(value if isinstance(value, int) else 0) >= 2**63:
             raise UsageError(f"{flag(name)} must be below 2^63, not {value}")
     if config.threads is not None and config.threads > (most := max(_MOST_THREADS, 4 * (os.cpu_count() or 1))):
         raise UsageError(f"--threads must be at most {most}, not {config.threads}")

@@ -58,7 +58,7 @@ TASK_OPTIONS = tuple(field.name for field in (*fields(TaskOptions), *fields(Data
 
 FREE_ON_RESUME = (
     *("resume", "device", "threads", "backend", "eval_batch_size", "allow_other_arithmetic", "allow_import"),
-    *("checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence"),
+    *("checkpoint_every", "keep_checkpoints", "log", "stop_on_divergence", "patience"),
     *(field.name for field in fields(ProcessOptions)),
 )
 """Fields that may change when a run is resumed, for they do not change what its steps compute.

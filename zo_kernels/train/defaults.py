@@ -61,6 +61,19 @@ DEFAULTS = {
         probes=32,
         steps=100,
     ),
+    "series": replace(
+        _CHARACTERS,
+        task="series",
+        context_length=24,
+        curriculum=None,
+        embed_dim=8,
+        hidden_size=32,
+        batch_size=32,
+        probes=48,
+        lr=0.1,
+        eps=0.01,
+        steps=600,
+    ),
     "pairs": replace(_LETTERS, task="pairs", max_length=256, alphabet_size=None, curriculum=None),
 }
 """The default config of each task. Each trains in under two minutes on two cores.

@@ -88,11 +88,14 @@ def evaluate(
     return scores
 
 
-def as_scores(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:
-    """The scores as the journal keeps them: after each set, its answers that are right as a whole, if it has any."""
+def as_scores(scores: Mapping[str, Score], *, has_accuracy: bool = True) -> dict[str, tuple[float, float]]:
+    """The scores as the journal keeps them: after each set, its answers that are right as a whole, if it has any.
+
+    has_accuracy: NaN stands for accuracies otherwise.
+    """
     found = {}
     for name, score in scores.items():
-        found[name] = (score.loss, score.accuracy)
+        found[name] = (score.loss, score.accuracy if has_accuracy else math.nan)
         if score.exact_accuracy is not None:
             found[name + EXACT] = (math.nan, score.exact_accuracy)
     return found

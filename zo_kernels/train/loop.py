@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..estimators import Estimate
 from ..interrupts import InterruptGate
+from ..run.best import better, set_of
 from ..run.journal import Row, Scores
 from ..tasks import Batch
 from .begin import Beginning
@@ -43,11 +44,13 @@ class Outcome:
 
     interrupted: Ctrl-C or SIGTERM stopped it, on this rank or another.
     failure: Why no further step can be taken.
+    stopped_early: The patience of the run was at its end.
     validating: Share of this process's time that went into validations, from 0 to 1.
     """
 
     interrupted: bool = False
     failure: str | None = None
+    stopped_early: bool = False
     validating: float = 0.0
 
 
@@ -77,7 +80,7 @@ def _end_of(loop: _Loop) -> Outcome:
             raise
         advice = "give --micro-batch-size, or lower --batch-size or the length of a sequence"
         return Outcome(failure=f"memory ran out: {advice}")
-    return Outcome()
+    return Outcome(stopped_early=loop.stopped_early)
 
 
 class _Loop:
@@ -92,28 +95,34 @@ class _Loop:
         self._cores = CoreMonitor(torch.get_num_threads())
         self._clock, self._validation_clock = Clock(), Clock()
         self._seconds_before = 0.0
+        self._best = beginning.best
+        self.stopped_early = False
 
     def go(self) -> None:
         record, config, start = self._record, self._run.config, self._beginning.step
         self._clock.seconds = self._seconds_before = record.begin(start)
-        if not self._beginning.is_scored:
-            self._scores_after(start)
+        self._scores_after(start)
         record.begin_metrics(start)
+        if self._is_best(start) or self._is_over(start):
+            record.checkpoint_missing(start, self._kept())  # the run may have been killed before it was written
         for step in range(start, config.steps):
+            if self._is_over(step):
+                self.stopped_early = True
+                return
             seconds_before, waited_before = self._clock.seconds, seconds_waited()
             row, estimate = self._step(step)
             done = step + 1
             warnings = self._watch_cores(done, seconds_before, waited_before)
             saves = done % config.checkpoint_every == 0 or done == config.steps
-            if saves:
+            if saves or (config.keep and self._validates(done)):
                 self._compare(done)
             scores: Scores = {}
             try:
                 scores = self._scores_after(done)
             finally:  # the step is complete even if its validation is interrupted
                 record.metrics(row, scores)
-            if saves:
-                record.checkpoint(done)
+            if saves or self._is_best(done) or self._is_over(done):
+                record.checkpoint(done, self._kept())
             warnings += self._monitor.observe(done, row.loss, estimate.losses, row.lr, row.eps)
             for warning in warnings:
                 record.warn(warning)
@@ -166,13 +175,32 @@ class _Loop:
         self._record.show_step(row)
         return row, estimate
 
-    def _scores_after(self, done: int) -> Scores:
-        """Validates if it is time to, and tests after the last step."""
+    def _validates(self, done: int) -> bool:
         config = self._run.config
+        return done % config.validate_every == 0 or done in (self._beginning.first_step, config.steps)
+
+    def _is_best(self, done: int) -> bool:
+        return self._kept() == done
+
+    def _is_over(self, done: int) -> bool:
+        config = self._run.config
+        is_patient = config.patience is None or self._best is None or self._best.since < config.patience
+        return done == config.steps or not is_patient
+
+    def _kept(self) -> int | None:
+        return None if self._run.config.keep is None or self._best is None else self._best.step
+
+    def _scores_after(self, done: int) -> Scores:
+        """Validates if it is time to, and tests after the last step, unless that was done before the run was killed."""
+        config = self._run.config
+        known = self._beginning.scored if done == self._beginning.step else frozenset[str]()
         scores: Scores = {}
-        if done % config.validate_every == 0 or done in (self._beginning.first_step, config.steps):
+        if self._validates(done) and not known.issuperset(self._validation_batches):
             scores = self._measure(done, self._validation_batches, shown=True)
-        if done == config.steps and (test_sets := self._run.task.test_batches()):
+            if (found := scores.get(set_of(config.keep))) is not None:
+                self._best = better(self._best, done, found[0])
+        test_sets = self._run.task.test_batches() if self._is_over(done) else {}
+        if not known.issuperset(test_sets):
             scores = {**scores, **self._measure(done, regroup(test_sets, config), shown=False)}
         if scores:
             measured = {**peak_memory(self._run.device), "validation_share": round(self.validating(), 4)}
@@ -185,7 +213,7 @@ class _Loop:
         with self._validation_clock.running():
             run, replicas = self._run, self._ranks.replicas
             found = evaluate(run.model, batches, run.device, self._gate, replicas, has_answers=run.task.has_answers)
-        scores = as_scores(found)
+        scores = as_scores(found, has_accuracy=run.task.has_accuracy)
         self._record.scores(done, scores, shown=shown)
         return scores
 

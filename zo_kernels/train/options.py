@@ -79,7 +79,7 @@ class TaskOptions:
     """What to learn. Most of these options apply to some tasks only."""
 
     task: Annotated[str, choice(TASKS)]
-    """Letters or digits, one batch by heart (overfit), a text (text, ptb, owt), a table (pairs); or module:Class."""
+    """Letters or digits, one batch by heart (overfit), a text (text, ptb, owt), a table (pairs, series), or yours."""
     context_length: Annotated[int | None, _task_option("context_length")] = None
     """Tokens in a training sequence."""
     max_length: Annotated[int | None, _task_option("max_length")] = None
@@ -99,7 +99,7 @@ class DataOptions:
     """The text or the table of a task."""
 
     data: Annotated[Path | None, _task_option("data", "PATH", unset="required")] = None
-    """A text (text), the folder of ptb.train.txt (ptb), a .csv or .jsonl file (pairs), or a new token file (owt)."""
+    """A text (text), the folder of ptb.train.txt (ptb), a .csv file (pairs, series), or a new token file (owt)."""
     validation_data: Annotated[
         Path | None, _task_option("validation_data", "PATH", unset="default: a part of --data")
     ] = None
@@ -108,10 +108,10 @@ class DataOptions:
     """Shares of the text for training, validation and the test, in this order; they sum to 1."""
     stateful: Annotated[bool, _task_option("stateful", "")] = False
     """Go on in the text where the last batch ended, with the states carried over, instead of at random places."""
-    input: Annotated[str | None, _task_option("input", "COLUMN", unset="required")] = None
-    """Column with the texts to read."""
+    input: Annotated[str | None, _task_option("input", "COLUMN", unset="required, but for series")] = None
+    """Column with the texts to read; of series, columns of numbers, with commas between them (default: all others)."""
     target: Annotated[str | None, _task_option("target", "COLUMN", unset="required")] = None
-    """Column with the texts to write after them."""
+    """Column with the texts to write after them, or with the numbers to predict."""
     eval_tokens: Annotated[int | None, _task_option("eval_tokens", unset="default: 65536, or 4096 for owt")] = None
     """Maximum number of tokens to score of each held-out part of a text, in windows spread over it."""
     dataset: Annotated[str | None, _task_option("dataset", "NAME")] = None
@@ -200,7 +200,7 @@ class FileOptions:
     """Folder of a run to continue, as if it had never stopped. It keeps its flags."""
     fork: Annotated[Path | None, option("RUN", "optional")] = None
     """Folder of a run to start a new one from. Its flags are the new one's defaults."""
-    fork_step: Annotated[int | None, option("INT", "default: the last step")] = None
+    fork_step: Annotated[int | str | None, option("INT|best", "default: the last step")] = None
     """Step of the --fork run to start from."""
     allow_import: bool = False
     """Import the code outside zo_kernels that a run to resume or fork names. That runs it: look at its config.json."""
@@ -208,6 +208,10 @@ class FileOptions:
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints to keep. The first one is always kept."""
+    keep: Annotated[str | None, option("best[:SET]", "default: none")] = None
+    """Also keep a checkpoint of the lowest loss so far, of the set validation or another one: best:longer, say."""
+    patience: Annotated[int | None, option("INT", "default: no early stopping")] = None
+    """Stop after so many validations in a row without a lower loss than the lowest of the set that --keep names."""
     log: Annotated[tuple[str, ...], choice(LOGGERS, "optional, one or more")] = ()
     """Also log to TensorBoard files in the run's folder, or to Weights & Biases."""
 

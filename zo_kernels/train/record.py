@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ..errors import CheckpointError
 from ..run.checkpoint import load_checkpoint
-from ..run.folder import RunFolder, checkpoint_path
+from ..run.folder import RunFolder, checkpoint_path, checkpoint_steps
 from ..run.journal import Row, Scores
 from ..run.metrics import Metrics, metrics_from_journal, metrics_of
 from .build import Run
@@ -43,8 +43,14 @@ class Record:
     def metrics(self, row: Row, scores: Scores) -> None:
         """Writes the metrics of a step, and what was measured after it."""
 
-    def checkpoint(self, done: int) -> None:
-        """Saves the parameters and the solver's state after `done` steps. Raises CheckpointError."""
+    def checkpoint(self, done: int, best: int | None = None) -> None:
+        """Saves the parameters and the solver's state after `done` steps. Raises CheckpointError.
+
+        best: a step whose checkpoint stays, however old it is.
+        """
+
+    def checkpoint_missing(self, done: int, best: int | None = None) -> None:
+        """Saves a checkpoint as `checkpoint` does, unless there is one of this step."""
 
     def warn(self, warning: str) -> None:
         """Prints a warning."""
@@ -99,10 +105,14 @@ class FolderRecord(Record):
             self._folder.add_metrics(metrics)
             self._log(metrics)
 
-    def checkpoint(self, done: int) -> None:
+    def checkpoint(self, done: int, best: int | None = None) -> None:
         model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints
         with self._file_errors():
-            self._folder.save_checkpoint(done, model.state_dict(), solver.state(), keep=keep)
+            self._folder.save_checkpoint(done, model.state_dict(), solver.state(), keep=keep, best=best)
+
+    def checkpoint_missing(self, done: int, best: int | None = None) -> None:
+        if done not in checkpoint_steps(self._folder.path):
+            self.checkpoint(done, best)
 
     def warn(self, warning: str) -> None:
         self._reporter.warn(warning)

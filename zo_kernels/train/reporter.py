@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -18,10 +19,20 @@ class Reporter:
     console: where to print. The bar appears if this is a terminal.
     steps: number of steps of the whole run. start: number of steps taken before a resume.
     probes: number of probes per step. 0 for a solver without probes, whose rate is shown in steps.
+    in_words: what a loss and an accuracy mean.
     """
 
-    def __init__(self, console: Console, steps: int, *, start: int = 0, probes: int = 0) -> None:
+    def __init__(
+        self,
+        console: Console,
+        steps: int,
+        *,
+        start: int = 0,
+        probes: int = 0,
+        in_words: Callable[[float, float], str] = lambda loss, accuracy: f"{accuracy:.0%} right",
+    ) -> None:
         self._console = console
+        self._in_words = in_words
         self._steps = steps
         self._start = start
         self._per_step, self._unit = (probes, "probes/s") if probes else (1, "steps/s")
@@ -61,7 +72,7 @@ class Reporter:
         for name, (loss, accuracy) in scores.items():
             if not (name.endswith(EXACT) and math.isnan(loss)):
                 exact = f", {scores[name + EXACT][1]:.0%} exact" if name + EXACT in scores else ""
-                parts.append(f"{name} {loss:.3f} ({accuracy:.0%} right{exact})")
+                parts.append(f"{name} {loss:.3f} ({self._in_words(loss, accuracy)}{exact})")
         if step > self._start and not self._console.is_terminal:  # what the bar shows in a terminal
             seconds_left = (time.monotonic() - self._started) / (step - self._start) * (self._steps - step)
             parts.append(f"{self._rate():,.0f} {self._unit}, ETA {seconds_left:.0f} s")

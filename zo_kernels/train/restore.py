@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CheckpointError, GridRangeError, JournalError, UsageError
+from ..run.best import best_step
 from ..run.config import CONFIG_LIMIT
 from ..run.entries import JOURNAL
 from ..run.files import read_text
@@ -71,6 +72,16 @@ def restore(
         except (ValueError, GridRangeError) as error:
             raise JournalError(f"step {row.step} of {run} can't be replayed: {error}") from error
     return target
+
+
+def choose_step(run: Path, step: int | str | None, keep: str | None, journal: Journal, warn: Warn) -> int:
+    """The step that is asked for: None is the last one, and "best" the best of the set that --keep named.
+
+    Raises UsageError for a run without a best step.
+    """
+    if step is None:
+        return last_step(run, journal, warn)
+    return step if isinstance(step, int) else best_step(run, journal, keep)
 
 
 def last_step(run: Path, journal: Journal, warn: Warn) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models import LanguageModel
+from ..run.best import Best
 from ..run.metrics import EXACT, MEMORY, Metrics
 from .build import Run
 from .config import TrainConfig
@@ -31,9 +32,10 @@ def print_header(console: Console, run: Run, backend: str, processes: int = 1, d
     details = f"{threads}; {device_reason}" if device_reason else threads
     kind = "" if config.tokenizer is None else f" ({config.tokenizer})"
     for line in (
-        f"task    {config.task}: {task.vocab_size} different tokens{kind}; losses in nats per token ({references})",
+        f"task    {config.task}: {task.describe(kind)} ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
-        + _layers(config),
+        + _layers(config)
+        + "; forward passes in torch" * task.reads_numbers,
         f"step    {_step(config)} on a batch of {config.batch_size}, {_learning_rate(config)}",
         f"run     {_count(config.steps, 'step')}, seed {config.seed}, on {where} ({details}), backend {backend}",
     ):
@@ -80,14 +82,17 @@ def print_summary(console: Console, run: Run, metrics: Sequence[Metrics], valida
     validating: share of this process's time that went into validations, from 0 to 1.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("", "first loss", "last loss", "first accuracy", "last accuracy"):
+    of_loss = not run.task.has_accuracy
+    others = ("first", "last") if of_loss else ("first accuracy", "last accuracy")
+    for heading in ("", "first loss", "last loss", *others):
         table.add_column(heading, justify="right" if heading else "left")
     scores = ("_loss", "_accuracy")
     names = dict.fromkeys(key.rpartition("_")[0] for line in metrics for key in line if key.endswith(scores))
     for name in sorted(names, key=lambda name: name != "train"):  # training first
         losses, accuracies = _values(metrics, f"{name}_loss"), _values(metrics, f"{name}_accuracy")
         shown = f"{name.removesuffix(EXACT)}, exact" if name.endswith(EXACT) and not losses else name
-        table.add_row(shown, *_ends(losses, "{:.3f}"), *_ends(accuracies, "{:.1%}"))
+        second = [run.task.in_words(loss, 0) for loss in losses] if of_loss else [f"{x:.1%}" for x in accuracies]
+        table.add_row(shown, *_ends([f"{loss:.3f}" for loss in losses]), *_ends(second))
     console.print()
     console.print(table)
     console.print()
@@ -109,11 +114,20 @@ def print_summary(console: Console, run: Run, metrics: Sequence[Metrics], valida
     )
 
 
+def print_best(console: Console, run: Run, name: str, best: Best, stopped_early: bool) -> None:
+    """Prints the step with the lowest loss of the set `name`, and that the run ended early because of it."""
+    kept = "" if run.config.keep is None else ", kept as a checkpoint"
+    console.print(f"lowest {name} loss {best.loss:.3f} after step {best.step:,}{kept}")
+    if stopped_early:
+        since = _count(best.since, "validation")
+        console.print(f"stopped early, before step {run.config.steps:,}: {since} without a lower loss")
+
+
 def _values(metrics: Sequence[Metrics], name: str) -> list[float]:
     return [value for line in metrics if (value := line.get(name)) is not None]
 
 
-def _ends(values: Sequence[float], form: str) -> tuple[str, str]:
-    """Formats the first and the last value. A single value is the last one."""
+def _ends(values: Sequence[str]) -> tuple[str, str]:
+    """The first and the last value, as far as there are any. A single value is the last one."""
     first, last = values[:1] if len(values) > 1 else [], values[-1:]
-    return "".join(map(form.format, first)), "".join(map(form.format, last))
+    return "".join(first), "".join(last)
