@@ -18,6 +18,7 @@ LAYERS = (
     ("distributed", "params", "run"),
     ("perturb", "estimators", "transforms", "tasks"),
     ("optim", "models", "plot", "populations"),
+    ("durable",),
     ("train", "generate"),
     ("replay", "predict"),
     ("environment",),

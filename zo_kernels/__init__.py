@@ -61,7 +61,7 @@ __all__ = [
     "transforms",
 ]
 
-_PROGRAMS = ("generate", "plot", "predict", "replay", "train")
+_PROGRAMS = ("durable", "generate", "plot", "predict", "replay", "train")
 
 
 def __getattr__(name: str) -> Any:

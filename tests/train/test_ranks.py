@@ -16,12 +16,12 @@ from torch.distributed import TCPStore
 from tests.train.crashes import launch
 from tests.train.runs import SMALL
 from zo_kernels.distributed.agreement import describe_differences
+from zo_kernels.durable.share import _form, _read_forms
 from zo_kernels.errors import UsageError
 from zo_kernels.models import build_model
 from zo_kernels.train.api import _terms_of
 from zo_kernels.train.config import TrainConfig, as_json, from_json
 from zo_kernels.train.defaults import default_config
-from zo_kernels.train.ranks import _form, _read_forms
 
 CHANGES: dict[str, Any] = {
     **{"seed": 1, "lr": 0.1, "probes": 7, "balance": True, "check_every": 3, "split": "batch", "out": "elsewhere"},

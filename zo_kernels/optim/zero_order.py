@@ -26,6 +26,7 @@ from .dense import DenseRule, get_dense_rule, write_gradient
 from .eager import not_compiled
 from .evaluators import Closure, Guard, check_callable, forget_casts, make_evaluator
 from .groups import hyper_parameters, name_parameters, reference_eps
+from .log import StepLog
 from .micro_batches import combine_estimates
 from .modules import find_modules, padding_rows
 from .state import check_state, load_state, save_state
@@ -89,6 +90,9 @@ class ZeroOrder(Optimizer):
     last: Estimate | None
     """Estimate of the last step; None before the first."""
 
+    log: StepLog | None
+    """Where steps are recorded before they are taken, as `zo_kernels.durable.run` sets it; None for nowhere."""
+
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
@@ -124,7 +128,7 @@ class ZeroOrder(Optimizer):
         self.estimator = get_estimator(estimator)
         self.max_cosine_distance = max_cosine_distance
         self.replicas, self.check_every = replicas, check_every
-        self.steps_taken, self.last = 0, None
+        self.steps_taken, self.last, self.log = 0, None, None
         self.transform = get_transform(transforms) if transforms else None
         self.transform_state: State = self.transform.init() if self.transform else {}
         self.dense = get_dense_rule(dense)
@@ -266,7 +270,7 @@ class ZeroOrder(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy take: everything but hooks and process groups, as torch's optimizers do."""
         kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
-        return {**kept, "replicas": None}
+        return {**kept, "replicas": None, "log": None}
 
     def _note_offsets(self) -> None:
         """Makes `state` what torch's tools expect: an entry for each parameter."""
@@ -291,6 +295,9 @@ class ZeroOrder(Optimizer):
         for loss in closure if isinstance(closure, Sequence) else [closure]:
             check_callable(loss)
         eps, seeds = self._begin(), self._seeds()
+        if self.log is not None and (known := self.log.find(self.steps_taken, eps)) is not None:
+            losses = torch.tensor([known[1]], dtype=torch.float64)
+            return Estimate(seeds, known[0], losses, self.distribution, self.steps_taken, tuple(eps))
         replicas = self.replicas
         if replicas is None and self.space.shards is None:
             replicas = Replicas.find_default()
@@ -339,7 +346,8 @@ class ZeroOrder(Optimizer):
         # A group with another eps has moved by other amounts: the same differences are other slopes.
         reference = reference_eps(estimate.eps)
         scales = [reference / eps if eps > 0 else 0.0 for eps in estimate.eps]
-        with deferred_interrupts():  # the update and its count: both or neither
+        recording = nullcontext() if self.log is None else self.log.recording(estimate)
+        with deferred_interrupts(), recording:  # the row, the update and its count: all or none
             if self.dense is not None:
                 self._watch.look_at_scale(self.perturbation.largest, estimate.eps)  # a rule's moves are its own
                 updates = [DenseUpdate(h.sign * h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]

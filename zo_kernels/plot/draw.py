@@ -89,6 +89,8 @@ def draw(
     label = Y_LABELS[y]
     if y == "loss" and any(numeric := [run.config.get("task") in NUMERIC for run in runs]):
         label = "loss (mean squared error)" if all(numeric) else "loss (nats per token, or mean squared error)"
+    if y == "loss" and any(run.config.get("loop") for run in runs):
+        label = "loss"  # of any kind
     panels[0].set_ylabel(f"{curves[0].name} {label}" if len(curves) == 1 and y != "memory" else label)
     key = [
         Line2D([], [], color=color, linewidth=2, label=as_text(label))

@@ -49,7 +49,7 @@ def plot_losses(
     if names:
         draw_references([axes], reference_losses)
     axes.set_title(as_text(title), fontsize=11)
-    tidy(axes, "step", f"loss ({unit})")
+    tidy(axes, "step", f"loss ({unit})" if unit else "loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:  # a run interrupted before its first validation has no curve
         axes.legend(frameon=False)

@@ -22,6 +22,7 @@ from ..run.metrics import ADDED, MEMORY, PerStep, as_written, metrics_from_journ
 _NO_DIFFERENCE = (
     *("out", "threads", "device", "allow_import", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "log"),
     *("validate_every", "timeout", "check_every", "resume", "keep", "patience"),
+    *("loop", "build", "tensors"),
 )
 """Flags that do not change what a run learns."""
 _FIRST = ("task", "preset", "model")

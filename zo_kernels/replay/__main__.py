@@ -22,7 +22,7 @@ class ReplayConfig:
     """Rebuild the weights that a run had after any of its steps, from its journal."""
 
     run: tyro.conf.Positional[Annotated[Path, option("RUN")]]
-    """Folder of a run of python -m zo_kernels.train. It may still be training."""
+    """Folder of a run of python -m zo_kernels.train, or of a durable loop. It may still be training."""
     out: Annotated[Path, option("FILE")]
     """New safetensors file to write the weights to."""
     step: Annotated[int | Literal["best"] | None, option("INT|best", "default: the last one")] = None

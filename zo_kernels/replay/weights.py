@@ -11,14 +11,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..durable.rebuild import rebuild
+from ..durable.settings import is_loop
 from ..errors import UsageError
 from ..extensions import require_allowed
 from ..interrupts import InterruptGate
 from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, checkpoint_steps
+from ..run.restore import check_config, open_for_reading
 from ..train.build import build_solver
 from ..train.config import imports_of, read_config
-from ..train.restore import check_config, choose_step, open_for_reading, restore
+from ..train.restore import choose_step, restore
 
 
 class Replayed(NamedTuple):
@@ -47,7 +50,8 @@ def replay(
         "best" the one with the lowest loss of the set that --keep named, validation by default.
     warn: is called with a message for each checkpoint that is damaged and passed over.
 
-    allow_import: import the code outside zo_kernels that config.json names, which runs it.
+    allow_import: import the code outside zo_kernels that config.json names, which runs it. The run of a loop
+        (`zo_kernels.durable`) names the function that builds its model.
 
     The weights are on the run's device, or on the CPU where there is no GPU. They do not depend on the device, except
     to rounding with a dense rule.
@@ -56,6 +60,10 @@ def replay(
     JournalError or CheckpointError for damaged files.
     """
     run = Path(run)
+    if is_loop(run):
+        if isinstance(step, str):
+            raise UsageError(f"{run} is a run of a loop, which keeps no best step: give the number of a step")
+        return Replayed(*rebuild(run, step, warn, allow_import=allow_import))
     config = read_config(run)
     require_allowed(imports_of(config), run, allow_import)
     if not torch.cuda.is_available():

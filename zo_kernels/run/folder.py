@@ -29,10 +29,10 @@ VOCABULARY_LIMIT = 1 << 26
 class RunFolder:
     """An open run folder. It is a context manager that closes the folder, and only one process can have it open.
 
-    The folder has config.json, vocabulary.json, arithmetic.json, journal.sqlite, checkpoints/, metrics.jsonl,
-    weights.safetensors and loss.png, and tokenizer.json if a tokenizer makes its tokens. A run continues from the
-    journal and the checkpoints; metrics.jsonl repeats the journal as text. The journal and metrics.jsonl grow with each
-    step; all other files are written whole or not at all.
+    The folder has config.json, arithmetic.json, journal.sqlite, checkpoints/, metrics.jsonl, weights.safetensors and
+    loss.png; vocabulary.json if there are tokens; and tokenizer.json if a tokenizer makes them. A run continues from
+    the journal and the checkpoints; metrics.jsonl repeats the journal as text. The journal and metrics.jsonl grow with
+    each step; all other files are written whole or not at all.
 
     Use `create` or `open`, which raise UsageError if the folder can't be used, and JournalError.
     """
@@ -52,7 +52,7 @@ class RunFolder:
         cls,
         out: Path | None,
         config: str,
-        symbols: Sequence[str],
+        symbols: Sequence[str] | None,
         *,
         tokenizer: str | None = None,
         name: str = "run",
@@ -61,8 +61,8 @@ class RunFolder:
     ) -> RunFolder:
         """Creates the folder `out`, or runs/NAME-DATE-TIME if `out` is None. After an error, nothing is left of it.
 
-        config: text of config.json. symbols: the string of each token. tokenizer: text of tokenizer.json, if there is
-            one. first_step: as for `Journal.create`. patience: as for `open`.
+        config: text of config.json. symbols: the string of each token; None if there are none. tokenizer: text of
+            tokenizer.json, if there is one. first_step: as for `Journal.create`. patience: as for `open`.
         """
         made: list[Path] = []
         lock, is_ours = -1, False
@@ -90,13 +90,14 @@ class RunFolder:
         lock: int,
         made: list[Path],
         config: str,
-        symbols: Sequence[str],
+        symbols: Sequence[str] | None,
         tokenizer: str | None,
         first_step: int,
     ) -> RunFolder:
         sync_folder(path.parent)  # `out` may have been made a moment ago
         make_folders(path / "checkpoints")
-        write_text(path / "vocabulary.json", _as_json(symbols))
+        if symbols is not None:
+            write_text(path / "vocabulary.json", _as_json(symbols))
         if tokenizer is not None:
             write_text(path / TOKENIZER, tokenizer)
         digest = config_digest(config)
@@ -150,13 +151,16 @@ class RunFolder:
             if old != best:
                 checkpoint_path(self.path, old).unlink()
 
-    def finish(self, weights: Mapping[str, Tensor], symbols: Sequence[str], draw: Callable[[Path], object]) -> None:
+    def finish(
+        self, weights: Mapping[str, Tensor], symbols: Sequence[str] | None, draw: Callable[[Path], object]
+    ) -> None:
         """Saves the weights, and the plot that `draw` writes to a path. Raises CheckpointError and JournalError.
 
-        symbols: as for `create`. Their digest is saved with the weights.
+        symbols: as for `create`. Their digest, if any, is saved with the weights.
         """
         self.journal.sync()
-        save_tensors(self.path / "weights.safetensors", weights, companion=vocabulary_digest(symbols))
+        companion = "" if symbols is None else vocabulary_digest(symbols)
+        save_tensors(self.path / "weights.safetensors", weights, companion=companion)
         try:
             if self._metrics >= 0:
                 os.fsync(self._metrics)

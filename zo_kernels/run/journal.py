@@ -15,11 +15,11 @@ from pathlib import Path
 
 from ..errors import JournalError
 from . import tables
-from .journal_file import VERSION, JournalErrors, create_file, open_file, sync_file, wal_is_damaged
-from .row import Row, as_row
+from .journal_file import GROUPS, VERSION, JournalErrors, create_file, has_groups, open_file, sync_file, wal_is_damaged
+from .row import Group, Row, as_row
 from .tables import Beginning, Extent, Scores, ScoreTable
 
-__all__ = ["Journal", "Row", "Scores"]
+__all__ = ["Group", "Journal", "Row", "Scores"]
 
 _MOST_UNSYNCED = 2000
 """After about so many pages of 4096 bytes the WAL file is synced and emptied, even without a checkpoint."""
@@ -91,11 +91,19 @@ class Journal:
         if self._unsynced >= _MOST_UNSYNCED:
             self.sync()
         columns = row.columns(self._digest)
+        insert = "INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         if self._version < VERSION:
             with self._transaction():
                 pass  # only the upgrade
-        with self._errors:
-            self._connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", columns)
+        if row.groups:
+            with self._transaction():
+                if not has_groups(self._connection):
+                    self._connection.execute(GROUPS)
+                self._connection.execute("INSERT INTO groups VALUES (?, ?)", (row.step, row.group_bytes()))
+                self._connection.execute(insert, columns)
+        else:
+            with self._errors:
+                self._connection.execute(insert, columns)
         self._unsynced += 1 + len(columns[4]) // 4096
         self.next_step, self._digest = row.step + 1, columns[-1]
 
@@ -121,11 +129,13 @@ class Journal:
                 raise JournalError(self._gap(beginning))
         previous, expected = self.digest_before(start), start
         with self._errors:
+            groups = "(SELECT numbers FROM groups WHERE groups.step = steps.step)"
+            groups = groups if has_groups(self._connection) else "NULL"
             found = self._connection.execute(
-                "SELECT * FROM steps WHERE step >= ? AND step < ? ORDER BY step", (start, stop)
+                f"SELECT *, {groups} FROM steps WHERE step >= ? AND step < ? ORDER BY step", (start, stop)
             )
-            for *columns, digest in found:
-                row = as_row(columns)
+            for *columns, digest, numbers in found:
+                row = as_row(columns, numbers)
                 if row is None or row.step != expected or row.digest(previous) != digest:
                     raise JournalError(self._damage(expected))
                 yield row
@@ -179,6 +189,8 @@ class Journal:
         digest = self.digest_before(end)
         with self._transaction():
             self._connection.execute("DELETE FROM steps WHERE step >= ?", (end,))
+            if has_groups(self._connection):
+                self._connection.execute("DELETE FROM groups WHERE step >= ?", (end,))
             self._connection.execute("DELETE FROM beginnings WHERE step > ?", (step,))
             self._connection.execute("DELETE FROM scores WHERE step > ?", (step,))
             scores = tables.read_scores(self.path, self._connection, VERSION, kept[0].digest)

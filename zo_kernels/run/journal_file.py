@@ -43,6 +43,9 @@ TABLES[2] = (
 )
 """Statements that make the tables of each version. A file whose tables differ in a letter is not opened."""
 
+GROUPS = "CREATE TABLE groups (step INTEGER PRIMARY KEY, numbers BLOB NOT NULL)"
+"""One more table, in a journal with rows that have groups. The digest of a row covers its groups."""
+
 _APPLICATION_ID = 0x7A6F6B31  # "zok1"
 _MOST_BYTES = 1 << 28
 """Size limit of one value, such as the coefficients of a step."""
@@ -83,6 +86,11 @@ def make_tables(connection: sqlite3.Connection, *, but: str = "") -> None:
         if statement.split()[2] != but:
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def has_groups(connection: sqlite3.Connection) -> bool:
+    """Whether the journal has a table of groups."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'groups'").fetchone() is not None
 
 
 def open_file(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, int]:
@@ -282,6 +290,8 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
     expected: set[tuple[str | None, ...]] = {("table", sql.split()[2], sql.split()[2], sql) for sql in TABLES[version]}
     if version == 1:
         expected |= {("index", "sqlite_autoindex_scores_1", "scores", None)}
+    elif has_groups(connection):
+        expected |= {("table", "groups", "groups", GROUPS)}
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchmany(len(expected) + 1)
     encoding = connection.execute("PRAGMA encoding").fetchone()[0]
     readable = {tuple(x.decode(errors="replace") if isinstance(x, bytes) else x for x in row) for row in found}

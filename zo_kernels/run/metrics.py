@@ -24,7 +24,7 @@ ADDED = frozenset({"ms_per_step", "forwards", "tokens"})
 
 
 class PerStep(NamedTuple):
-    """What each step of a run takes: its forward passes, and the tokens of its batch."""
+    """What each step of a run takes: its forward passes, and the tokens of its batch. 0 where that is unknown."""
 
     forwards: int
     tokens: int
@@ -37,6 +37,7 @@ def metrics_of(row: Row, scores: Scores, per_step: PerStep, seconds_before: floa
         none.
     """
     done = row.step + 1
+    totals = {name: done * count for name, count in per_step._asdict().items() if count}
     return {
         "step": done,
         "train_loss": row.loss,
@@ -44,8 +45,7 @@ def metrics_of(row: Row, scores: Scores, per_step: PerStep, seconds_before: floa
         "skipped_probes": sum(map(math.isnan, row.coeffs.tolist())),
         "seconds": row.seconds,
         "ms_per_step": round(1e3 * (row.seconds - seconds_before), 3),
-        "forwards": done * per_step.forwards,
-        "tokens": done * per_step.tokens,
+        **totals,
         **named_scores(scores),
     }
 

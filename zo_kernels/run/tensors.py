@@ -27,7 +27,7 @@ def save_tensors(
 
     Raises CheckpointError if the file can't be written.
     """
-    on_cpu = {name: as_saved(x) for name, x in tensors.items()}
+    on_cpu = _apart({name: as_saved(x) for name, x in tensors.items()})
     held = dict(metadata or {})
     held["digest"] = _digest(held, on_cpu) + (f"-{companion}" if companion else "")
     try:
@@ -71,6 +71,17 @@ def companion_of(metadata: Mapping[str, str]) -> str | None:
 def as_saved(x: Tensor) -> Tensor:
     """A contiguous tensor on the CPU, as safetensors needs it."""
     return x.detach().cpu().contiguous()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with copies of those that share memory with one before, as tied weights do: safetensors refuses."""
+    seen: set[int] = set()
+    found = {}
+    for name, x in tensors.items():
+        place = x.untyped_storage().data_ptr()
+        found[name] = x.clone() if place in seen else x
+        seen.add(place)
+    return found
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

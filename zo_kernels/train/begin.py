@@ -12,15 +12,17 @@ from ..command_line import flag
 from ..errors import ReplicaError, UsageError
 from ..extensions import require_allowed
 from ..interrupts import InterruptGate
+from ..run.arithmetic import record_arithmetic
 from ..run.best import Best, best_of, set_of
 from ..run.entries import is_half_made
 from ..run.files import read_json
 from ..run.folder import VOCABULARY_LIMIT, RunFolder
-from .arithmetic import check_arithmetic, record_arithmetic
+from ..run.restore import check_config, open_for_reading
+from .arithmetic import arithmetic_of, check_run
 from .build import Run, build, build_solver, read_tokenizer
 from .config import FREE_ON_RESUME, TrainConfig, as_json, imports_of, read_config, task_options
 from .ranks import Ranks
-from .restore import check_config, choose_step, open_for_reading, restore
+from .restore import choose_step, restore
 
 Warn = Callable[[str], None]
 
@@ -131,7 +133,7 @@ def _start_new(
         patience=patience,
     )
     try:
-        record_arithmetic(folder.path, step, config)
+        record_arithmetic(folder.path, step, arithmetic_of(config))
     except OSError as error:
         folder.discard()
         raise UsageError(f"can't write to the folder {folder.path}: {error.strerror}") from error
@@ -142,7 +144,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
     assert config.resume is not None
     folder = RunFolder.open(config.resume, patience=patience)
     try:
-        check_arithmetic(folder.path, config)
+        check_run(folder.path, config)
         run = build(replace(config, resume=None), gate, read_tokenizer(folder.path))
         symbols = read_json(folder.path / "vocabulary.json", VOCABULARY_LIMIT)
         if symbols != list(run.task.symbols):
@@ -153,7 +155,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
             if config.fork is not None:
                 _start_from(replace(config, fork_step=step), run, gate, warn)
             folder.journal.truncate(step)
-        record_arithmetic(folder.path, step, config)
+        record_arithmetic(folder.path, step, arithmetic_of(config))
     except (OSError, ValueError) as error:
         folder.close()
         raise UsageError(f"can't resume {folder.path}: {error}") from error

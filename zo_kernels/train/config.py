@@ -123,6 +123,8 @@ def from_json(text: str, name: str) -> TrainConfig:
     Raises UsageError if it has other fields, or values of other types.
     """
     values = read_values(text, name)
+    if "loop" in values:
+        raise UsageError(f"{name} is that of a training loop in a script: to continue the run, start the script again")
     if values.keys() != FIELD_TYPES.keys():
         raise UsageError(f"{name} is not the config of a run, or of another version of zo_kernels")
     try:

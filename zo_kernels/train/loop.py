@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,6 +21,7 @@ from ..errors import (
 from ..estimators import Estimate
 from ..interrupts import InterruptGate
 from ..run.best import better, set_of
+from ..run.clock import Clock
 from ..run.journal import Row, Scores
 from ..tasks import Batch
 from .begin import Beginning
@@ -216,25 +215,3 @@ class _Loop:
         scores = as_scores(found, has_accuracy=run.task.has_accuracy)
         self._record.scores(done, scores, shown=shown)
         return scores
-
-
-class Clock:
-    """Measures the seconds of training, without validations and files."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started: float | None = None
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Runs the clock inside the context."""
-        self._started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds = self.elapsed()
-            self._started = None
-
-    def elapsed(self) -> float:
-        """Returns the seconds so far."""
-        return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)

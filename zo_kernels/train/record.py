@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ..errors import CheckpointError
-from ..run.checkpoint import load_checkpoint
-from ..run.folder import RunFolder, checkpoint_path, checkpoint_steps
+from ..run.folder import RunFolder, checkpoint_steps
 from ..run.journal import Row, Scores
-from ..run.metrics import Metrics, metrics_from_journal, metrics_of
+from ..run.metrics import Metrics
+from ..run.record import StepRecord
 from .build import Run
 from .loggers import Logger
 from .reporter import Reporter
@@ -61,34 +60,25 @@ class FolderRecord(Record):
 
     def __init__(self, run: Run, folder: RunFolder, reporter: Reporter, loggers: Sequence[Logger]) -> None:
         self._run = run
-        self._folder = folder
+        self._steps = StepRecord(folder, run.per_step, run.config.keep_checkpoints)
         self._reporter = reporter
         self._loggers = loggers
-        self._seconds = 0.0
 
     def begin(self, start: int) -> float:
-        journal = self._folder.journal
-        journal.truncate(start)
-        if start > journal.next_step:  # a checkpoint of this step is there, but not all rows before it
-            checkpoint = load_checkpoint(checkpoint_path(self._folder.path, start))
-            journal.leave_gap(start, checkpoint.journal)
-        last = journal.last_row()
-        self._seconds = 0.0 if last is None else last.seconds
-        return self._seconds
+        return self._steps.begin(start)
 
     def begin_metrics(self, start: int) -> None:
-        lines = list(metrics_from_journal(self._folder.journal, self._run.per_step))
-        with self._file_errors():
-            self._folder.begin_metrics(lines)
-            if start == self._folder.journal.first_step:
-                self._log(lines[-1])
-                self.checkpoint(start)
+        line = self._steps.begin_metrics()
+        if start == self._steps.folder.journal.first_step:
+            assert line is not None  # the initial parameters are scored
+            self._log(line)
+            self.checkpoint(start)
 
     def append(self, row: Row) -> None:
-        self._folder.journal.append(row)
+        self._steps.append(row)
 
     def take_back(self, step: int) -> None:
-        self._folder.journal.truncate(step)
+        self._steps.take_back(step)
 
     def show_step(self, row: Row) -> None:
         self._reporter.step(row.step + 1, row.loss)
@@ -96,38 +86,28 @@ class FolderRecord(Record):
     def scores(self, done: int, scores: Scores, *, shown: bool) -> None:
         if shown:
             self._reporter.validation(done, scores)
-        self._folder.journal.add_scores(done, scores)
+        self._steps.scores(done, scores)
 
     def metrics(self, row: Row, scores: Scores) -> None:
-        metrics = metrics_of(row, scores, self._run.per_step, self._seconds)
-        self._seconds = row.seconds
-        with self._file_errors():
-            self._folder.add_metrics(metrics)
-            self._log(metrics)
+        self._log(self._steps.metrics(row, scores))
 
     def checkpoint(self, done: int, best: int | None = None) -> None:
-        model, solver, keep = self._run.model, self._run.solver, self._run.config.keep_checkpoints
-        with self._file_errors():
-            self._folder.save_checkpoint(done, model.state_dict(), solver.state(), keep=keep, best=best)
+        self._steps.checkpoint(done, self._run.model.state_dict(), self._run.solver.state(), best)
 
     def checkpoint_missing(self, done: int, best: int | None = None) -> None:
-        if done not in checkpoint_steps(self._folder.path):
+        if done not in checkpoint_steps(self._steps.folder.path):
             self.checkpoint(done, best)
 
     def warn(self, warning: str) -> None:
         self._reporter.warn(warning)
-
-    @contextmanager
-    def _file_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            where = error.filename or self._folder.path
-            raise CheckpointError(f"can't write to {where}: {error.strerror}") from error
 
     def _log(self, metrics: Metrics) -> None:
         values = dict(metrics)
         step = values.pop("step")
         assert step is not None
         for logger in self._loggers:
-            logger.metrics(int(step), values)
+            try:
+                logger.metrics(int(step), values)
+            except OSError as error:
+                where = error.filename or self._steps.folder.path
+                raise CheckpointError(f"can't write to {where}: {error.strerror}") from error

@@ -7,16 +7,11 @@ from pathlib import Path
 
 from ..errors import CheckpointError, GridRangeError, JournalError, UsageError
 from ..run.best import best_step
-from ..run.config import CONFIG_LIMIT
-from ..run.entries import JOURNAL
-from ..run.files import read_text
-from ..run.folder import checkpoint_steps, config_digest, find_checkpoint, own_checkpoint
 from ..run.journal import Journal
+from ..run.restore import Warn, find_start, last_step
 from ..tasks import Batch
 from .config import TrainConfig
 from .solvers import Solver, lr_at
-
-Warn = Callable[[str], None]
 
 
 def restore(
@@ -36,22 +31,11 @@ def restore(
     A solver that can't replay rows goes back to the last checkpoint if step is None. Returns the step that was
     restored, or None, without changing anything, if the run was stopped before its first checkpoint.
 
-    Raises UsageError for a step that can't be rebuilt, and JournalError or CheckpointError if a file is damaged or the
-    journal belongs to another config.
+    Raises as `find_start` does.
     """
-    check_config(run, journal)
-    while journal.warnings:
-        warn(journal.warnings.pop(0))
-    target = last_step(run, journal, warn) if step is None else step
-    is_beyond = target > journal.next_step
-    if target < journal.first_step or (is_beyond and target not in checkpoint_steps(run)):
-        raise UsageError(f"{run} has steps {journal.first_step} to {journal.next_step}, not {target}")
-    checkpoint = own_checkpoint(run, journal, target) if is_beyond else find_checkpoint(run, journal, target, warn)
+    checkpoint, target = find_start(run, journal, step, warn)
     if checkpoint is None:
         return None
-    if is_beyond:
-        missing = f"the rows of steps {journal.next_step} to {target - 1} are missing from {journal.path}"
-        warn(f"{missing}: going on from the checkpoint behind them")
     if not solver.replays and step is not None and checkpoint.step != target:
         raise UsageError(
             f"step {target} of {run} can't be rebuilt: the journal of back-propagation holds no gradients, and the "
@@ -82,35 +66,3 @@ def choose_step(run: Path, step: int | str | None, keep: str | None, journal: Jo
     if step is None:
         return last_step(run, journal, warn)
     return step if isinstance(step, int) else best_step(run, journal, keep)
-
-
-def last_step(run: Path, journal: Journal, warn: Warn) -> int:
-    """The last step of a run: that of its last row or, if a power cut took the newest rows, of a newer checkpoint.
-
-    Calls `warn` for each checkpoint that is passed over, as `find_checkpoint` does.
-    """
-    for step in reversed(checkpoint_steps(run)):
-        if step > journal.next_step:
-            try:
-                return own_checkpoint(run, journal, step).step
-            except CheckpointError as error:
-                warn(f"{error}; going back to an earlier one")
-    return journal.next_step
-
-
-def open_for_reading(run: Path) -> Journal:
-    """Opens the journal of a run, which may still be training, in a folder that need not be writable.
-
-    Raises JournalError.
-    """
-    return Journal.open(run / JOURNAL, writable=False)
-
-
-def check_config(run: Path, journal: Journal) -> None:
-    """Raises JournalError if config.json is not what it was when the run began."""
-    try:
-        text = read_text(run / "config.json", CONFIG_LIMIT)
-    except (OSError, ValueError) as error:
-        raise JournalError(f"{run / 'config.json'} can't be read: {error}") from error
-    if journal.digest_before(journal.first_step) != config_digest(text):
-        raise JournalError(f"{run / 'config.json'} is not the config that {journal.path.name} belongs to")
