@@ -68,8 +68,10 @@ class KernelsOnTheCpu:
     ):
         self._at(queue)
         assert table
+        vocab_size, embed_dim, heads, head_dim = sizes
+        weights, shape = [*parameters, *[(0, -1)] * 5], [vocab_size, embed_dim, 1, heads, head_dim]
         _C.evaluate_population(
-            0, 0, parameters, sizes, tokens, targets, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0, 0
+            0, 0, weights, shape, False, tokens, targets, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0, 0
         )
 
     def _at(self, args):
