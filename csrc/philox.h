@@ -22,13 +22,13 @@
 namespace zo {
 
 // Counter word 2 separates the uses of one seed. zo_kernels/philox.py holds the same table; a test compares them.
-// Counter word 3 is 0, with two exceptions: sparsity (below), and normals and uniforms (zo_kernels/distributions.py).
-// These need a word per element instead of a bit, so counter word 3 is j mod 32.
+// Counter word 3 is 0, with three exceptions: sparsity and stochastic rounding (below), and normals and uniforms
+// (zo_kernels/distributions.py). These need a word per element instead of a bit, so counter word 3 is j mod 32.
 enum Stream : uint32_t {
   kStreamRademacher = 0,
   kStreamNormal = 1,
   kStreamUniform = 2,
-  kStreamStochasticRounding = 3,
+  kStreamStochasticRounding = 3,  // counter word 3 = (j mod 128) div 8: eight elements take 16 bits each, in order
   kStreamSeeds = 4,  // counter (lo32(step), hi32(step), stream, probe): the seeds of a run's probes
   kStreamSparsity = 5,  // counter word 3 = 0..m-1: an element of sparse-2^m is kept where all m bits are 1
 };
@@ -64,9 +64,9 @@ ZO_HOST_DEVICE Philox4 philox4x32_10(Philox4 counter, uint32_t key0, uint32_t ke
   return c;
 }
 
-// The 128 random bits of block `block` (= j div 128) of `seed`: signs for stream 0.
-ZO_HOST_DEVICE Philox4 philox_block(uint64_t seed, uint64_t block, uint32_t stream) {
-  const Philox4 counter = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 0u}};
+// 128 random bits of block `block` (= j div 128) of `seed`: signs for stream 0. `number` is counter word 3.
+ZO_HOST_DEVICE Philox4 philox_block(uint64_t seed, uint64_t block, uint32_t stream, uint32_t number = 0) {
+  const Philox4 counter = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, number}};
   return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 

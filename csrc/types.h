@@ -45,6 +45,8 @@ struct Update {
   Term undo = {0.0, 0};
   double decay = 1.0;
   double grid = 0.0;  // 0: no grid; otherwise a power of two
+  bool rounds_at_random = false;  // to a 16-bit type, by the bits of rounding_seed; wider types are rounded as ever
+  uint64_t rounding_seed = 0;
 };
 
 }  // namespace zo

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -62,7 +63,8 @@ inline bool is_zero(double value) {
   return (bits & 0x7fffffffffffffffu) == 0;
 }
 
-inline zo::Update make_update(double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+inline zo::Update make_update(double undo_alpha, uint64_t undo_seed, double decay, double grid,
+                              std::optional<uint64_t> rounding_seed) {
   int exponent;
   if (grid != 0.0 && (!std::isfinite(grid) || std::frexp(grid, &exponent) != 0.5))
     throw std::invalid_argument("grid is not a power of two");
@@ -71,6 +73,8 @@ inline zo::Update make_update(double undo_alpha, uint64_t undo_seed, double deca
   update.undo = {undo_alpha, undo_seed};
   update.decay = decay;
   update.grid = grid;
+  update.rounds_at_random = rounding_seed.has_value();
+  update.rounding_seed = rounding_seed.value_or(0);
   return update;
 }
 

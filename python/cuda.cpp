@@ -57,13 +57,14 @@ void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64
 
 // rows: int64 [num_rows, 2] on the device, seed and quantised coefficient.
 void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t rows, int64_t num_rows, int shift,
-                       int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid, int device,
+                       int64_t offset, double undo_alpha, uint64_t undo_seed, double decay,
+                       double grid, std::optional<uint64_t> rounding_seed, int device,
                        uintptr_t stream) {
   check_range(x, numel, offset);
   check_seeds(rows, num_rows);
   zo::cuda::accumulate_probes(reinterpret_cast<void*>(x), to_dtype(dtype), numel,
                               reinterpret_cast<const zo::cuda::Row*>(rows), num_rows, shift, offset,
-                              make_update(undo_alpha, undo_seed, decay, grid), queue_of(device, stream));
+                              make_update(undo_alpha, undo_seed, decay, grid, rounding_seed), queue_of(device, stream));
 }
 
 // A list in device memory: int64 [count, 4], the fields of ListedPiece, whose pieces have so many tiles together.
@@ -88,11 +89,12 @@ void swap_probe_list(uintptr_t x, int dtype, int64_t count, int64_t num_tiles, d
 }
 
 void accumulate_probes_list(uintptr_t x, int dtype, int64_t count, int64_t num_tiles, uintptr_t rows, int64_t num_rows,
-                            int shift, double undo_alpha, uint64_t undo_seed, double decay, double grid, int device,
+                            int shift, double undo_alpha, uint64_t undo_seed, double decay,
+                            double grid, std::optional<uint64_t> rounding_seed, int device,
                             uintptr_t stream) {
   check_seeds(rows, num_rows);
   zo::cuda::accumulate_probes(to_list(x, count, num_tiles, dtype), reinterpret_cast<const zo::cuda::Row*>(rows),
-                              num_rows, shift, make_update(undo_alpha, undo_seed, decay, grid),
+                              num_rows, shift, make_update(undo_alpha, undo_seed, decay, grid, rounding_seed),
                               queue_of(device, stream));
 }
 

@@ -45,11 +45,12 @@ void swap_probe(uintptr_t x, int dtype, int64_t numel, double from_alpha, uint64
 }
 
 void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
-                       int shift, int64_t offset, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+                       int shift, int64_t offset, double undo_alpha, uint64_t undo_seed, double decay,
+                       double grid, std::optional<uint64_t> rounding_seed) {
   check_range(x, numel, offset);
   check_seeds(quantised, num_seeds);
   check_seeds(seeds, num_seeds);
-  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid);
+  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid, rounding_seed);
   zo::cpu::accumulate_probes(reinterpret_cast<void*>(x), to_dtype(dtype), numel,
                              reinterpret_cast<const int32_t*>(quantised), reinterpret_cast<const uint64_t*>(seeds),
                              num_seeds, shift, offset, update);
@@ -78,11 +79,11 @@ void apply_probe_from(int stream, int sparsity, uintptr_t x, int x_dtype, uintpt
 
 void accumulate_probes_from(int stream, int sparsity, uintptr_t x, int dtype, int64_t numel, uintptr_t coeffs,
                             uintptr_t seeds, int64_t num_seeds, double scale, int64_t offset, double undo_alpha,
-                            uint64_t undo_seed, double decay, double grid) {
+                            uint64_t undo_seed, double decay, double grid, std::optional<uint64_t> rounding_seed) {
   check_range(x, numel, offset);
   check_seeds(coeffs, num_seeds);
   check_seeds(seeds, num_seeds);
-  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid);
+  const zo::Update update = make_update(undo_alpha, undo_seed, decay, grid, rounding_seed);
   zo::cpu::accumulate_probes_from(to_distribution(stream, sparsity), reinterpret_cast<void*>(x), to_dtype(dtype), numel,
                                   reinterpret_cast<const double*>(coeffs), reinterpret_cast<const uint64_t*>(seeds),
                                   num_seeds, scale, offset, update);
@@ -102,12 +103,13 @@ void swap_probe_list(const py::bytes& x, int dtype, double from_alpha, uint64_t 
 }
 
 void accumulate_probes_list(const py::bytes& x, int dtype, uintptr_t quantised, uintptr_t seeds, int64_t num_seeds,
-                            int shift, double undo_alpha, uint64_t undo_seed, double decay, double grid) {
+                            int shift, double undo_alpha, uint64_t undo_seed, double decay,
+                            double grid, std::optional<uint64_t> rounding_seed) {
   check_seeds(quantised, num_seeds);
   check_seeds(seeds, num_seeds);
   zo::cpu::accumulate_probes(to_pieces(x, dtype), reinterpret_cast<const int32_t*>(quantised),
                              reinterpret_cast<const uint64_t*>(seeds), num_seeds, shift,
-                             make_update(undo_alpha, undo_seed, decay, grid));
+                             make_update(undo_alpha, undo_seed, decay, grid, rounding_seed));
 }
 
 void apply_probe_list_from(int stream, int sparsity, const py::bytes& x, int x_dtype, const py::bytes& out,
@@ -119,12 +121,12 @@ void apply_probe_list_from(int stream, int sparsity, const py::bytes& x, int x_d
 
 void accumulate_probes_list_from(int stream, int sparsity, const py::bytes& x, int dtype, uintptr_t coeffs,
                                  uintptr_t seeds, int64_t num_seeds, double scale, double undo_alpha,
-                                 uint64_t undo_seed, double decay, double grid) {
+                                 uint64_t undo_seed, double decay, double grid, std::optional<uint64_t> rounding_seed) {
   check_seeds(coeffs, num_seeds);
   check_seeds(seeds, num_seeds);
   zo::cpu::accumulate_probes_from(to_distribution(stream, sparsity), to_pieces(x, dtype),
                                   reinterpret_cast<const double*>(coeffs), reinterpret_cast<const uint64_t*>(seeds),
-                                  num_seeds, scale, make_update(undo_alpha, undo_seed, decay, grid));
+                                  num_seeds, scale, make_update(undo_alpha, undo_seed, decay, grid, rounding_seed));
 }
 
 uint64_t fold_probes(int64_t numel, uintptr_t seeds, int64_t num_seeds, int64_t offset) {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.cases import EDGE, LAST
 from zo_kernels import _C
-from zo_kernels.philox import BLOCK_SIGNS, Stream, element_words, philox4x32_10, probe_bits, probe_seeds
+from zo_kernels.philox import BLOCK_SIGNS, Stream, element_words, philox4x32_10, probe_bits, probe_seeds, rounding_bits
 
 WORD = 2**32
 
@@ -74,6 +74,16 @@ def test_counters_and_keys_broadcast():
     words = philox4x32_10(counters, [5, 6])
     assert (words.shape, words.dtype) == ((2, 3, 4), np.uint32)
     assert words[1, 2].tolist() == scalar_philox(counters[1, 2].tolist(), [5, 6])
+
+
+@pytest.mark.parametrize(("seed", "offset"), [(0, 0), (-7, 128), (2**64 - 1, 2**39 - 128)])
+def test_bits_for_rounding(seed, offset):
+    expected = []
+    for j in range(offset, offset + 300):
+        counter = [j // 128 % WORD, j // 128 // WORD, 3, j % 128 // 8]
+        words = scalar_philox(counter, [seed % 2**64 % WORD, seed % 2**64 // WORD])
+        expected.append(words[j % 8 // 2] >> (16 * (j % 2)) & 0xFFFF)
+    assert rounding_bits(300, seed, offset).tolist() == expected
 
 
 def test_one_table_of_streams():

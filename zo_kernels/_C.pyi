@@ -24,6 +24,7 @@ def accumulate_probes(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
 ) -> None: ...
 def probe_from(stream: int, sparsity: int, out: int, dtype: int, numel: int, seed: int, offset: int) -> None: ...
 def apply_probe_from(
@@ -53,6 +54,7 @@ def accumulate_probes_from(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
 ) -> None: ...
 def apply_probe_list(x: bytes, x_dtype: int, out: bytes, out_dtype: int, alpha: float, seed: int) -> None: ...
 def swap_probe_list(x: bytes, dtype: int, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None: ...
@@ -67,6 +69,7 @@ def accumulate_probes_list(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
 ) -> None: ...
 def apply_probe_list_from(
     stream: int, sparsity: int, x: bytes, x_dtype: int, out: bytes, out_dtype: int, alpha: float, seed: int
@@ -84,6 +87,7 @@ def accumulate_probes_list_from(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
 ) -> None: ...
 def fold_probes(numel: int, seeds: int, num_seeds: int, offset: int) -> int: ...
 def evaluate_population(
@@ -186,6 +190,7 @@ def cuda_accumulate_probes(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
     device: int,
     stream: int,
 ) -> None: ...
@@ -225,6 +230,7 @@ def cuda_accumulate_probes_list(
     undo_seed: int,
     decay: float,
     grid: float,
+    rounding_seed: int | None,
     device: int,
     stream: int,
 ) -> None: ...

@@ -72,6 +72,21 @@ def element_words(numel: int, seed: int, offset: int, stream: Stream) -> npt.NDA
     return words.swapaxes(1, 2).reshape(-1)[:numel]
 
 
+def rounding_bits(numel: int, seed: int, offset: int = 0) -> npt.NDArray[np.uint16]:
+    """The random bits by which elements offset .. offset + numel are rounded to 16 bits: uint16 [numel].
+
+    Those of element j are bits 16 (j mod 2) to 16 (j mod 2) + 15 of word (j mod 8) div 2 of
+    Philox4x32-10(counter=(lo32(j div 128), hi32(j div 128), Stream.STOCHASTIC_ROUNDING, (j mod 128) div 8), key=seed).
+    Raises the same ValueError as `probe_bits`.
+    """
+    block = _blocks(numel, offset)[:, None]
+    number = np.broadcast_to(np.arange(16, dtype=np.uint64), (len(block), 16))
+    words = philox4x32_10(
+        _counter(np.broadcast_to(block, number.shape), Stream.STOCHASTIC_ROUNDING, number), _key(seed)
+    )
+    return words.astype("<u4").view("<u2").reshape(-1)[:numel]
+
+
 def probe_seeds(run_seed: int, step: int, probes: int) -> npt.NDArray[np.int64]:
     """The seeds of the probes of one step: int64 [probes] (the 64 bits of a seed as two's complement).
 

@@ -16,6 +16,7 @@ struct alignas(64) AccumulateScratch {
   U32 nibbles[kBatchGroups][4][4];  // [group][word][column]
   I32 sums_by_bit[128];             // [32 * word + bit], lane = block
   SignBits undo_bits;
+  RandomBits random;
 };
 
 // Bit b of nibble m of column[r] = bit 4m + r of word[b].
@@ -93,6 +94,8 @@ void update_tile(const AccumulateArgs& args, const AccumulateScratch& scratch, t
         v *= decay;
         v += sum * scale;
         if (has_grid) v = round_even(v * per_grid) * grid;
+        if constexpr (is_16_bit<type>)
+          if (args.update.rounds_at_random) v = round_at_random<type>(v, scratch.random.at + element);
         Element<type>::put(x + element, v);
       }
     }
@@ -146,6 +149,7 @@ void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t l
       sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
     }
     if (args.update.has_undo) generate_bits(tile_counters(block, bit_order), args.undo_key, scratch.undo_bits.bytes);
+    if (args.update.rounds_at_random) generate_random_bits(args.update.rounding_seed, block, scratch.random);
     with_dtype(args.type, [&](auto t) { update_elements<decltype(t)::value>(args, scratch, tile * kTileElements); });
   }
 }

@@ -61,7 +61,7 @@ void probe_from_kernel(const ProbeFromArgs& args, int64_t first_tile, int64_t la
 
 template <DType type>
 void update_from_sums(const AccumulateFromArgs& args, int64_t first, int count, const double* sums,
-                      const float* undone) {
+                      const float* undone, const RandomBits& random) {
   using Vec = typename Element<type>::Vec;
   using Scalar = decltype(Vec{}[0] + 0);
   const bool has_undo = args.update.has_undo, has_grid = args.update.grid != 0.0;
@@ -80,12 +80,15 @@ void update_from_sums(const AccumulateFromArgs& args, int64_t first, int count, 
     v *= decay;
     v += sum * scale;
     if (has_grid) v = round_even(v * per_grid) * grid;
+    if constexpr (is_16_bit<type>)
+      if (args.update.rounds_at_random) v = round_at_random<type>(v, random.at + i);
     return v;
   });
 }
 
 void accumulate_from_kernel(const AccumulateFromArgs& args, int64_t first_tile, int64_t last_tile) {
   DrawScratch scratch;
+  RandomBits random;
   alignas(64) double sums[kTileElements];
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const uint64_t block = args.first_block + static_cast<uint64_t>(tile) * kLanes;
@@ -102,8 +105,9 @@ void accumulate_from_kernel(const AccumulateFromArgs& args, int64_t first_tile, 
       }
     }
     if (args.update.has_undo) draw_tile(args.distribution, args.update.undo.seed, block, count, scratch);
+    if (args.update.rounds_at_random) generate_random_bits(args.update.rounding_seed, block, random);
     with_dtype(args.type, [&](auto type) {
-      update_from_sums<decltype(type)::value>(args, first, count, sums, scratch.z);
+      update_from_sums<decltype(type)::value>(args, first, count, sums, scratch.z, random);
     });
   }
 }

@@ -93,15 +93,20 @@ ZO_INLINE int bit_order(int half, int lane) {
   return half * (kLanes / 2) + (lane % 2 == 0 ? lane / 2 : kLanes / 4 + lane / 2);
 }
 
+// The four words of each lane behind each other, lanes in sequence: 16 kLanes bytes.
+ZO_INLINE void store_in_sequence(const U64 (&word)[2][4], uint8_t* bytes) {
+  for (int half = 0; half < 2; ++half) {
+    const U32 first = interleave(word[half][0], word[half][1]);
+    const U32 second = interleave(word[half][2], word[half][3]);
+    store(bytes + half * (kTileElements / 16), unpack_low64(first, second));
+    store(bytes + half * (kTileElements / 16) + sizeof(U32), unpack_high64(first, second));
+  }
+}
+
 // The tile's signs as a bit string: bit i (little-endian) is the sign of element i of the tile. Not inlined: ten rounds
 // in each kernel of each pair of data types would be most of the code to compile, and a tile is worth a call.
 __attribute__((noinline)) void generate_bits(const TileCounters& tile, const ProbeKey& key, uint8_t* bits) {
   U64 word[2][4];
   generate_halves<1>(tile, &key, word);
-  for (int half = 0; half < 2; ++half) {
-    const U32 first = interleave(word[half][0], word[half][1]);
-    const U32 second = interleave(word[half][2], word[half][3]);
-    store(bits + half * (kTileElements / 16), unpack_low64(first, second));
-    store(bits + half * (kTileElements / 16) + sizeof(U32), unpack_high64(first, second));
-  }
+  store_in_sequence(word, bits);
 }

@@ -14,6 +14,7 @@ namespace {
 #include "generate.h"
 
 #include "elements.h"
+#include "rounding.h"
 
 #include "accumulate.h"
 #include "apply.h"

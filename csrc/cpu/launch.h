@@ -26,7 +26,8 @@ void swap_probe(const Pieces& x, Term from, Term to);
 
 // With S = sum_k quantised[k] * p_j(seeds[k]), an exact int32 sum (the caller keeps sum_k |quantised[k]| < 2^31):
 //   v = x[i];  v += undo.alpha * p_j(undo.seed);  v *= decay;  v += S * 2^-shift;  v = rint(v / grid) * grid
-// each step rounded to the compute type, then cast to the type of x.
+// each step rounded to the compute type, then cast to the type of x: if update.rounds_at_random, 16-bit types by
+// stochastic rounding (rounding.h).
 void accumulate_probes(const Pieces& x, const int32_t* quantised, const uint64_t* seeds, int64_t num_seeds, int shift,
                        const Update& update);
 

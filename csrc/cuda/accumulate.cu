@@ -31,7 +31,7 @@ struct AccumulateArgs {
   double scale;  // 2^-shift
   bool has_undo, has_grid;
   double undo_alpha, decay, grid, per_grid;
-  uint64_t undo_seed;
+  uint64_t undo_seed, rounding_seed;
 };
 
 template <class Compute>
@@ -67,8 +67,31 @@ __device__ inline Compute updated(Compute v, int32_t sum, uint32_t undo_word, in
   return v;
 }
 
+// Rounds `count` updated elements to the type they are stored in; `index` is that of the first in its block, and a
+// multiple of `count`. A call of Philox makes the random bits of eight elements, which a 16-byte access has.
+template <DType type, bool at_random, int count, class Compute>
+__device__ inline void put(const Compute (&v)[count], uint64_t seed, uint64_t block, int index,
+                           typename Element<type>::Stored* to) {
+  using E = Element<type>;
+  if constexpr (at_random) {
+    static_assert(count <= 8, "one call");
+    const Philox4 made =
+        philox_block(seed, block, kStreamStochasticRounding, static_cast<uint32_t>(index) / 8u);
+#pragma unroll
+    for (int e = 0; e < count; ++e) {
+      const int piece = count == 8 ? e : index % 8;
+      const uint32_t word = piece < 4 ? (piece < 2 ? made.word[0] : made.word[1])
+                                      : (piece < 6 ? made.word[2] : made.word[3]);
+      to[e] = E::put(E::round_at_random(v[e], piece % 2 == 0 ? word & 0xffffu : word >> 16));
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < count; ++e) to[e] = E::put(v[e]);
+  }
+}
+
 // Updates the elements whose sums are in `sums`: word k of each of the tile's 32 blocks.
-template <DType type>
+template <DType type, bool at_random>
 __device__ inline void update_words(const AccumulateArgs& args, const ListedPiece& piece,
                                     const int32_t (&sums)[32][kRowWords], int64_t first, int k, int lane) {
   using E = Element<type>;
@@ -78,18 +101,20 @@ __device__ inline void update_words(const AccumulateArgs& args, const ListedPiec
                               static_cast<Compute>(args.decay), static_cast<Compute>(args.grid),
                               static_cast<Compute>(args.per_grid)};
   Stored* x = in_global_memory(static_cast<Stored*>(piece.data)) + first + 32 * k;  // of the tile's first block
+  const uint64_t first_block = piece.first_block + static_cast<uint64_t>(first / kBlockSigns);
   if (!aligned(piece.data) || piece.numel - first < kTileElements) {
     for (int block = 0; block < 32; ++block) {
       const int at = 128 * block + lane;
       if (first + 32 * k + at >= piece.numel) return;
       const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
-      x[at] = E::put(updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args));
+      const Compute v[1] = {updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args)};
+      put<type, at_random>(v, args.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + lane, x + at);
     }
     return;
   }
   constexpr int kWidth = 16 / static_cast<int>(sizeof(Stored));
   constexpr int kLanes = 32 / kWidth;  // that share a word
-  constexpr int kBatch = 4;            // accesses in flight
+  constexpr int kBatch = at_random ? 2 : 4;  // accesses in flight: random bits take registers
   using Elements = Chunk<Stored, kWidth>;
   const int bit = lane % kLanes * kWidth;
   for (int start = lane / kLanes; start < 32; start += kBatch * kWidth) {
@@ -101,15 +126,17 @@ __device__ inline void update_words(const AccumulateArgs& args, const ListedPiec
       const int block = start + b * kWidth;
       const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
       const SomeSums<kWidth> sum = *reinterpret_cast<const SomeSums<kWidth>*>(&sums[block][bit]);
+      Compute moved[kWidth];
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
-        v[b].at[e] = E::put(updated(E::get(v[b].at[e]), sum.at[e], undo_word, bit + e, s, args));
+        moved[e] = updated(E::get(v[b].at[e]), sum.at[e], undo_word, bit + e, s, args);
+      put<type, at_random>(moved, args.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + bit, v[b].at);
       v[b].store(x + 128 * block + bit);
     }
   }
 }
 
-template <DType type>
+template <DType type, bool at_random>
 __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kernel(const AccumulateArgs args) {
   __shared__ __align__(16) int32_t turned[kWarps][32][kRowWords];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -141,7 +168,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kern
     }
     turned[warp][lane][32] = static_cast<int32_t>(undo.word[k]);
     __syncwarp();
-    update_words<type>(args, piece, turned[warp], first, k, lane);
+    update_words<type, at_random>(args, piece, turned[warp], first, k, lane);
     __syncwarp();
   }
 }
@@ -161,9 +188,13 @@ void launch_accumulate(const Target& x, int64_t tiles, DType type, const Row* ro
   args.has_grid = update.grid != 0.0;
   args.grid = update.grid;
   args.per_grid = args.has_grid ? 1.0 / update.grid : 0.0;
+  args.rounding_seed = update.rounding_seed;
   const dim3 grid(static_cast<unsigned>((tiles + kWarps - 1) / kWarps));
   with_dtype(type, [&](auto t) {
-    launch("accumulate_probes", &accumulate_kernel<t.value>, grid, 32 * kWarps, 0, queue, args);
+    auto* kernel = &accumulate_kernel<t.value, false>;
+    if constexpr (size_of(t.value) == 2)
+      if (update.rounds_at_random) kernel = &accumulate_kernel<t.value, true>;
+    launch("accumulate_probes", kernel, grid, 32 * kWarps, 0, queue, args);
   });
 }
 

@@ -39,6 +39,12 @@ struct Element<DType::kBFloat16> {
   static __device__ float get(__nv_bfloat16 x) { return __bfloat162float(x); }
   static __device__ __nv_bfloat16 put(float v) { return __float2bfloat16_rn(v); }
   static __device__ __nv_bfloat16 put(double v) { return put(__double2float_rn(v)); }
+  // By 16 random bits, to a float that `put` does not change. docs/contract.md has the rule.
+  static __device__ float round_at_random(float v, uint32_t random) {
+    const uint32_t bits = static_cast<uint32_t>(__float_as_int(v));
+    if ((bits & 0x7fffffffu) >= 0x7f800000u) return v;
+    return __int_as_float(static_cast<int>((bits + random) & 0xffff0000u));
+  }
 };
 
 template <>
@@ -48,6 +54,17 @@ struct Element<DType::kFloat16> {
   static __device__ float get(__half x) { return __half2float(x); }
   static __device__ __half put(float v) { return __float2half_rn(v); }
   static __device__ __half put(double v) { return put(__double2float_rn(v)); }
+  static __device__ float round_at_random(float v, uint32_t random) {
+    const uint32_t bits = static_cast<uint32_t>(__float_as_int(v)), magnitude = bits & 0x7fffffffu;
+    if (magnitude >= 0x7f800000u) return v;
+    uint32_t rounded = (magnitude + (random >> 3)) & 0xffffe000u;  // float16 has 13 bits less
+    if (magnitude < 0x38800000u) {  // below 2^-14 its numbers are multiples of 2^-24
+      const float fixed = __fmul_rn(__int_as_float(static_cast<int>(magnitude)), 0x1p40f);
+      const uint32_t steps = (static_cast<uint32_t>(fixed) + random) >> 16;
+      rounded = static_cast<uint32_t>(__float_as_int(__fmul_rn(static_cast<float>(steps), 0x1p-24f)));
+    }
+    return __int_as_float(static_cast<int>(rounded | (bits & 0x80000000u)));
+  }
 };
 
 // Elements that move together, a multiple of 16 bytes. As uint4, and by an intrinsic: the compiler splits plain stores.

@@ -153,6 +153,7 @@ def check_accumulate_probes_(place: Place) -> None:
             "grid": turn(case, (0.0, 2.0**-20, 0.25, 2.0**-126, 2.0**100)),
             "undo_alpha": turn(case, (0.0, -0.125, 1e-50)),
             "undo_seed": turn(case, SEEDS),
+            "rounding_seed": turn(case, (None, *SEEDS)) if case.dtype.itemsize == 2 else None,
         }
         for count in (turn(case, (0, 1, 3, 4, 7, 13)), *([turn(case, (96, 97, 512, 600))] if many else [])):
             coeffs = make_values(count, torch.float64).nan_to_num(0.25, 0.5, -0.5).clamp(-1e30, 1e30)
@@ -227,9 +228,10 @@ def check_any_update(place: Place) -> None:
     grids = st.just(0.0) | st.integers(-126, 126).map(lambda k: 2.0**k)
 
     @some
-    @given(dtypes, numels, offsets, rows, scalars, grids, scalars, seeds_64)
-    def check(dtype, numel, offset, rows, decay, grid, undo_alpha, undo_seed):
+    @given(dtypes, numels, offsets, rows, scalars, grids, scalars, seeds_64, st.none() | seeds_64)
+    def check(dtype, numel, offset, rows, decay, grid, undo_alpha, undo_seed, rounding_seed):
         options = {"decay": decay, "grid": grid, "undo_alpha": undo_alpha, "undo_seed": undo_seed}
+        options["rounding_seed"] = rounding_seed if dtype.itemsize == 2 else None
         coeffs, seeds = [c for c, _ in rows], [s for _, s in rows]
         add = lambda x: zo.ops.accumulate_probes_(x, coeffs, seeds, offset=offset, **options)
         assert_parity(add, make_values(numel, dtype), place, options)

@@ -45,7 +45,7 @@ def evaluate(**changes):
 
 
 def accumulate(address=AT, dtype=F32, numel=10, table=TABLE, offset=0, grid=0.0):
-    _C.accumulate_probes(address, dtype, numel, *table, 0, offset, 0.0, 0, 1.0, grid)
+    _C.accumulate_probes(address, dtype, numel, *table, 0, offset, 0.0, 0, 1.0, grid, None)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ CALLS = {
     "cuda_apply_probe": (256, 0, 256, 0, 10, 1.0, 3, 0, 0, 0),
     "cuda_apply_probes": (256, 0, 512, 0, 10, 1024, 2048, 1, 0, 0, 0),
     "cuda_swap_probe": (256, 0, 10, 1.0, 3, 1.0, 4, 0, 0, 0),
-    "cuda_accumulate_probes": (256, 0, 10, 1024, 1, 0, 0, 0.0, 0, 1.0, 0.0, 0, 0),
+    "cuda_accumulate_probes": (256, 0, 10, 1024, 1, 0, 0, 0.0, 0, 1.0, 0.0, None, 0, 0),
 }
 
 LIST_CALLS = {
     "cuda_apply_probe_list": (256, 0, 256, 0, 10, 12, 1.0, 3, 0, 0),
     "cuda_swap_probe_list": (256, 0, 10, 12, 1.0, 3, 1.0, 4, 0, 0),
-    "cuda_accumulate_probes_list": (256, 0, 10, 12, 1024, 1, 0, 0.0, 0, 1.0, 0.0, 0, 0),
+    "cuda_accumulate_probes_list": (256, 0, 10, 12, 1024, 1, 0, 0.0, 0, 1.0, 0.0, None, 0, 0),
 }
 
 POPULATION = ([(256, -1)] * 6, (5, 3, 1, 2), 256, 256, 2, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)

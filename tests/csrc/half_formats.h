@@ -45,4 +45,15 @@ inline uint16_t encode(double value, Format f) {
   return static_cast<uint16_t>(sign | (units < one ? units : ((exponent + bias) << f.mantissa_bits) + units - one));
 }
 
+// By 16 random bits: to the next larger magnitude if they and the fraction of a unit in the last place, cut after 16
+// bits, make a whole unit.
+inline double round_at_random(double value, Format f, uint32_t random) {
+  if (!std::isfinite(value)) return value;
+  int exponent;
+  std::frexp(value, &exponent);
+  exponent = std::max(exponent - 1, 2 - (1 << (f.exponent_bits - 1))) - f.mantissa_bits;  // of a unit
+  const double parts = std::floor(std::ldexp(std::fabs(value), 16 - exponent));
+  return std::copysign(std::ldexp(std::floor((parts + random) / 65536.0), exponent), value);
+}
+
 }  // namespace zo_tests

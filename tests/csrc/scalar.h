@@ -40,6 +40,14 @@ inline int sign(uint64_t seed, int64_t j) {
   return (words.word[(j / 32) % 4] >> (j % 32)) & 1 ? 1 : -1;
 }
 
+// The 16 bits by which element j is rounded.
+inline uint32_t rounding_bits(uint64_t seed, int64_t j) {
+  const uint32_t call = static_cast<uint32_t>(j % 128 / 8);
+  const uint64_t block = static_cast<uint64_t>(j) / 128;
+  const uint32_t word = zo::philox_block(seed, block, zo::kStreamStochasticRounding, call).word[j % 8 / 2];
+  return j % 2 ? word >> 16 : word & 0xffffu;
+}
+
 void test_distributions();  // test_distributions.cpp
 void test_lists();          // test_cuda_lists.cpp
 void test_dnc(void (*set_threads)(int));  // test_dnc.cpp; null: one thread only
@@ -146,6 +154,12 @@ inline double mul(DType type, double a, double b) {
 }
 inline double rint_in(DType type, double a) {
   return is_double(type) ? std::nearbyint(a) : static_cast<double>(std::nearbyintf(static_cast<float>(a)));
+}
+
+// The last operation of an update, of element j.
+inline double rounded(DType type, const zo::Update& update, double v, int64_t j) {
+  if (!update.rounds_at_random || zo::size_of(type) > 2) return v;
+  return round_at_random(v, type == DType::kFloat16 ? kHalf : kBrain, rounding_bits(update.rounding_seed, j));
 }
 
 // Ordinary and special numbers in turn: zeros, subnormals, the largest, infinities, NaN, halfway cases of each format.

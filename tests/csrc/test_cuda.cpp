@@ -185,6 +185,10 @@ int main() {
   all.undo = {-0.125, 0xfedcba9876543210u};
   all.decay = 0.99;
   all.grid = 0x1p-20;
+  zo::Update at_random = all;
+  at_random.grid = 0.0;
+  at_random.rounds_at_random = true;
+  at_random.rounding_seed = 0xfedcba9876543210u;
   zo::Update tiny;
   tiny.has_undo = true;
   tiny.undo = {1e-41, 3};
@@ -198,6 +202,7 @@ int main() {
     test_accumulate(range, large, 31, {});
     test_accumulate(range, {std::numeric_limits<int32_t>::max()}, 126, tiny);
     test_accumulate(range, {5, -123456789}, -96, all);
+    test_accumulate(range, {5, -123456789}, 50, at_random);
   }
   for (const double alpha : {0.0, -0.0, 1e-41, 1e-50, -3e38}) test_apply({300, 128}, {alpha, 42});
   test_accumulate({5000, 1280}, std::vector<int32_t>(1000, 2147483), 20, all);

@@ -84,6 +84,8 @@ void test_list(const std::vector<Range>& where, DType type, int lead) {
   all.undo = {-0.125, 77};
   all.decay = 0.99;
   all.grid = 0x1p-20;
+  all.rounds_at_random = true;
+  all.rounding_seed = ~uint64_t{0};
   const int32_t quantised[3] = {1 << 30, -(1 << 29), 3};
   const uint64_t seeds[3] = {1, 0x9e3779b97f4a7c15u, ~uint64_t{0}};
   const zo::cuda::Row rows[3] = {{seeds[0], quantised[0]}, {seeds[1], quantised[1]}, {seeds[2], quantised[2]}};

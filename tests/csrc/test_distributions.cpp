@@ -116,7 +116,7 @@ void test_accumulate(Distribution distribution, Range range, int64_t num_seeds, 
       v = mul(type, v, update.decay);
       v = add(type, v, mul(type, sums[static_cast<size_t>(i)], scale));
       if (update.grid != 0.0) v = mul(type, rint_in(type, mul(type, v, 1.0 / update.grid)), update.grid);
-      expected.put(i, v);
+      expected.put(i, rounded(type, update, v, range.offset + i));
     }
     for_each_isa([&] {
       Buffer actual(x, 3);
@@ -148,6 +148,8 @@ void test_distributions() {
       update.undo = {-0.3, 17};
       update.decay = turn % 4 >= 2 ? 0.99 : 1.0;
       update.grid = turn % 3 == 2 ? 0x1p-20 : 0.0;
+      update.rounds_at_random = turn % 2 == 1;
+      update.rounding_seed = 0xfedcba9876543210u + static_cast<uint64_t>(turn);
       test_elements(distribution, range, turn % 2 ? ~uint64_t{0} : 0x9e3779b97f4a7c15u);
       test_apply(distribution, range, {turn % 3 ? 0.3 : -3e38, 5});
       test_accumulate(distribution, range, turn % 5, update);

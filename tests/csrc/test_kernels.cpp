@@ -149,7 +149,7 @@ void test_accumulate(Range range, int64_t num_seeds, int shift, const zo::Update
       v = mul(type, v, update.decay);
       v = add(type, v, mul(type, static_cast<double>(sums[static_cast<size_t>(i)]), std::ldexp(1.0, -shift)));
       if (update.grid != 0.0) v = mul(type, rint_in(type, mul(type, v, 1.0 / update.grid)), update.grid);
-      expected.put(i, v);
+      expected.put(i, rounded(type, update, v, range.offset + i));
     }
     for_each_isa([&] {
       Buffer actual(x, 3);
@@ -324,6 +324,8 @@ int main() {
     update.undo = {-alphas[turn % 6], 17};
     update.decay = turn % 4 >= 2 ? 0.99 : 1.0;
     update.grid = turn % 3 == 2 ? std::ldexp(1.0, turn % 2 ? -20 : 0) : 0.0;
+    update.rounds_at_random = turn % 2 == 1;
+    update.rounding_seed = 0xfedcba9876543210u + static_cast<uint64_t>(turn);
     test_probe(range);
     test_apply(range, alphas[turn % 6]);
     test_swap(range, {-alphas[turn % 6], 5}, {alphas[(turn + 1) % 6], ~uint64_t{5}});

@@ -64,6 +64,8 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
     sizes: dict[str, Any] = {"memory_slots": 5, "memory_width": 4} if "dnc" in name else {}
     model = build_model(name, 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0, **sizes)
     options = KINDS[kind]
+    if kind == "streamed":
+        model.half()
     opt = ZeroOrder(model.parameters(), lr=2**-5, eps=2**-6, probes=7, seed=2, **options)
     if dist.is_initialized() and kind in SPLITS:
         opt.replicas = Replicas(split=kind, balance=True, check_every=1)
@@ -72,7 +74,7 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
     for _ in range(steps):
         if opt.max_cosine_distance is not None:
             opt.step([model.population(tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
-        elif kind == "closure":
+        elif kind in ("closure", "streamed"):
             opt.step(lambda: model.loss(tokens, targets))
         elif kind in SPLITS:
             opt.step(model.population(tokens, targets, micro_batch_size=1, segment_length=2))
@@ -86,6 +88,7 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
 KINDS: dict[str, dict[str, Any]] = {
     "population": {"transforms": [momentum(0.5, 3)]},
     "closure": {},
+    "streamed": {"mode": "streamed"},
     "batch": {},
     "both": {},
     "fd": {"estimator": ESTIMATORS["fd"]()},

@@ -40,6 +40,7 @@ ALONE: dict[tuple[str, str], bytes] = {}
         ("population", "paper-dnc", 3),
         ("closure", "gru", 2),
         ("closure", "gru", 4),
+        ("streamed", "gru", 3),
         ("fd", "lstm", 2),
         ("1.5-spsa", "elman", 3),
         ("2-spsa", "lstm", 4),

@@ -237,6 +237,8 @@ def test_a_seed_is_a_whole_number():
         (lambda x: zo.ops.apply_probe_(x, 0.5, 1, offset=128.0), r"^offset must be an integer, not 128\.0$"),
         (lambda x: zo.ops.probe(1.5, 1), r"^numel must be an integer, not 1\.5$"),
         (lambda x: zo.ops.accumulate_probes_(x, torch.tensor([1j]), [1]), "^coeffs must be real numbers"),
+        (lambda x: zo.ops.accumulate_probes_(x, [], [], rounding_seed=1), "^rounding_seed is for bfloat16 and float16"),
+        (lambda x: zo.ops.accumulate_probes_(x.half(), [], [], rounding_seed=0.5), "^a seed must be an integer"),
         (lambda x: zo.ops.apply_probe_(x.int(), 0.5, 1), "^x's dtype must be one of .*, not torch.int32$"),
     ],
 )

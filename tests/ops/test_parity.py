@@ -88,6 +88,7 @@ def test_accumulate_probes_(case):
         "grid": turn(case, (0.0, 2.0**-20, 0.25, 2.0**-126, 2.0**100)),
         "undo_alpha": turn(case, (0.0, -0.125, 1e-50)),
         "undo_seed": turn(case, SEEDS),
+        "rounding_seed": turn(case, (None, *SEEDS)) if case.dtype.itemsize == 2 else None,
     }
     for distribution in distributions(case):
         assert_parity(

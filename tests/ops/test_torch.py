@@ -21,6 +21,7 @@ def arguments(case, distribution="rademacher"):
     rows = torch.tensor([0.5, -0.25], dtype=torch.float64), torch.tensor([7, -1])
     at = {"offset": case.offset}
     drawn = {"distribution": distribution, **at}
+    rounding = {"rounding_seed": 3} if case.dtype.itemsize == 2 else {}
     model, (tokens, targets) = make_model("lstm", dtype=case.dtype), make_batch()
     weights = [parameter.detach() for parameter in model.parameters()]
     offsets = [case.offset, case.offset + 128, -1, *(case.offset + 1024 * k for k in range(1, 4))]
@@ -38,7 +39,7 @@ def arguments(case, distribution="rademacher"):
         "swap_probe_": ((x, -0.5, 7, 0.5, -8), at),
         "accumulate_probes_": (
             (x, *rows),
-            {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **drawn},
+            {"decay": 0.5, "grid": 2.0**-10, "undo_alpha": 0.5, "undo_seed": -7, **rounding, **drawn},
         ),
         "recurrent_nats": (
             (weights, "lstm", offsets, tokens, targets, make_seeds(2), 0.25, population_states, "float32"),

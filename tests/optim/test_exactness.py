@@ -19,6 +19,9 @@ MODES = [
     ("shadow", torch.float32),
     ("shadow", torch.bfloat16),
     ("shadow", torch.float16),
+    ("streamed", torch.float32),
+    ("streamed", torch.bfloat16),
+    ("streamed", torch.float16),
 ]
 
 

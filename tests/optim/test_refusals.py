@@ -1,5 +1,6 @@
 """Bad input: one precise error, and theta as it was."""
 
+import itertools
 import math
 
 import pytest
@@ -110,6 +111,6 @@ def test_states_of_others_are_refused():
         opt.load_state_dict(torch.optim.SGD([nn.Parameter(torch.zeros(10))], lr=0.1).state_dict())
     with pytest.raises(ValueError, match="other sizes"):
         opt.load_state_dict(zo.optim.CDRGE([nn.Parameter(torch.zeros(11))], lr=0.1).state_dict())
-    for mine, others in (("inplace", "shadow"), ("shadow", "inplace")):
+    for mine, others in itertools.permutations(("inplace", "shadow", "streamed"), 2):
         with pytest.raises(ValueError, match=f"saved in mode '{others}', but the optimizer has mode '{mine}'"):
             one(mode=mine).load_state_dict(one(mode=others).state_dict())

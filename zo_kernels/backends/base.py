@@ -25,6 +25,7 @@ class Update(NamedTuple):
     undo_seed: int = 0
     decay: float = 1.0
     grid: float = 0.0
+    rounding_seed: int | None = None
 
 
 class CellShape(NamedTuple):

@@ -27,6 +27,11 @@ _CELL_CODE = {cell: code for code, cell in enumerate(CELLS)}
 _MASK = 2**64 - 1
 
 
+def rounding_key(update: Update) -> int | None:
+    """Returns the seed of stochastic rounding as 64 unsigned bits, None where there is none."""
+    return None if update.rounding_seed is None else update.rounding_seed & _MASK
+
+
 def missing_module() -> str:
     """Returns why the compiled module could not be imported, for backends that need it."""
     return f"its compiled module is missing ({_import_error}); install the package with `pip install .`"
@@ -89,14 +94,15 @@ class CpuBackend(Backend):
     ) -> None:
         target = x.data_ptr(), _CODE[x.dtype], x.numel()
         undo = update.undo_alpha, update.undo_seed & _MASK
+        rounding = rounding_key(update)
         if distribution == "rademacher":
             table = coeffs.ctypes.data, seeds.ctypes.data, len(seeds)
-            _C.accumulate_probes(*target, *table, shift, offset, *undo, update.decay, update.grid)
+            _C.accumulate_probes(*target, *table, shift, offset, *undo, update.decay, update.grid, rounding)
         else:
             factors = coeffs.astype(np.float64, copy=False)
             table = factors.ctypes.data, seeds.ctypes.data, len(seeds)
             kind, scale = parse(distribution), 2.0**-shift
-            _C.accumulate_probes_from(*kind, *target, *table, scale, offset, *undo, update.decay, update.grid)
+            _C.accumulate_probes_from(*kind, *target, *table, scale, offset, *undo, update.decay, update.grid, rounding)
 
     def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
         tables = x.table, _CODE[x.dtype], out.table, _CODE[out.dtype]
@@ -118,14 +124,15 @@ class CpuBackend(Backend):
         distribution: str,
     ) -> None:
         target, undo = (x.table, _CODE[x.dtype]), (update.undo_alpha, update.undo_seed & _MASK)
+        rounding = rounding_key(update)
         if distribution == "rademacher":
             rows = coeffs.ctypes.data, seeds.ctypes.data, len(seeds)
-            _C.accumulate_probes_list(*target, *rows, shift, *undo, update.decay, update.grid)
+            _C.accumulate_probes_list(*target, *rows, shift, *undo, update.decay, update.grid, rounding)
         else:
             factors = coeffs.astype(np.float64, copy=False)
             rows = factors.ctypes.data, seeds.ctypes.data, len(seeds)
             kind, scale = parse(distribution), 2.0**-shift
-            _C.accumulate_probes_list_from(*kind, *target, *rows, scale, *undo, update.decay, update.grid)
+            _C.accumulate_probes_list_from(*kind, *target, *rows, scale, *undo, update.decay, update.grid, rounding)
 
     def recurrent_nats(
         self,

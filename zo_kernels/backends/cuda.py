@@ -123,6 +123,7 @@ class CudaBackend(GpuBackend):
             update.undo_seed & _MASK,
             update.decay,
             update.grid,
+            cpu.rounding_key(update),
             *_queue(x),
         )
 
@@ -180,6 +181,7 @@ class CudaBackend(GpuBackend):
             update.undo_seed & _MASK,
             update.decay,
             update.grid,
+            cpu.rounding_key(update),
             *_queue(x),
         )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import draw
+from ..philox import rounding_bits
 from .base import Backend, RecurrentWeights, Update
 from .dnc import reference as dnc
 from .dnc.weights import DncWeights
@@ -37,6 +38,26 @@ def _chunks(x: Tensor, offset: int) -> Iterator[tuple[slice, int]]:
 def _draw(like: Tensor, seed: int, offset: int, distribution: str = "rademacher") -> Tensor:
     """Returns p(seed) in the compute dtype of `like`, with its number of elements, on its device."""
     return torch.from_numpy(draw(distribution, like.numel(), seed, offset)).to(like.device, _compute_dtype(like))
+
+
+def round_at_random(v: Tensor, random: npt.NDArray[np.uint16], dtype: torch.dtype) -> Tensor:
+    """Rounds float32 v [n] up or down to a number of `dtype`, bfloat16 or float16, by 16 random bits for each element.
+
+    The magnitude is rounded up if its distance from the next smaller number of `dtype`, in 2^-16 of the spacing there,
+    is at least 2^16 - random: in the mean over `random` the result is v. What is smaller than 2^-16 of the smallest
+    spacing counts as 0. Infinite values and NaN stay as they are.
+    """
+    r = torch.from_numpy(random.astype(np.int32)).to(v.device)
+    bits = v.view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        rounded = bits + r & ~0xFFFF
+    else:
+        is_small = magnitude < 0x38800000  # 2^-14, below which float16's numbers are multiples of 2^-24
+        fixed = torch.where(is_small, v.abs(), 0.0) * 2.0**40
+        low = ((fixed.to(torch.int32) + r >> 16) * 2.0**-24).view(torch.int32)
+        rounded = torch.where(is_small, low, magnitude + (r >> 3) & ~0x1FFF) | bits & ~0x7FFFFFFF
+    return torch.where(magnitude < 0x7F800000, rounded, bits).view(torch.float32)
 
 
 class ReferenceBackend(Backend):
@@ -95,6 +116,8 @@ class ReferenceBackend(Backend):
             v = v + torch.from_numpy(total).to(x.device, compute) * scale
             if update.grid != 0.0:
                 v = torch.round(v * (1.0 / update.grid)) * update.grid
+            if update.rounding_seed is not None:
+                v = round_at_random(v, rounding_bits(numel, update.rounding_seed, j), x.dtype)
             flat[part] = v.to(x.dtype)
 
     def recurrent_nats(

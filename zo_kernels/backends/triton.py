@@ -68,9 +68,10 @@ def _bits(value: float) -> int:
 
 
 def _bits_of(update: Update) -> tuple[int, ...]:
-    """Returns the arguments undo_alpha, undo_seed, decay, grid and per_grid of a kernel."""
+    """Returns the arguments undo_alpha, undo_seed, decay, grid, per_grid, rounding_seed and AT_RANDOM of a kernel."""
+    scalars = _bits(update.undo_alpha), update.undo_seed, _bits(update.decay), _bits(update.grid)
     per_grid = 1.0 / update.grid if update.grid else 0.0
-    return _bits(update.undo_alpha), update.undo_seed, _bits(update.decay), _bits(update.grid), _bits(per_grid)
+    return *scalars, _bits(per_grid), update.rounding_seed or 0, update.rounding_seed is not None
 
 
 def _num_tiles(x: Tensor) -> int:

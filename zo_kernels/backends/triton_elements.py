@@ -14,18 +14,21 @@ BLOCKS = tl.constexpr(32)
 TILE = tl.constexpr(32 * 128)
 SIGN_32 = tl.constexpr(0x80000000)
 SIGN_64 = tl.constexpr(0x8000000000000000)
+RADEMACHER, STOCHASTIC_ROUNDING = tl.constexpr(0), tl.constexpr(3)
 
 
 @triton.jit
-def philox(seed: tl.int64, block: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The four words (uint32) of blocks `block` (int64) of stream 0.
+def philox(
+    seed: tl.int64, block: tl.tensor, number: tl.tensor, STREAM: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The four words (uint32) of blocks `block` (int64); `number`, of the same shape, is counter word 3, or 0 if None.
 
     Written out because tl.philox changed its interface between releases, and is Philox4x64 for 64-bit counters.
     """
     c0 = block.to(tl.uint32)
     c1 = (block >> 32).to(tl.uint32)
-    c2 = tl.zeros_like(c0)
-    c3 = tl.zeros_like(c0)
+    c2 = tl.full(c0.shape, STREAM, tl.uint32)
+    c3 = tl.zeros_like(c0) if number is None else number.to(tl.uint32)
     k0 = seed.to(tl.uint32)
     k1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
     m0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
@@ -50,7 +53,7 @@ def tile_signs(seed: tl.int64, block: tl.int64) -> tl.tensor:
 
     The compiler moves words [BLOCKS, 4] between threads, not elements, for it converts layouts before it broadcasts.
     """
-    w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS))
+    w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS), None, RADEMACHER)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCKS, 4, 1])
     to_top = (31 - tl.arange(0, 32)).to(tl.uint32)
     return tl.reshape(words << to_top[None, None, :], [TILE])
@@ -164,6 +167,34 @@ def _round_even(v: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _random_bits(seed: tl.int64, block: tl.int64, WORD: tl.constexpr) -> tl.tensor:
+    """uint32 [BLOCKS, 32]: 16 random bits for each of the elements 32 * WORD to 32 * WORD + 31 of the tile's blocks."""
+    blocks = tl.broadcast_to((block + tl.arange(0, BLOCKS))[:, None], [BLOCKS, 4])
+    calls = tl.broadcast_to((4 * WORD + tl.arange(0, 4))[None, :], [BLOCKS, 4])
+    w0, w1, w2, w3 = philox(seed, blocks, calls, STOCHASTIC_ROUNDING)
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCKS, 16, 1])
+    halves = words >> (16 * tl.arange(0, 2)).to(tl.uint32)[None, None, :]
+    return tl.reshape(halves & 0xFFFF, [BLOCKS, 32])
+
+
+@triton.jit
+def _round_at_random(v: tl.tensor, random: tl.tensor, stored: tl.constexpr) -> tl.tensor:
+    """float32 rounded by 16 random bits to numbers of the 16-bit dtype `stored`. docs/contract.md has the rule."""
+    bits = v.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    if stored == tl.bfloat16:
+        rounded = (bits + random) & 0xFFFF0000
+    else:  # below 2^-14 float16's numbers are multiples of 2^-24, and above it has 13 bits less than float32
+        is_small = magnitude < 0x38800000
+        fixed = tl.where(is_small, magnitude, 0).to(tl.float32, bitcast=True) * 1099511627776.0
+        steps = (fixed.to(tl.int32).to(tl.uint32) + random) >> 16
+        low = (steps.to(tl.int32).to(tl.float32) * 5.9604644775390625e-08).to(tl.uint32, bitcast=True)
+        high = (magnitude + (random >> 3)) & 0xFFFFE000
+        rounded = tl.where(is_small, low, high) | (bits & SIGN_32)
+    return tl.where(magnitude < 0x7F800000, rounded, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _update_word(
     x: tl.tensor,
     left: tl.tensor,
@@ -176,6 +207,9 @@ def _update_word(
     scale: tl.tensor,
     grid: tl.tensor,
     per_grid: tl.tensor,
+    block: tl.int64,
+    rounding_seed: tl.int64,
+    AT_RANDOM: tl.constexpr,
 ) -> None:
     """Updates the elements of a tile whose signs are word WORD of their block: runs of 32 consecutive ones.
 
@@ -192,6 +226,8 @@ def _update_word(
     v *= decay
     v += sums.to(v.dtype) * scale
     v = tl.where(grid == 0.0, v, _round_even(v * per_grid) * grid)
+    if AT_RANDOM:
+        v = _round_at_random(v, _random_bits(rounding_seed, block, WORD), x.dtype.element_ty)
     store(x, i, v, left)
 
 
@@ -213,7 +249,7 @@ def weighted_sums(
     for row in range(num_rows):
         seed = tl.load(rows + 2 * row)
         q = tl.load(rows + 2 * row + 1).to(tl.uint32)
-        w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS))
+        w0, w1, w2, w3 = philox(seed, block + tl.arange(0, BLOCKS), None, RADEMACHER)
         sums0 = _add_weighted(sums0, w0, q)
         sums1 = _add_weighted(sums1, w1, q)
         sums2 = _add_weighted(sums2, w2, q)
@@ -238,6 +274,8 @@ def update_tile(
     scale: tl.int64,
     grid: tl.int64,
     per_grid: tl.int64,
+    rounding_seed: tl.int64,
+    AT_RANDOM: tl.constexpr,
 ) -> None:
     """x += sums * scale, with the options of `base.Update`; scalars are bits, and a tile has `left`, or all if None.
 
@@ -250,8 +288,8 @@ def update_tile(
     scale = scalar(scale, stored)
     grid = scalar(grid, stored)
     per_grid = scalar(per_grid, stored)
-    w0, w1, w2, w3 = philox(undo_seed, block + tl.arange(0, BLOCKS))
-    _update_word(x, left, sums0, total, w0, 0, undo, decay, scale, grid, per_grid)
-    _update_word(x, left, sums1, total, w1, 1, undo, decay, scale, grid, per_grid)
-    _update_word(x, left, sums2, total, w2, 2, undo, decay, scale, grid, per_grid)
-    _update_word(x, left, sums3, total, w3, 3, undo, decay, scale, grid, per_grid)
+    w0, w1, w2, w3 = philox(undo_seed, block + tl.arange(0, BLOCKS), None, RADEMACHER)
+    _update_word(x, left, sums0, total, w0, 0, undo, decay, scale, grid, per_grid, block, rounding_seed, AT_RANDOM)
+    _update_word(x, left, sums1, total, w1, 1, undo, decay, scale, grid, per_grid, block, rounding_seed, AT_RANDOM)
+    _update_word(x, left, sums2, total, w2, 2, undo, decay, scale, grid, per_grid, block, rounding_seed, AT_RANDOM)
+    _update_word(x, left, sums3, total, w3, 3, undo, decay, scale, grid, per_grid, block, rounding_seed, AT_RANDOM)

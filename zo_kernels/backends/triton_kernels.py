@@ -87,7 +87,7 @@ def apply_both(
         store(plus + numel, i, v - moved, left)
 
 
-_UPDATE = ["scale", "undo_alpha", "undo_seed", "decay", "grid", "per_grid"]
+_UPDATE = ["scale", "undo_alpha", "undo_seed", "decay", "grid", "per_grid", "rounding_seed"]
 
 
 @triton.jit(do_not_specialize=["numel", "rows", "num_rows", "block", *_UPDATE])
@@ -103,6 +103,8 @@ def accumulate(
     decay: tl.int64,
     grid: tl.int64,
     per_grid: tl.int64,
+    rounding_seed: tl.int64,
+    AT_RANDOM: tl.constexpr,
 ) -> None:
     """x += sum_i q_i * p(seed_i) * scale, with the options of `base.Update`; rows int64 [num_rows, 2] of (seed, q)."""
     tile = tl.program_id(0).to(tl.int64)
@@ -111,10 +113,44 @@ def accumulate(
     left = numel - tile * TILE
     s0, s1, s2, s3, total = weighted_sums(rows, num_rows, block)
     if left >= TILE:
-        update_tile(x, None, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+        update_tile(
+            x,
+            None,
+            s0,
+            s1,
+            s2,
+            s3,
+            total,
+            block,
+            undo_seed,
+            undo_alpha,
+            decay,
+            scale,
+            grid,
+            per_grid,
+            rounding_seed,
+            AT_RANDOM,
+        )
     else:
         part = left.to(tl.int32)
-        update_tile(x, part, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+        update_tile(
+            x,
+            part,
+            s0,
+            s1,
+            s2,
+            s3,
+            total,
+            block,
+            undo_seed,
+            undo_alpha,
+            decay,
+            scale,
+            grid,
+            per_grid,
+            rounding_seed,
+            AT_RANDOM,
+        )
 
 
 @triton.jit
@@ -179,6 +215,8 @@ def accumulate_list(
     decay: tl.int64,
     grid: tl.int64,
     per_grid: tl.int64,
+    rounding_seed: tl.int64,
+    AT_RANDOM: tl.constexpr,
     X: tl.constexpr,
 ) -> None:
     """As `accumulate` for each of the `count` pieces of a table."""
@@ -188,7 +226,41 @@ def accumulate_list(
     s0, s1, s2, s3, total = weighted_sums(rows, num_rows, block)
     if (left >= TILE) & (x_at % 16 == 0):
         x = tl.multiple_of(x, 16)
-        update_tile(x, None, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+        update_tile(
+            x,
+            None,
+            s0,
+            s1,
+            s2,
+            s3,
+            total,
+            block,
+            undo_seed,
+            undo_alpha,
+            decay,
+            scale,
+            grid,
+            per_grid,
+            rounding_seed,
+            AT_RANDOM,
+        )
     else:
         part = tl.minimum(left, TILE).to(tl.int32)
-        update_tile(x, part, s0, s1, s2, s3, total, block, undo_seed, undo_alpha, decay, scale, grid, per_grid)
+        update_tile(
+            x,
+            part,
+            s0,
+            s1,
+            s2,
+            s3,
+            total,
+            block,
+            undo_seed,
+            undo_alpha,
+            decay,
+            scale,
+            grid,
+            per_grid,
+            rounding_seed,
+            AT_RANDOM,
+        )

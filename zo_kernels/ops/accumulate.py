@@ -93,6 +93,7 @@ def _accumulate_fake(
     undo_alpha: float,
     undo_seed: int,
     distribution: str = "rademacher",
+    rounding_seed: int | None = None,
 ) -> None:
     check_tensor(x)
     check_rows(x, coeffs, seeds)
@@ -110,20 +111,22 @@ def _accumulate(
     undo_alpha: float,
     undo_seed: int,
     distribution: str = "rademacher",
+    rounding_seed: int | None = None,
 ) -> None:
     check_tensor(x)
     check_rows(x, coeffs, seeds)
     check_probe(x.numel(), offset, distribution)
-    check_update(decay, grid, undo_alpha, x.dtype)
+    check_update(decay, grid, undo_alpha, rounding_seed, x.dtype)
     factors, shift = factors_of(coeffs.contiguous().numpy(force=True), distribution)
-    rows, update = seeds.contiguous().numpy(force=True), Update(undo_alpha, undo_seed, decay, grid)
+    rows = seeds.contiguous().numpy(force=True)
+    update = Update(undo_alpha, undo_seed, decay, grid, rounding_seed)
     backend_for(x.device.type).accumulate_probes(x, factors, shift, rows, offset, update, distribution)
     increment_version(x)
 
 
 _accumulate_op = register(
     "accumulate_probes_(Tensor(a!) x, Tensor coeffs, Tensor seeds, *, SymInt offset, float decay, float grid, "
-    'float undo_alpha, SymInt undo_seed, str distribution="rademacher") -> ()',
+    'float undo_alpha, SymInt undo_seed, str distribution="rademacher", SymInt? rounding_seed=None) -> ()',
     _accumulate,
     _accumulate_fake,
 )
@@ -140,6 +143,7 @@ def accumulate_probes_(
     undo_alpha: float = 0.0,
     undo_seed: int = 0,
     distribution: str = "rademacher",
+    rounding_seed: int | None = None,
 ) -> Tensor:
     """Adds sum_i coeffs[i] * p(seeds[i]) to x, with one read and one write of x for all seeds. Returns x.
 
@@ -152,7 +156,9 @@ def accumulate_probes_(
 
         v = x;  v += undo_alpha * p(undo_seed);  v *= decay;  v += sum;  v = round(v / grid) * grid;  x = v
 
-    grid is 0 (no rounding) or a power of two.
+    grid is 0 (no rounding) or a power of two. With `rounding_seed`, which is for bfloat16 and float16, the last step
+    rounds up or down at random, so that the result is right in the mean (docs/contract.md); the random bits of an
+    element depend on the seed and on its number in the flat parameter space alone.
     """
     check_writable(x)
     check_call(offset, distribution)
@@ -175,5 +181,6 @@ def accumulate_probes_(
         undo_alpha=undo_alpha,
         undo_seed=seed_to_int64(undo_seed),
         distribution=distribution,
+        rounding_seed=None if rounding_seed is None else seed_to_int64(rounding_seed),
     )
     return x

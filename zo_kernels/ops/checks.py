@@ -172,12 +172,14 @@ def check_rows(x: Tensor, coeffs: Tensor, seeds: Tensor) -> None:
         raise ValueError(f"coeffs and seeds must have the same length, not {coeffs.shape[0]} and {seeds.shape[0]}")
 
 
-def check_update(decay: float, grid: float, undo_alpha: float, dtype: torch.dtype) -> None:
+def check_update(decay: float, grid: float, undo_alpha: float, rounding_seed: int | None, dtype: torch.dtype) -> None:
     """Checks that the options of accumulate_probes_ fit tensors of `dtype`."""
     check_scalar(decay, "decay", dtype)
     check_scalar(undo_alpha, "undo_alpha", dtype)
     if grid != 0.0 and not (2.0**-126 <= grid <= 2.0**126 and math.frexp(grid)[0] == 0.5):
         raise ValueError(f"grid must be 0 or a power of two between 2^-126 and 2^126, not {grid}")
+    if rounding_seed is not None and dtype.itemsize > 2:
+        raise TypeError(f"rounding_seed is for bfloat16 and float16 tensors, not for {dtype}: leave it out")
 
 
 def check_tokens_form(tokens: Tensor) -> None:

@@ -41,13 +41,14 @@ def accumulate_probes_list(
     grid: float = 0.0,
     undo_alpha: float = 0.0,
     undo_seed: int = 0,
+    rounding_seed: int | None = None,
 ) -> None:
     """Adds sum_i coeffs[i] * p(seeds[i]) to x, with the options and the errors of `accumulate_probes_`.
 
     coeffs: float64 [n]. seeds: int64 [n]. Both on the CPU.
     """
-    check_update(decay, grid, undo_alpha, x.dtype)
+    check_update(decay, grid, undo_alpha, rounding_seed, x.dtype)
     factors, shift = factors_of(coeffs.contiguous().numpy(force=True), distribution)
     rows = seeds.contiguous().numpy(force=True)
-    update = Update(undo_alpha, undo_seed, decay, grid)
+    update = Update(undo_alpha, undo_seed, decay, grid, rounding_seed)
     backend_for(x.device.type).accumulate_probes_list(x, factors, shift, rows, update, distribution)

@@ -96,7 +96,7 @@ class ClosureEvaluator(Evaluator):
                 self._theta.move(*point)
             else:
                 self._theta.leave()
-            with self._guard():
+            with self._guard(), self._theta.seen_moved():
                 forget_casts()
                 losses.append(_as_number(self._evaluate()))
         found = torch.stack(losses).cpu()
@@ -147,6 +147,11 @@ class PopulationEvaluator(Evaluator):
             return self._population.population_loss(seeds, eps)
 
     def corners(self, seeds: Tensor, others: Tensor, eps: float) -> Tensor:
+        if self._theta.streamed.slots:
+            raise ValueError(
+                "this estimator moves the parameters that a population reads, which mode='streamed' does not: "
+                "pass a closure or use mode='shadow'"
+            )
         # Signs of the second probe by moving theta, those of the first by the population.
         losses = [
             [self._beside(seed, other, alphas) for alphas in (self._eps, [-e for e in self._eps])]

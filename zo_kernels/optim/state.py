@@ -68,6 +68,7 @@ def save_state(optimizer: Stateful, torch_part: dict[str, Any]) -> dict[str, Any
         "probes": optimizer.probes,
         "steps_taken": optimizer.steps_taken,
         "mode": theta.requested_mode,
+        "streams_16_bits": theta.streams_16_bits,
         "common_grids": theta.in_place.is_common,
         "transforms": dict(optimizer.transform_state),
         "dense": _dense_names(optimizer),
@@ -89,9 +90,12 @@ def check_state(optimizer: Stateful, state_dict: dict[str, Any]) -> SavedState:
     by_parameter = _by_parameter(optimizer, state_dict["state"], groups)
     theta = optimizer.perturbation
     mine, saved = theta.requested_mode, own["mode"]
-    if (mine == "shadow" and saved == "inplace") or (
-        mine == "inplace" and (saved == "shadow" or any("theta" in s for s in by_parameter.values()))
-    ):
+    is_streamed = saved == "streamed" or own.get("streams_16_bits", False)
+    is_shadowed = any("theta" in s for s in by_parameter.values())
+    fits = mine == "auto" or (
+        saved in ("auto", mine) and (mine == "shadow" or not is_shadowed) and (mine == "streamed" or not is_streamed)
+    )
+    if not fits or (is_streamed and optimizer.space.shards is not None):
         raise ValueError(f"this state was saved in mode {saved!r}, but the optimizer has mode {mine!r}")
     if own["transforms"].keys() != optimizer.transform_state.keys():
         raise ValueError("this state was saved with other transforms: build the optimizer with the same")
@@ -109,6 +113,7 @@ def load_state(optimizer: Stateful, saved: SavedState) -> None:
     theta.in_place.is_common = own["common_grids"]
     if theta.requested_mode == "auto":
         theta.requested_mode = own["mode"]
+        theta.streams_16_bits = own.get("streams_16_bits", False)
     spacings: dict[Slot, float | None] = {}
     thetas: dict[Slot, Tensor] = {}
     optimizer._dense_state = {}

@@ -66,8 +66,12 @@ class ZeroOrder(Optimizer):
     mode: "inplace" perturbs the parameters themselves (float32 and float64, probes of -1, 0 and 1 only). They are first
         rounded to a grid of spacing 2^-k, and so restored bit for bit, with no memory beyond them; eps is rounded to
         that grid. "shadow" keeps theta in a second copy (float32 for 16-bit parameters) and never writes it before the
-        update. "auto" decides for each parameter: in place where dtype and distribution allow it, until its grid is
-        too coarse for eps or swallows the updates, or the parameter leaves its range.
+        update. "streamed" never writes theta before the update either, and keeps no copy: torch functions that a
+        closure calls with a parameter get a perturbed copy, which dies with its use. Updates of 16-bit parameters are
+        rounded stochastically (docs/contract.md). It takes no dense rules and no sharded parameters. "auto" decides for
+        each parameter: in place where dtype and distribution allow it, until its grid is too coarse for eps or swallows
+        the updates, or the parameter leaves its range; otherwise a shadow copy, or streamed if the 16-bit parameters
+        and their shadow copies are larger than the memory of their device.
     grid: the spacing, a power of two. None chooses for each parameter the finest that lets it grow fourfold.
     replicas: processes that share the work of a step and exchange losses (`zo_kernels.distributed.Replicas`). None
         takes those of the default process group of torch.distributed, if one of several processes is initialised. All
@@ -119,8 +123,10 @@ class ZeroOrder(Optimizer):
             raise ValueError(f"probes must be a positive integer, not {probes!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be an integer in [0, 2^64), not {seed!r}")
-        if mode not in ("auto", "inplace", "shadow"):
-            raise ValueError(f"mode must be 'auto', 'inplace' or 'shadow', not {mode!r}")
+        if mode not in ("auto", "inplace", "shadow", "streamed"):
+            raise ValueError(f"mode must be 'auto', 'inplace', 'shadow' or 'streamed', not {mode!r}")
+        if mode == "streamed" and dense is not None:
+            raise ValueError("a dense rule keeps float32 state of the parameters' size: use it with mode='shadow'")
         if max_cosine_distance is not None and not 0 <= max_cosine_distance <= 2:
             raise ValueError(f"max_cosine_distance must be in [0, 2], not {max_cosine_distance}")
         check_distribution(distribution)
@@ -146,13 +152,14 @@ class ZeroOrder(Optimizer):
                 raise ValueError("replicas of sharded parameters follow from their mesh: leave replicas out")
             if self.space.shards.replica_group is not None:
                 self.replicas = Replicas(self.space.shards.replica_group)
-        self.perturbation = Perturbation(self.space, distribution, mode, [g["grid"] for g in self.param_groups])
+        grids = [g["grid"] for g in self.param_groups]
+        self.perturbation = Perturbation(self.space, distribution, mode, grids, may_stream=dense is None)
         self._note_offsets()
         self._is_built = True
 
     @property
     def mode(self) -> str:
-        """How parameters are perturbed now: "inplace", "shadow", or "mixed" if some are in place and some are not."""
+        """How parameters are perturbed now: "inplace", "shadow", "streamed", or "mixed" if not all in the same way."""
         return self.perturbation.mode
 
     @not_compiled
@@ -353,8 +360,9 @@ class ZeroOrder(Optimizer):
                 updates = [DenseUpdate(h.sign * h.lr, 1.0 - h.lr * h.weight_decay) for h in hyper]
                 self.perturbation.update_densely(self._direction(self.dense, gradient, scales), updates)
             elif any(h.lr > 0 for h in hyper):
+                rounding_seed = int(estimate.seeds[0])  # of another stream than the probe
                 rows = [
-                    GroupUpdate(-h.sign * h.lr * scale * gradient.coeffs, 1.0 - h.lr * h.weight_decay)
+                    GroupUpdate(-h.sign * h.lr * scale * gradient.coeffs, 1.0 - h.lr * h.weight_decay, rounding_seed)
                     for h, scale in zip(hyper, scales, strict=True)
                 ]
                 moves = [u.typical_move for u in rows]

@@ -1,4 +1,4 @@
-"""What the two ways of perturbing parameters have in common."""
+"""What the ways of perturbing parameters have in common."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from ..params.space import ParameterSpace
 
 @dataclass
 class GroupUpdate:
-    """theta = decay * theta + sum_i coeffs[i] * p(seeds[i]) for one parameter group; coeffs float64 [n]."""
+    """theta = decay * theta + sum_i coeffs[i] * p(seeds[i]) for one parameter group; coeffs float64 [n].
+
+    rounding_seed: of the step, for 16-bit parameters that have no shadow copy.
+    """
 
     coeffs: Tensor
     decay: float
+    rounding_seed: int = 0
 
     @property
     def typical_move(self) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -12,56 +14,72 @@ from ..distributions import is_exact_in_place
 from ..interrupts import deferred_interrupts
 from ..params.grid import Grid
 from ..params.layout import Slot
+from ..params.memory import device_memory
 from ..params.space import ParameterSpace
 from .base import DenseUpdate, Displacement, GroupUpdate
 from .inplace import InPlace, is_lost_on_grid_alone
 from .shadow import Shadow
+from .streamed import Streamed
 
 _logger = logging.getLogger("zo_kernels")
 
 
 class Perturbation:
-    """Moves the parameters of a space, some in place and others next to a shadow copy.
+    """Moves the parameters of a space: some in place, some next to a shadow copy, some where they are used.
 
-    mode: "inplace" or "shadow" for all parameters. "auto": a parameter is perturbed in place where its dtype and the
-        distribution allow it, until its grid turns out to be too coarse for eps or for the updates.
+    mode: "inplace", "shadow" or "streamed" for all parameters. "auto": a parameter is perturbed in place where its
+        dtype and the distribution allow it, until its grid turns out to be too coarse for eps or for the updates. Then,
+        and otherwise, it gets a shadow copy. Only if the shadow copies of all 16-bit parameters would not fit their
+        device beside the parameters are these streamed, if `may_stream`.
     spacings: as for `InPlace`.
 
     A step is `begin`, any number of calls of `move`, then `update` or `leave`. Raises ValueError or TypeError if
     parameters can't be perturbed in place, but mode is "inplace".
     """
 
-    def __init__(self, space: ParameterSpace, distribution: str, mode: str, spacings: Sequence[float | None]) -> None:
+    def __init__(
+        self, space: ParameterSpace, distribution: str, mode: str, spacings: Sequence[float | None],
+        may_stream: bool = True,
+    ) -> None:  # fmt: skip
         self.space, self.distribution, self.requested_mode = space, distribution, mode
         if mode == "inplace":
             if not is_exact_in_place(distribution):
                 raise ValueError(f"{distribution} probes can't be undone exactly in place: use mode='shadow'")
             for slot in space.trained:
                 Grid.of_spacing(1.0, space.dtype(slot))  # refuses 16-bit dtypes
+        if mode == "streamed" and space.shards is not None:
+            raise ValueError(
+                "a forward pass uses gathered copies of sharded parameters, which mode='streamed' does not "
+                "know: use mode='shadow'"
+            )
         for spacing in spacings:
             if spacing is not None:
                 Grid.of_spacing(spacing, torch.float32)
+        self.streams_16_bits = False
+        if mode == "auto" and may_stream and space.shards is None:
+            self.streams_16_bits = not _has_room_for_shadows(space)
         self.in_place = InPlace(space, distribution, spacings)
         self.shadow = Shadow(space, distribution)
+        self.streamed = Streamed(space, distribution)
         self._in_shadow: set[Slot] = set()  # that mode "auto" has moved there
         self.assign()
 
     @property
     def mode(self) -> str:
-        """How the parameters are perturbed now: "inplace", "shadow", or "mixed" if both ways are in use."""
-        if not self.shadow.slots:
-            return "inplace"
-        return "mixed" if self.in_place.slots else "shadow"
+        """How the parameters are perturbed now: "inplace", "shadow", "streamed", or "mixed" if in several ways."""
+        parts = {"inplace": self.in_place, "shadow": self.shadow, "streamed": self.streamed}
+        used = [name for name, part in parts.items() if part.slots]
+        return used[0] if len(used) == 1 else "mixed" if used else "inplace"
 
     @property
     def largest(self) -> float:
         """About the largest magnitude of all parameters; 0 if all are 0."""
-        return max(self.in_place.largest, self.shadow.largest)
+        return max(self.in_place.largest, self.shadow.largest, self.streamed.largest)
 
     @property
     def tensors(self) -> list[Tensor]:
         """The memory of theta while the parameters are not moved."""
-        return [*self.in_place.tensors, *self.shadow.tensors]
+        return [*self.in_place.tensors, *self.shadow.tensors, *self.streamed.tensors]
 
     def theta(self, slot: Slot) -> Tensor:
         """theta of a trained parameter: the elements that this process holds. Valid while it is not moved."""
@@ -69,7 +87,7 @@ class Perturbation:
 
     def theta_dtype(self, slot: Slot) -> torch.dtype:
         """The dtype of a parameter's theta."""
-        return self.shadow.dtype(slot) if self._takes_shadow(slot) else self.space.dtype(slot)
+        return self.shadow.dtype(slot) if self._way(slot) == "shadow" else self.space.dtype(slot)
 
     def add_group(
         self, named: Sequence[tuple[str, Tensor]], padding: Mapping[Tensor, int], spacing: float | None
@@ -101,6 +119,7 @@ class Perturbation:
             used = self.in_place.round_eps(used)
         self.in_place.snap(changed)
         self.shadow.read(changed)
+        self.streamed.read(changed)
         if changed:
             self.space.note_versions(written=bool(self.in_place.slots))
         return used
@@ -112,16 +131,23 @@ class Perturbation:
             self.in_place.move(to)
         if self.shadow.slots:
             self.shadow.move(to)
+        if self.streamed.slots:
+            self.streamed.move(to)
+
+    def seen_moved(self) -> AbstractContextManager[object]:
+        """Context in which a forward pass sees the parameters where `move` has set them."""
+        return self.streamed.seen_moved()
 
     def leave(self) -> None:
         """Sets the parameters back to theta, bit for bit. Does nothing if they were not moved."""
         self._reshard()
+        self.streamed.leave()
         if self.in_place.is_moved or self.shadow.is_moved:
             self.in_place.leave()
             self.shadow.leave()
             self.space.note_versions(written=False)  # these writes are ours: all processes must see the same changes
-        self.in_place.release()
-        self.shadow.release()
+        for part in (self.in_place, self.shadow, self.streamed):
+            part.release()
 
     def update(self, seeds: Tensor, updates: Sequence[GroupUpdate]) -> None:
         """Updates theta and sets the parameters to it. The caller defers interrupts (`deferred_interrupts`).
@@ -141,6 +167,8 @@ class Perturbation:
             self.in_place.update(seeds, updates)
         if self.shadow.slots:
             self.shadow.update(seeds, updates)
+        if self.streamed.slots:
+            self.streamed.update(seeds, updates)
         self._finish()
 
     def update_densely(self, direction: dict[Slot, Tensor], updates: Sequence[DenseUpdate]) -> None:
@@ -152,22 +180,28 @@ class Perturbation:
             self.in_place.update_densely(direction, updates)
         if self.shadow.slots:
             self.shadow.update_densely(direction, updates)
+        if self.streamed.slots:
+            self.streamed.update_densely(direction, updates)
         self._finish()
 
     def assign(self) -> None:
-        """Divides the trained parameters among the two ways."""
+        """Divides the trained parameters among the ways."""
         trained = set(self.space.trained)
         groups = [[slot for slot in group if slot in trained] for group in self.space.groups]
-        self.in_place.assign([[s for s in group if not self._takes_shadow(s)] for group in groups])
-        self.shadow.assign([[s for s in group if self._takes_shadow(s)] for group in groups])
+        for way, part in (("inplace", self.in_place), ("shadow", self.shadow), ("streamed", self.streamed)):
+            part.assign([[s for s in group if self._way(s) == way] for group in groups])
         for slot in set(self.shadow.theta) - set(self.shadow.slots):
             del self.shadow.theta[slot]
 
-    def _takes_shadow(self, slot: Slot) -> bool:
+    def _way(self, slot: Slot) -> str:
+        """ "inplace", "shadow" or "streamed"."""
         if self.requested_mode != "auto":
-            return self.requested_mode == "shadow"
-        exact = self.space.dtype(slot) in (torch.float32, torch.float64) and is_exact_in_place(self.distribution)
-        return not exact or slot in self._in_shadow
+            return self.requested_mode
+        dtype = self.space.dtype(slot)
+        if self.streams_16_bits and dtype.itemsize == 2:
+            return "streamed"
+        exact = dtype in (torch.float32, torch.float64) and is_exact_in_place(self.distribution)
+        return "inplace" if exact and slot not in self._in_shadow else "shadow"
 
     def _fit(self, reach: Sequence[float]) -> set[Slot]:
         """Makes sure that parameters stay on their grids if the groups move by `reach`.
@@ -209,8 +243,8 @@ class Perturbation:
             self.assign()
 
     def _finish(self) -> None:
-        self.in_place.release()
-        self.shadow.release()
+        for part in (self.in_place, self.shadow, self.streamed):
+            part.release()
         self.space.note_versions(written=True)
 
     def _reshard(self) -> None:
@@ -243,3 +277,18 @@ class Perturbation:
             copied = torch.empty(memory.shape, dtype=self.shadow.dtype(slot), device=memory.device)
             self.shadow.theta[slot] = copied.copy_(saved.view(memory.shape))
         self.space.forget_versions()
+
+
+def _has_room_for_shadows(space: ParameterSpace) -> bool:
+    """Whether the parameters and float32 copies of those of 16 bits fit their devices, if these hold nothing else.
+
+    Depends on the machine alone, not on what else it does: replicas on equal machines decide alike.
+    """
+    needed: Counter[torch.device] = Counter()
+    for slot in space.trained:
+        memory = space.memory(slot)
+        needed[memory.device] += memory.numel() * (memory.element_size() + (4 if memory.element_size() == 2 else 0))
+    lacking = [device for device, count in needed.items() if count > device_memory(device)]
+    if lacking:
+        _logger.info("16-bit parameters are streamed: %s has no room for shadow copies of them", lacking[0])
+    return not lacking
