@@ -63,7 +63,7 @@ def llama(
 
     sizes = {"vocab_size": vocab, "hidden_size": width, "intermediate_size": 11 * width // 4}
     sizes |= {"num_hidden_layers": layers, "num_attention_heads": width // 32}
-    config = LlamaConfig(**sizes, tie_word_embeddings=True)  # type: ignore[arg-type]
+    config = LlamaConfig(**sizes, tie_word_embeddings=True)
     model: nn.Module = LlamaForCausalLM(config)
     name = f"transformer, {count(model)} parameters, batch {batch[0]} x {batch[1]}"
     if rank:

@@ -41,3 +41,28 @@ def test_a_causal_lm_is_fine_tuned_from_a_folder(tmp_path: Path) -> None:
     losses = losses_of("--pretrained", str(tmp_path), "--steps", "20", "--probes", "8", "--context-length", "12")
     assert len(losses) == 2
     assert losses[1] < losses[0]
+
+
+@pytest.mark.slow
+def test_speakers_are_told_apart_in_six_ways(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    words = [f"word{i}" for i in range(32)]
+    vocabulary = {word: token for token, word in enumerate(["[PAD]", "[UNK]", *words])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=34, **sizes)).save_pretrained(tmp_path)
+    lines = [" ".join(words[(7 * i + j * j) % 32] for j in range(10)) for i in range(120)]
+    play = "\n\n".join(f"SPEAKER {i % 8}:\n{lines[i]}\n{lines[i - 1]}" for i in range(120))
+    (tmp_path / "play.txt").write_text(play)
+    arguments = [str(tmp_path / "play.txt"), "--model", str(tmp_path), "--steps", "2"]
+    command = [sys.executable, str(FOLDER / "classify_speakers.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| ([\d,]+) \| 2 \| [\d.]+% \|", result.stdout, re.MULTILINE)
+    assert [row[:2] for row in rows] == [
+        (what, by) for by in ("forward", "backward") for what in ("probe", "LoRA", "full")
+    ]
+    assert len({row[2] for row in rows}) == 3

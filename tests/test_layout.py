@@ -19,7 +19,7 @@ LAYERS = (
     ("perturb", "estimators", "transforms", "tasks"),
     ("optim", "models", "plot", "populations"),
     ("durable",),
-    ("train", "generate"),
+    ("train", "generate", "integrations"),
     ("replay", "predict"),
     ("environment",),
 )
