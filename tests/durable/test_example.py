@@ -26,7 +26,7 @@ def lines_of(*command: str) -> str:
 @pytest.mark.slow
 def test_it_is_killed_and_goes_on(tmp_path: Path) -> None:
     def arguments(name: str) -> tuple[str, ...]:
-        return str(SCRIPT), "--out", str(tmp_path / name), "--steps", "250"
+        return str(SCRIPT), "--out", str(tmp_path / name), "--steps", "300"
 
     whole = lines_of(*arguments("whole"))
     process = subprocess.Popen([sys.executable, *arguments("killed")], stdout=subprocess.DEVNULL)

@@ -89,7 +89,7 @@ def test_sparse_probes_are_nested_parts_of_the_rademacher_probe():
 def test_rademacher_by_either_way():
     """The compiled kernels for all distributions make Rademacher probes, and their sums, as the Rademacher ones do."""
     (coeffs, shift), seeds = quantise(np.random.default_rng(0).normal(size=7)), np.arange(7)
-    kind, numbers, undo = parse("rademacher"), coeffs.astype(np.float64), (0.25, 3, 0.9, 2.0**-20)
+    kind, numbers, undo = parse("rademacher"), coeffs.astype(np.float64), (0.25, 3, 0.9, 2.0**-20, None)
     for engine in engines():
         x, once, again = (torch.linspace(-1, 1, 3000) for _ in range(3))
         _C.probe(once.data_ptr(), 0, 3000, 7, 256)

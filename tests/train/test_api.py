@@ -80,8 +80,8 @@ def test_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("task", TASKS)
 def test_defaults_are_those_of_the_command_line(task: str) -> None:
-    data = {"data": "somewhere"} if task in ("text", "ptb", "owt", "pairs") else {}
-    data |= {"input": "a", "target": "b"} if task == "pairs" else {}
+    data = {"data": "somewhere"} if task in ("text", "ptb", "owt", "pairs", "series") else {}
+    data |= {"input": "a", "target": "b"} if task in ("pairs", "series") else {}
     flags = [word for name, value in data.items() for word in (f"--{name}", value)]
     assert default_config(task, **data) == parse(["--task", task, *flags])
     assert default_config(task, preset="dnc-300k", **data) == parse(["--task", task, "--preset", "dnc-300k", *flags])

@@ -289,7 +289,7 @@ def test_installed_packages_name_tasks_and_models(
     assert imports_of(default_config(transforms="halve:inf,halve:nan")) == []
     for flag, name, sentence, known in (
         ("task", "broken", f"the module {module} has no none, which broken ({module}:none) needs", ""),
-        ("task", "other", "unknown task 'other': choose one of copy, ", "pairs, broken, parity"),
+        ("task", "other", "unknown task 'other': choose one of copy, ", "pairs, series, broken, parity"),
         ("model", "other", "unknown model 'other': choose one of lstm, ", "paper-dnc, mine-lstm"),
         ("estimator", "other", "unknown estimator 'other': choose one of cd, ", "2-spsa, bad, halved"),
         ("estimator", "bad", "bad is not a subclass of Estimator: name a class that is", ""),
