@@ -61,6 +61,7 @@ DEFAULTS = {
         probes=32,
         steps=100,
     ),
+    "pairs": replace(_LETTERS, task="pairs", max_length=256, alphabet_size=None, curriculum=None),
     "series": replace(
         _CHARACTERS,
         task="series",
@@ -74,7 +75,6 @@ DEFAULTS = {
         eps=0.01,
         steps=600,
     ),
-    "pairs": replace(_LETTERS, task="pairs", max_length=256, alphabet_size=None, curriculum=None),
 }
 """The default config of each task. Each trains in under two minutes on two cores.
 
