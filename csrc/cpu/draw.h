@@ -10,79 +10,14 @@ struct alignas(64) DrawScratch {
   SignBits sign, keep;
 };
 
-// What is the same in all calls of a block, one constant for each XOR as in generate.h: rounds 1 to 4 then depend on the
-// call, n, in half of their words.
-struct CallKey {
-  uint32_t round1, round2, round3[2], round4[2], rounds5to10[6][2];
-
-  ZO_INLINE CallKey(uint64_t seed, uint64_t block, uint32_t stream) {
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    const uint64_t p0 = (block & 0xffffffffu) * kPhiloxM0, p1 = uint64_t{stream} * kPhiloxM1;
-    round1 = static_cast<uint32_t>(p0 >> 32) ^ k1;  // ^ n is c2; c3 is lo(p0), c1 is lo(p1)
-    const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ static_cast<uint32_t>(block >> 32) ^ k0;
-    k0 += kPhiloxW0, k1 += kPhiloxW1;
-    round2 = static_cast<uint32_t>(p1) ^ k0;
-    const uint64_t q = uint64_t{c0} * kPhiloxM0;
-    const uint64_t r = uint64_t{static_cast<uint32_t>(q >> 32) ^ static_cast<uint32_t>(p0) ^ k1} * kPhiloxM1;
-    k0 += kPhiloxW0, k1 += kPhiloxW1;
-    round3[0] = static_cast<uint32_t>(r >> 32) ^ k0;
-    round3[1] = static_cast<uint32_t>(q) ^ k1;
-    k0 += kPhiloxW0, k1 += kPhiloxW1;
-    round4[0] = static_cast<uint32_t>(r) ^ k0;
-    round4[1] = k1;
-    for (int round = 0; round < 6; ++round) {
-      k0 += kPhiloxW0, k1 += kPhiloxW1;
-      rounds5to10[round][0] = k0;
-      rounds5to10[round][1] = k1;
-    }
-  }
-};
-
-// Words of calls first, first + 1, ... of one block, one per lane of `count` vectors. Their halves are interleaved, as in
-// generate.h.
+// Words of calls first, first + 1, ... of one block, one per lane of `count` vectors.
 template <int count>
 ZO_INLINE void generate_calls(const CallKey& key, uint32_t first, U32 (&word)[count][4]) {
-  constexpr int n = 2 * count;  // half i % 2 of vector i / 2
-  U64 c0[n], c1[n], c2[n], c3[n], p0[n], p1[n];
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) {
-    U64 call = {};
-    for (int lane = 0; lane < kLanes / 2; ++lane)
-      call[lane] = first + static_cast<uint32_t>(i / 2 * kLanes + word_order(i % 2, lane));
-    p1[i] = widening_mul(call ^ splat_key(key.round1), kPhiloxM1);
-    p0[i] = widening_mul((p1[i] >> 32) ^ splat_key(key.round2), kPhiloxM0);
-    c0[i] = p1[i] ^ splat_key(key.round3[0]);
-    c2[i] = (p0[i] >> 32) ^ splat_key(key.round3[1]);
-    c3[i] = p0[i];
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) {
-    p0[i] = widening_mul(c0[i], kPhiloxM0);
-    p1[i] = widening_mul(c2[i], kPhiloxM1);
-    c0[i] = (p1[i] >> 32) ^ splat_key(key.round4[0]);
-    c1[i] = p1[i];
-    c2[i] = xor3(p0[i] >> 32, c3[i], splat_key(key.round4[1]));
-    c3[i] = p0[i];
-  }
-#pragma GCC unroll 6
-  for (int round = 0; round < 6; ++round) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) {
-      p0[i] = widening_mul(c0[i], kPhiloxM0);
-      p1[i] = widening_mul(c2[i], kPhiloxM1);
-      c0[i] = xor3(p1[i] >> 32, c1[i], splat_key(key.rounds5to10[round][0]));
-      c1[i] = p1[i];
-      c2[i] = xor3(p0[i] >> 32, c3[i], splat_key(key.rounds5to10[round][1]));
-      c3[i] = p0[i];
-    }
-  }
+  U64 half[2 * count][4];
+  generate_call_halves<count>(key, first, word_order, half);
 #pragma GCC unroll 4
-  for (int i = 0; i < count; ++i) {
-    word[i][0] = interleave(c0[2 * i], c0[2 * i + 1]);
-    word[i][1] = interleave(c1[2 * i], c1[2 * i + 1]);
-    word[i][2] = interleave(c2[2 * i], c2[2 * i + 1]);
-    word[i][3] = interleave(c3[2 * i], c3[2 * i + 1]);
-  }
+  for (int i = 0; i < count; ++i)
+    for (int k = 0; k < 4; ++k) word[i][k] = interleave(half[2 * i][k], half[2 * i + 1][k]);
 }
 
 ZO_INLINE F32 to_float(U32 v) { return __builtin_convertvector(reinterpret_cast<I32>(v), F32); }

@@ -110,3 +110,71 @@ __attribute__((noinline)) void generate_bits(const TileCounters& tile, const Pro
   generate_halves<1>(tile, &key, word);
   store_in_sequence(word, bits);
 }
+
+// What is the same in all calls of a block, one constant for each XOR as in generate_halves: rounds 1 to 4 then depend
+// on the call, n, in half of their words.
+struct CallKey {
+  uint32_t round1, round2, round3[2], round4[2], rounds5to10[6][2];
+
+  ZO_INLINE CallKey(uint64_t seed, uint64_t block, uint32_t stream) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    const uint64_t p0 = (block & 0xffffffffu) * kPhiloxM0, p1 = uint64_t{stream} * kPhiloxM1;
+    round1 = static_cast<uint32_t>(p0 >> 32) ^ k1;  // ^ n is c2; c3 is lo(p0), c1 is lo(p1)
+    const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ static_cast<uint32_t>(block >> 32) ^ k0;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round2 = static_cast<uint32_t>(p1) ^ k0;
+    const uint64_t q = uint64_t{c0} * kPhiloxM0;
+    const uint64_t r = uint64_t{static_cast<uint32_t>(q >> 32) ^ static_cast<uint32_t>(p0) ^ k1} * kPhiloxM1;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round3[0] = static_cast<uint32_t>(r >> 32) ^ k0;
+    round3[1] = static_cast<uint32_t>(q) ^ k1;
+    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    round4[0] = static_cast<uint32_t>(r) ^ k0;
+    round4[1] = k1;
+    for (int round = 0; round < 6; ++round) {
+      k0 += kPhiloxW0, k1 += kPhiloxW1;
+      rounds5to10[round][0] = k0;
+      rounds5to10[round][1] = k1;
+    }
+  }
+};
+
+// Words of calls first, first + 1, ... (counter word 3) of one block, in low halves: word[2 * i + half][k] has in lane L
+// that of call first + i * kLanes + order(half, L).
+template <int count, class Order>
+ZO_INLINE void generate_call_halves(const CallKey& key, uint32_t first, Order order, U64 (&word)[2 * count][4]) {
+  constexpr int n = 2 * count;
+  U64 p0[n], p1[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    U64 call = {};
+    for (int lane = 0; lane < kLanes / 2; ++lane)
+      call[lane] = first + static_cast<uint32_t>(i / 2 * kLanes + order(i % 2, lane));
+    p1[i] = widening_mul(call ^ splat_key(key.round1), kPhiloxM1);
+    p0[i] = widening_mul((p1[i] >> 32) ^ splat_key(key.round2), kPhiloxM0);
+    word[i][0] = p1[i] ^ splat_key(key.round3[0]);
+    word[i][2] = (p0[i] >> 32) ^ splat_key(key.round3[1]);
+    word[i][3] = p0[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    p0[i] = widening_mul(word[i][0], kPhiloxM0);
+    p1[i] = widening_mul(word[i][2], kPhiloxM1);
+    word[i][0] = (p1[i] >> 32) ^ splat_key(key.round4[0]);
+    word[i][1] = p1[i];
+    word[i][2] = xor3(p0[i] >> 32, word[i][3], splat_key(key.round4[1]));
+    word[i][3] = p0[i];
+  }
+#pragma GCC unroll 6
+  for (int round = 0; round < 6; ++round) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      p0[i] = widening_mul(word[i][0], kPhiloxM0);
+      p1[i] = widening_mul(word[i][2], kPhiloxM1);
+      word[i][0] = xor3(p1[i] >> 32, word[i][1], splat_key(key.rounds5to10[round][0]));
+      word[i][1] = p1[i];
+      word[i][2] = xor3(p0[i] >> 32, word[i][3], splat_key(key.rounds5to10[round][1]));
+      word[i][3] = p0[i];
+    }
+  }
+}

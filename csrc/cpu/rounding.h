@@ -5,39 +5,13 @@ struct alignas(64) RandomBits {
   uint16_t at[kTileElements];  // of the elements of a tile
 };
 
-// The four output words, in low halves, of calls first, first + 1, ... (counter word 3) of one block, one per lane in the
-// order that store_in_sequence takes.
-ZO_INLINE void generate_rounding_words(uint64_t seed, uint64_t block, uint32_t first, U64 (&c)[2][4]) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 3; ++k) c[half][k] = U64{};
-    c[half][0] += block & 0xffffffffu;
-    c[half][1] += block >> 32;
-    c[half][2] += static_cast<uint64_t>(kStreamStochasticRounding);
-    for (int lane = 0; lane < kLanes / 2; ++lane)
-      c[half][3][lane] = first + static_cast<uint32_t>(bit_order(half, lane));
-  }
-#pragma GCC unroll 10
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    for (int half = 0; half < 2; ++half) {
-      const U64 p0 = widening_mul(c[half][0], kPhiloxM0);
-      const U64 p1 = widening_mul(c[half][2], kPhiloxM1);
-      c[half][0] = xor3(p1 >> 32, c[half][1], splat_key(k0));
-      c[half][1] = p1;
-      c[half][2] = xor3(p0 >> 32, c[half][3], splat_key(k1));
-      c[half][3] = p0;
-    }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
-  }
-}
-
 // A call of Philox makes the 16 bits of eight elements. Not inlined, as generate_bits.
 __attribute__((noinline)) void generate_random_bits(uint64_t seed, uint64_t first_block, RandomBits& random) {
   for (int block = 0; block < kLanes; ++block) {
+    const CallKey key(seed, first_block + static_cast<uint64_t>(block), kStreamStochasticRounding);
     for (int call = 0; call < 16; call += kLanes) {
       U64 word[2][4];
-      generate_rounding_words(seed, first_block + static_cast<uint64_t>(block), static_cast<uint32_t>(call), word);
+      generate_call_halves<1>(key, static_cast<uint32_t>(call), bit_order, word);
       store_in_sequence(word, reinterpret_cast<uint8_t*>(random.at + 128 * block + 8 * call));
     }
   }
