@@ -23,6 +23,13 @@ inline zo::DType to_dtype(int code) {
   return static_cast<zo::DType>(code);
 }
 
+inline zo::Distribution to_distribution(int stream, int sparsity) {
+  if (stream < 0 || stream > static_cast<int>(zo::kStreamUniform))
+    throw std::invalid_argument("no distribution has stream " + std::to_string(stream));
+  if (sparsity < 0 || sparsity > 16) throw std::invalid_argument("sparsity is not in 0..16");
+  return {static_cast<zo::Stream>(stream), sparsity};
+}
+
 inline void check_range(uintptr_t address, int64_t numel, int64_t offset) {
   if (numel < 0) throw std::invalid_argument("numel is negative");
   if (numel > 0 && address == 0) throw std::invalid_argument("null address");

@@ -98,6 +98,53 @@ void accumulate_probes_list(uintptr_t x, int dtype, int64_t count, int64_t num_t
                               queue_of(device, stream));
 }
 
+// The functions for probes of any distribution: as those above, but rows have a seed and the bits of a double.
+void probe_from(int distribution, int sparsity, uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset,
+                int device, uintptr_t stream) {
+  check_range(out, numel, offset);
+  zo::cuda::probe_from(to_distribution(distribution, sparsity), reinterpret_cast<void*>(out), to_dtype(dtype), numel, seed,
+                       offset, queue_of(device, stream));
+}
+
+void apply_probe_from(int distribution, int sparsity, uintptr_t x, int x_dtype, uintptr_t out, int out_dtype, int64_t numel,
+                      double alpha, uint64_t seed, int64_t offset, int device, uintptr_t stream) {
+  check_range(x, numel, offset);
+  check_range(out, numel, offset);
+  zo::cuda::apply_probe_from(to_distribution(distribution, sparsity), reinterpret_cast<const void*>(x), to_dtype(x_dtype),
+                             reinterpret_cast<void*>(out), to_dtype(out_dtype), numel, {alpha, seed}, offset,
+                             queue_of(device, stream));
+}
+
+void accumulate_probes_from(int distribution, int sparsity, uintptr_t x, int dtype, int64_t numel, uintptr_t rows,
+                            int64_t num_rows, double scale, int64_t offset, double undo_alpha, uint64_t undo_seed,
+                            double decay, double grid, std::optional<uint64_t> rounding_seed, int device,
+                            uintptr_t stream) {
+  check_range(x, numel, offset);
+  check_seeds(rows, num_rows);
+  zo::cuda::accumulate_probes_from(to_distribution(distribution, sparsity), reinterpret_cast<void*>(x), to_dtype(dtype),
+                                   numel, reinterpret_cast<const zo::cuda::DrawnRow*>(rows), num_rows, scale, offset,
+                                   make_update(undo_alpha, undo_seed, decay, grid, rounding_seed),
+                                   queue_of(device, stream));
+}
+
+void apply_probe_list_from(int distribution, int sparsity, uintptr_t x, int x_dtype, uintptr_t out, int out_dtype,
+                           int64_t count, int64_t num_tiles, double alpha, uint64_t seed, int device,
+                           uintptr_t stream) {
+  zo::cuda::apply_probe_from(to_distribution(distribution, sparsity), to_list(x, count, num_tiles, x_dtype),
+                             to_list(out, count, num_tiles, out_dtype), {alpha, seed}, queue_of(device, stream));
+}
+
+void accumulate_probes_list_from(int distribution, int sparsity, uintptr_t x, int dtype, int64_t count, int64_t num_tiles,
+                                 uintptr_t rows, int64_t num_rows, double scale, double undo_alpha, uint64_t undo_seed,
+                                 double decay, double grid, std::optional<uint64_t> rounding_seed, int device,
+                                 uintptr_t stream) {
+  check_seeds(rows, num_rows);
+  zo::cuda::accumulate_probes_from(to_distribution(distribution, sparsity), to_list(x, count, num_tiles, dtype),
+                                   reinterpret_cast<const zo::cuda::DrawnRow*>(rows), num_rows, scale,
+                                   make_update(undo_alpha, undo_seed, decay, grid, rounding_seed),
+                                   queue_of(device, stream));
+}
+
 zo::cuda::PopulationArgs population_args(const std::array<int64_t, 4>& sizes, int64_t batch_size) {
   for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size})
     if (size < 1 || size > std::numeric_limits<int32_t>::max())
@@ -164,6 +211,11 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_apply_probe_list", &apply_probe_list, no_gil);
   m.def("cuda_swap_probe_list", &swap_probe_list, no_gil);
   m.def("cuda_accumulate_probes_list", &accumulate_probes_list, no_gil);
+  m.def("cuda_probe_from", &probe_from, no_gil);
+  m.def("cuda_apply_probe_from", &apply_probe_from, no_gil);
+  m.def("cuda_accumulate_probes_from", &accumulate_probes_from, no_gil);
+  m.def("cuda_apply_probe_list_from", &apply_probe_list_from, no_gil);
+  m.def("cuda_accumulate_probes_list_from", &accumulate_probes_list_from, no_gil);
   m.def("cuda_population_tiles", &population_tiles);
   m.def("cuda_population", &population, no_gil);
 }

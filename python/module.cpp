@@ -56,13 +56,6 @@ void accumulate_probes(uintptr_t x, int dtype, int64_t numel, uintptr_t quantise
                              num_seeds, shift, offset, update);
 }
 
-zo::Distribution to_distribution(int stream, int sparsity) {
-  if (stream < 0 || stream > static_cast<int>(zo::kStreamUniform))
-    throw std::invalid_argument("no distribution has stream " + std::to_string(stream));
-  if (sparsity < 0 || sparsity > 16) throw std::invalid_argument("sparsity is not in 0..16");
-  return {static_cast<zo::Stream>(stream), sparsity};
-}
-
 void probe_from(int stream, int sparsity, uintptr_t out, int dtype, int64_t numel, uint64_t seed, int64_t offset) {
   check_range(out, numel, offset);
   zo::cpu::probe_from(to_distribution(stream, sparsity), reinterpret_cast<void*>(out), to_dtype(dtype), numel, seed,

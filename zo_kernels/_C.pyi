@@ -234,6 +234,73 @@ def cuda_accumulate_probes_list(
     device: int,
     stream: int,
 ) -> None: ...
+def cuda_probe_from(
+    distribution: int, sparsity: int, out: int, dtype: int, numel: int, seed: int, offset: int, device: int, stream: int
+) -> None: ...
+def cuda_apply_probe_from(
+    distribution: int,
+    sparsity: int,
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    numel: int,
+    alpha: float,
+    seed: int,
+    offset: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_accumulate_probes_from(
+    distribution: int,
+    sparsity: int,
+    x: int,
+    dtype: int,
+    numel: int,
+    rows: int,
+    num_rows: int,
+    scale: float,
+    offset: int,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+    rounding_seed: int | None,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_apply_probe_list_from(
+    distribution: int,
+    sparsity: int,
+    x: int,
+    x_dtype: int,
+    out: int,
+    out_dtype: int,
+    count: int,
+    num_tiles: int,
+    alpha: float,
+    seed: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_accumulate_probes_list_from(
+    distribution: int,
+    sparsity: int,
+    x: int,
+    dtype: int,
+    count: int,
+    num_tiles: int,
+    rows: int,
+    num_rows: int,
+    scale: float,
+    undo_alpha: float,
+    undo_seed: int,
+    decay: float,
+    grid: float,
+    rounding_seed: int | None,
+    device: int,
+    stream: int,
+) -> None: ...
 def cuda_population_tiles(sizes: Sequence[int], batch_size: int, device: int) -> int: ...
 def cuda_population(
     parameters: Sequence[tuple[int, int]],

@@ -61,7 +61,7 @@ def plan(device: str) -> list[Measure]:
         seconds = {"100k": 6.0, "1M": 8.0, "10M": 15.0, "100M": 12.0, "1.1B": 40.0}
         return [Measure(group, models.step, (way, size), seconds[size] + compiled) for size in sizes]
 
-    on_ops = (ops.apply, ops.accumulate, ops.over_usual, ops.members, ops.lists)
+    on_ops = (ops.apply, ops.accumulate, ops.over_usual, ops.members, ops.lists, ops.drawn)
     measures = [
         *(Measure("ops", function) for function in on_ops),
         *steps("kernel", "100k"),

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 
 import torch
@@ -99,3 +100,26 @@ def lists(device: str) -> Iterator[Figure]:
             calls = {"list": lambda: call(many), "one": lambda: call(one)}
             times = in_turns(device, calls, rounds=20 if numel < 10**6 else 5, flush=numel < 10**6)
             yield compare(f"{op}: one tensor's time over that of 200, {size} in all", times["list"], times["one"])
+
+
+def drawn(device: str) -> Iterator[Figure]:
+    """Other distributions, on the largest size in float32: a pass beside a copy and normal_ with add_, and 16 rows."""
+    size, numel = list(_SIZES[device].items())[-1]
+    x, scratch, generator = *torch.randn(2, numel, device=device), torch.Generator(device)
+    rows, names = (
+        (torch.full((16,), 2.0**-20, dtype=torch.float64), torch.arange(16)),
+        ("normal", "uniform", "sparse-4"),
+    )
+    calls: dict[str, Callable[[], object]] = {
+        "copy": lambda: scratch.copy_(x),
+        "usual": lambda: x.add_(scratch.normal_(generator=generator), alpha=_EPS),
+        **{f"apply {name}": partial(zo.ops.apply_probe_, x, _EPS, 3, distribution=name) for name in names},
+        **{f"sum {name}": partial(zo.ops.accumulate_probes_, x, *rows, distribution=name) for name in names},
+    }
+    ms = in_turns(device, calls, rounds=5)
+    yield compare(f"apply_probe_ of normals over normal_ and add_, {size}", ms["apply normal"], ms["usual"], unit="x")
+    for name in names:
+        yield compare(f"apply_probe_, {name}, {size}, of a copy's speed", ms[f"apply {name}"], ms["copy"])
+        took = median(ms[f"sum {name}"])
+        rate = {"figure": numel * 16 / took * 1e3, "unit": "element-seeds/s", "ours_ms": took}
+        yield {"name": f"accumulate_probes_, 16 seeds, {name}, {size}", **rate}

@@ -15,6 +15,7 @@
 #include "launch.h"
 #include "pieces.h"
 #include "runtime.h"
+#include "update.h"
 
 namespace zo::cuda {
 namespace {
@@ -28,15 +29,7 @@ struct AccumulateArgs {
   Target x;
   const Row* rows;
   int64_t num_rows;
-  double scale;  // 2^-shift
-  bool has_undo, has_grid;
-  double undo_alpha, decay, grid, per_grid;
-  uint64_t undo_seed, rounding_seed;
-};
-
-template <class Compute>
-struct Scalars {
-  Compute scale, undo, decay, grid, per_grid;
+  UpdateArgs update;  // its scale is 2^-shift
 };
 
 template <int count>
@@ -44,8 +37,6 @@ struct alignas(count < 4 ? 4 * count : 16) SomeSums {
   int32_t at[count];
 };
 
-__device__ inline float round_even(float v) { return rintf(v); }
-__device__ inline double round_even(double v) { return rint(v); }
 __device__ inline void convert(int32_t sum, float& part) { part = __int2float_rn(sum); }
 __device__ inline void convert(int32_t sum, double& part) { part = __int2double_rn(sum); }
 
@@ -57,14 +48,10 @@ __device__ inline void add_shifted(uint32_t* sum, uint32_t word, uint32_t q) {
 
 template <class Compute>
 __device__ inline Compute updated(Compute v, int32_t sum, uint32_t undo_word, int bit, const Scalars<Compute>& s,
-                                  const AccumulateArgs& args) {
+                                  const UpdateArgs& args) {
   Compute part;
   convert(sum, part);
-  if (args.has_undo) v = add(v, times_sign(s.undo, undo_word, bit));
-  v = multiply(v, s.decay);
-  v = add(v, multiply(part, s.scale));
-  if (args.has_grid) v = multiply(round_even(multiply(v, s.per_grid)), s.grid);
-  return v;
+  return updated(v, part, times_sign(s.undo, undo_word, bit), s, args);
 }
 
 // Rounds `count` updated elements to the type they are stored in; `index` is that of the first in its block, and a
@@ -97,9 +84,7 @@ __device__ inline void update_words(const AccumulateArgs& args, const ListedPiec
   using E = Element<type>;
   using Stored = typename E::Stored;
   using Compute = typename E::Compute;
-  const Scalars<Compute> s = {static_cast<Compute>(args.scale), static_cast<Compute>(args.undo_alpha),
-                              static_cast<Compute>(args.decay), static_cast<Compute>(args.grid),
-                              static_cast<Compute>(args.per_grid)};
+  const Scalars<Compute> s(args.update);
   Stored* x = in_global_memory(static_cast<Stored*>(piece.data)) + first + 32 * k;  // of the tile's first block
   const uint64_t first_block = piece.first_block + static_cast<uint64_t>(first / kBlockSigns);
   if (!aligned(piece.data) || piece.numel - first < kTileElements) {
@@ -107,8 +92,9 @@ __device__ inline void update_words(const AccumulateArgs& args, const ListedPiec
       const int at = 128 * block + lane;
       if (first + 32 * k + at >= piece.numel) return;
       const uint32_t undo_word = static_cast<uint32_t>(sums[block][32]);
-      const Compute v[1] = {updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args)};
-      put<type, at_random>(v, args.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + lane, x + at);
+      const Compute v[1] = {updated(E::get(x[at]), sums[block][lane], undo_word, lane, s, args.update)};
+      put<type, at_random>(v, args.update.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + lane,
+                           x + at);
     }
     return;
   }
@@ -129,8 +115,9 @@ __device__ inline void update_words(const AccumulateArgs& args, const ListedPiec
       Compute moved[kWidth];
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
-        moved[e] = updated(E::get(v[b].at[e]), sum.at[e], undo_word, bit + e, s, args);
-      put<type, at_random>(moved, args.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + bit, v[b].at);
+        moved[e] = updated(E::get(v[b].at[e]), sum.at[e], undo_word, bit + e, s, args.update);
+      put<type, at_random>(moved, args.update.rounding_seed, first_block + static_cast<uint64_t>(block), 32 * k + bit,
+                           v[b].at);
       v[b].store(x + 128 * block + bit);
     }
   }
@@ -159,7 +146,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinThreadBlocks) accumulate_kern
     for (int k = 0; k < 4; ++k) add_shifted(sum + 32 * k, made.word[k], q);
   }
 
-  const Philox4 undo = philox_block(args.undo_seed, block, kStreamRademacher);
+  const Philox4 undo = philox_block(args.update.undo_seed, block, kStreamRademacher);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     for (int bit = 0; bit < 32; ++bit) {
@@ -180,15 +167,7 @@ void launch_accumulate(const Target& x, int64_t tiles, DType type, const Row* ro
   args.x = x;
   args.rows = rows;
   args.num_rows = num_rows;
-  args.scale = std::ldexp(1.0, -shift);
-  args.has_undo = update.has_undo;
-  args.undo_alpha = update.undo.alpha;
-  args.undo_seed = update.undo.seed;
-  args.decay = update.decay;
-  args.has_grid = update.grid != 0.0;
-  args.grid = update.grid;
-  args.per_grid = args.has_grid ? 1.0 / update.grid : 0.0;
-  args.rounding_seed = update.rounding_seed;
+  args.update = make_update_args(update, std::ldexp(1.0, -shift));
   const dim3 grid(static_cast<unsigned>((tiles + kWarps - 1) / kWarps));
   with_dtype(type, [&](auto t) {
     auto* kernel = &accumulate_kernel<t.value, false>;

@@ -43,6 +43,12 @@ struct Row {
   int64_t quantised;  // an int32; widened so that a row is two words of an int64 tensor
 };
 
+// One seed of accumulate_probes_from in device memory, with its coefficient.
+struct DrawnRow {
+  uint64_t seed;
+  double coeff;
+};
+
 // out[i] = p_j(seed)
 void probe(void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset, Queue queue);
 
@@ -68,5 +74,16 @@ void apply_probe(const PieceList& x, const PieceList& out, Term term, Queue queu
 void swap_probe(const PieceList& x, Term from, Term to, Queue queue);
 void accumulate_probes(const PieceList& x, const Row* rows, int64_t num_rows, int shift, const Update& update,
                        Queue queue);
+
+// The ops for probes of any distribution, as those of zo::cpu with these names.
+void probe_from(Distribution distribution, void* out, DType out_type, int64_t numel, uint64_t seed, int64_t offset,
+                Queue queue);
+void apply_probe_from(Distribution distribution, const void* x, DType x_type, void* out, DType out_type, int64_t numel,
+                      Term term, int64_t offset, Queue queue);
+void accumulate_probes_from(Distribution distribution, void* x, DType type, int64_t numel, const DrawnRow* rows,
+                            int64_t num_rows, double scale, int64_t offset, const Update& update, Queue queue);
+void apply_probe_from(Distribution distribution, const PieceList& x, const PieceList& out, Term term, Queue queue);
+void accumulate_probes_from(Distribution distribution, const PieceList& x, const DrawnRow* rows, int64_t num_rows,
+                            double scale, const Update& update, Queue queue);
 
 }  // namespace zo::cuda

@@ -28,6 +28,17 @@ void apply_probe(const PieceList&, const PieceList&, Term, Queue) { refuse(); }
 void swap_probe(const PieceList&, Term, Term, Queue) { refuse(); }
 void accumulate_probes(const PieceList&, const Row*, int64_t, int, const Update&, Queue) { refuse(); }
 
+void probe_from(Distribution, void*, DType, int64_t, uint64_t, int64_t, Queue) { refuse(); }
+void apply_probe_from(Distribution, const void*, DType, void*, DType, int64_t, Term, int64_t, Queue) { refuse(); }
+void accumulate_probes_from(Distribution, void*, DType, int64_t, const DrawnRow*, int64_t, double, int64_t,
+                            const Update&, Queue) {
+  refuse();
+}
+void apply_probe_from(Distribution, const PieceList&, const PieceList&, Term, Queue) { refuse(); }
+void accumulate_probes_from(Distribution, const PieceList&, const DrawnRow*, int64_t, double, const Update&, Queue) {
+  refuse();
+}
+
 int64_t tile_sequences(const PopulationArgs&, int) { refuse(); }
 int64_t batch_tiles(const PopulationArgs&, int) { refuse(); }
 int64_t table_floats(const PopulationArgs&) { refuse(); }

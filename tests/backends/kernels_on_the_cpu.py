@@ -59,6 +59,32 @@ class KernelsOnTheCpu:
         table = _read_list(x, list_length, num_tiles)
         _C.accumulate_probes_list(table, dtype, q.data_ptr(), seeds.data_ptr(), count, *rest[:-2])
 
+    def cuda_probe_from(self, *args):
+        self._at(args)
+        _C.probe_from(*args[:-2])
+
+    def cuda_apply_probe_from(self, *args):
+        self._at(args)
+        _C.apply_probe_from(*args[:-2])
+
+    def cuda_accumulate_probes_from(self, kind, sparsity, x, dtype, numel, rows, count, *rest):
+        self._at(rest)
+        seeds, coeffs = _read(rows, 2 * count, torch.int64).view(count, 2).t().contiguous()
+        table = coeffs.data_ptr(), seeds.data_ptr(), count
+        _C.accumulate_probes_from(kind, sparsity, x, dtype, numel, *table, *rest[:-2])
+
+    def cuda_apply_probe_list_from(self, kind, sparsity, x, x_dtype, out, out_dtype, count, num_tiles, *rest):
+        self._at(rest)
+        tables = _read_list(x, count, num_tiles), x_dtype, _read_list(out, count, num_tiles), out_dtype
+        _C.apply_probe_list_from(kind, sparsity, *tables, *rest[:-2])
+
+    def cuda_accumulate_probes_list_from(self, kind, sparsity, x, dtype, list_length, num_tiles, rows, count, *rest):
+        self._at(rest)
+        seeds, coeffs = _read(rows, 2 * count, torch.int64).view(count, 2).t().contiguous()
+        table = _read_list(x, list_length, num_tiles)
+        rows_of_cpu = coeffs.data_ptr(), seeds.data_ptr(), count
+        _C.accumulate_probes_list_from(kind, sparsity, table, dtype, *rows_of_cpu, *rest[:-2])
+
     def cuda_population_tiles(self, sizes, batch_size, device):
         assert device == 1
         return 1

@@ -140,9 +140,11 @@ def check_three_hundred_tensors(place: Place) -> None:
 
 
 def check_other_distributions(place: Place) -> None:
-    for distribution in ("normal", "sparse-4"):
-        compare_apply(place, [300, 0, 5], 128, torch.float32, torch.bfloat16, distribution)
-        compare_accumulate(place, [300, 0, 5], 128, torch.float32, 3, 0.0, distribution)
+    for k, distribution in enumerate(("normal", "uniform", "sparse-4", "sparse-65536")):
+        places = (SIZES, OFFSET), ([300, 0, 5], 128)
+        for sizes, offset in places if place.thorough else places[k % 2 :][:1]:
+            compare_apply(place, sizes, offset, DTYPES[k], DTYPES[k - 1], distribution)
+            compare_accumulate(place, sizes, offset, DTYPES[k - 1], 3 if k % 2 else 2, 0.0, distribution)
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

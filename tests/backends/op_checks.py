@@ -20,6 +20,7 @@ from torch import Tensor
 import zo_kernels as zo
 from tests.cases import (
     CASES,
+    DISTRIBUTIONS,
     DTYPES,
     EDGE,
     FEW_CASES,
@@ -211,6 +212,43 @@ def check_apply_probes_with_several_seeds_a_program(place: Place) -> None:
             assert_fills(both, x, torch.empty(len(seeds), 2, *shape), place, shape, lead=4)
     finally:
         triton_backend._ENOUGH_PROGRAMS = enough
+
+
+def check_distributions(place: Place) -> None:
+    """All ops that take a distribution. In the interpreter a case has one of them, and a long one none."""
+    for at, case in enumerate(place.cases(every=4)):
+        if not place.thorough and case.numel > 2 * TILE:
+            continue
+        for k, distribution in enumerate(DISTRIBUTIONS if place.thorough else DISTRIBUTIONS[at % 5 :][:1]):
+            where = {"offset": case.offset, "distribution": distribution}
+            alpha, seed, lead = turn(case, ALPHAS), turn(case, SEEDS[k:]), turn(case, range(4))
+            x, out = make_values(case.numel, case.dtype), torch.empty(case.numel, dtype=turn(case, DTYPES))
+            make = lambda x: zo.ops.probe(case.numel, seed, device=x.device, dtype=case.dtype, **where)
+            assert_parity(make, torch.zeros(0), place, (case, seed, where))
+            move = lambda x, out: zo.ops.apply_probe(x, alpha, seed, out=out, **where)
+            assert_fills(move, x, out, place, (case, alpha, seed, where), lead)
+            options = {
+                "decay": turn(case, (1.0, 0.99)),
+                "grid": turn(case, (0.0, 2.0**-20, 0.0)),
+                "undo_alpha": turn(case, (0.0, -0.125, 1e-50)),
+                "undo_seed": seed,
+                "rounding_seed": turn(case, (None, *SEEDS)) if case.dtype.itemsize == 2 else None,
+            }
+            rows = [0.5, -1e-3, 7.25, -1e-44][: turn(case, (0, 1, 3, 4))], [3, -1, 2**63, 5][: turn(case, (0, 1, 3, 4))]
+            add = lambda x: zo.ops.accumulate_probes_(x, *rows, **where, **options)
+            assert_parity(add, x, place, (case, where, rows, options), lead)
+
+
+def check_sums_of_drawn_elements(place: Place) -> None:
+    """In float64 a sum shows every bit: the order of the rows, and no contraction. A tiny one rounds to -0."""
+    generator = np.random.default_rng(0)
+    coeffs, seeds = generator.normal(size=50), generator.integers(-(2**63), 2**63, 50)
+    for distribution in DISTRIBUTIONS[:2]:
+        add = lambda x: zo.ops.accumulate_probes_(x, coeffs, seeds, offset=EDGE - 2048, distribution=distribution)
+        assert_parity(add, torch.zeros(TILE + 5, dtype=torch.float64), place, distribution)
+        tiny = lambda x: zo.ops.accumulate_probes_(x, [1e-45], [3], distribution=distribution)
+        negative = assert_parity(tiny, torch.full((300,), -0.0), place, distribution).signbit()
+        assert 0 < int(negative.sum()) < len(negative)
 
 
 def check_any_swap(place: Place) -> None:

@@ -27,12 +27,23 @@ CALLS = {
     "cuda_swap_probe": (256, 0, 10, 1.0, 3, 1.0, 4, 0, 0, 0),
     "cuda_accumulate_probes": (256, 0, 10, 1024, 1, 0, 0, 0.0, 0, 1.0, 0.0, None, 0, 0),
 }
+NORMAL = (1, 0)  # a stream and a sparsity
+CALLS_FROM = {
+    "cuda_probe_from": (*NORMAL, 256, 0, 10, 3, 0, 0, 0),
+    "cuda_apply_probe_from": (*NORMAL, 256, 0, 256, 0, 10, 1.0, 3, 0, 0, 0),
+    "cuda_accumulate_probes_from": (*NORMAL, 256, 0, 10, 1024, 1, 1.0, 0, 0.0, 0, 1.0, 0.0, None, 0, 0),
+}
 
 LIST_CALLS = {
     "cuda_apply_probe_list": (256, 0, 256, 0, 10, 12, 1.0, 3, 0, 0),
     "cuda_swap_probe_list": (256, 0, 10, 12, 1.0, 3, 1.0, 4, 0, 0),
     "cuda_accumulate_probes_list": (256, 0, 10, 12, 1024, 1, 0, 0.0, 0, 1.0, 0.0, None, 0, 0),
 }
+LIST_CALLS_FROM = {
+    "cuda_apply_probe_list_from": (*NORMAL, 256, 0, 256, 0, 10, 12, 1.0, 3, 0, 0),
+    "cuda_accumulate_probes_list_from": (*NORMAL, 256, 0, 10, 12, 1024, 1, 1.0, 0.0, 0, 1.0, 0.0, None, 0, 0),
+}
+ALL_CALLS = CALLS | CALLS_FROM | LIST_CALLS | LIST_CALLS_FROM
 
 POPULATION = ([(256, -1)] * 6, (5, 3, 1, 2), 256, 256, 2, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)
 
@@ -75,14 +86,13 @@ def test_hands_over_what_the_kernels_need(case, kernels):
     assert_same_bits(x, before)
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_other_distributions_are_the_references(name, distribution, kernels):
-    """No kernel is launched: neither backend has one for them."""
-    x, seeds, update = make_values(300, torch.bfloat16), np.array([3, -4]), Update(0.5, 7, 0.9, 2.0**-10)
+def test_hands_over_distributions(distribution, kernels):
+    """One launch each."""
+    x, seeds, update = make_values(300, torch.bfloat16), np.array([3, -4]), Update(0.5, 7, 0.9, 2.0**-10, -9)
     coeffs = np.array([0.5, -0.25]) if distribution in ("normal", "uniform") else np.array([3, -5], np.int32)
     results = []
-    for backend in (BACKENDS[name], BACKENDS["reference"]):
+    for backend in (BACKENDS["cuda"], BACKENDS["reference"]):
         made, moved, summed = torch.empty_like(x), torch.empty_like(x, dtype=torch.float64), x.clone()
         backend.probe(made, -7, 128, distribution)
         backend.apply_probe(x, moved, 0.3, -7, 128, distribution)
@@ -90,7 +100,7 @@ def test_other_distributions_are_the_references(name, distribution, kernels):
         results.append((made, moved, summed))
     for actual, expected in zip(*results, strict=True):
         assert_same_bits(actual, expected)
-    assert not kernels.queues
+    assert kernels.queues == [(1, 77)] * 3
 
 
 class TestPopulationKernel:
@@ -154,7 +164,9 @@ def test_a_list_takes_one_call_and_one_table(kernels):
         table = x.device_table
         swap_probe_list(x, -0.5, 3, 0.25, 4)
         accumulate_probes_list(x, torch.ones(1).double(), torch.ones(1).long(), "rademacher")
-    assert kernels.queues == [(1, 77)] * 3
+        apply_probe_list(x, x, 0.5, 3, "normal")
+        accumulate_probes_list(x, torch.ones(1).double(), torch.ones(1).long(), "sparse-4")
+    assert kernels.queues == [(1, 77)] * 5
     assert table is x.device_table
     assert table.rows[:, 0].tolist() == [t.data_ptr() for t in x.tensors]
     assert table.rows[:, 1:].tolist() == [[5000, 0, 0], [0, 40, 2], [3, 40, 2]]
@@ -230,27 +242,31 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", CALLS | LIST_CALLS)
+@pytest.mark.parametrize("name", ALL_CALLS)
 def test_a_kernel_without_a_device_raises_and_nothing_crashes(name):
     expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc from CUDA 11.8 on was used"
     with pytest.raises(RuntimeError, match=expected):
-        getattr(_C, name)(*(CALLS | LIST_CALLS)[name])
+        getattr(_C, name)(*ALL_CALLS[name])
 
 
-@pytest.mark.parametrize("name", CALLS | LIST_CALLS)
+@pytest.mark.parametrize("name", ALL_CALLS)
 def test_arguments_that_no_kernel_survives(name):
-    call, arguments = getattr(_C, name), list((CALLS | LIST_CALLS)[name])
+    call, arguments = getattr(_C, name), ALL_CALLS[name]
+    drawn = name in CALLS_FROM | LIST_CALLS_FROM
+    first = len(NORMAL) if drawn else 0
     for at, wrong, message in (
-        (0, 0, "null address"),
-        (1, 9, "dtype code 9"),
+        (first, 0, "null address"),
+        (first + 1, 9, "dtype code 9"),
         (-2, -1, "device is negative"),
+        *(((0, 3, "no distribution has stream 3"), (1, 17, r"sparsity is not in 0\.\.16")) if drawn else ()),
     ):
         changed = list(arguments)
         changed[at] = wrong
         with pytest.raises(ValueError, match=message):
             call(*changed)
     changed = [-1 if value == 10 else value for value in arguments]
-    with pytest.raises(ValueError, match="numel is negative" if name in CALLS else "this is not a list of pieces"):
+    is_list = name in LIST_CALLS | LIST_CALLS_FROM
+    with pytest.raises(ValueError, match="this is not a list of pieces" if is_list else "numel is negative"):
         call(*changed)
 
 

@@ -24,7 +24,7 @@ pytestmark = [
 
 BACKEND = triton.TritonBackend()
 TILE = 4096
-APPLY_THREADS, ACCUMULATE_THREADS = 128, 32
+APPLY_THREADS, ACCUMULATE_THREADS, DRAWN_THREADS = 128, 32, 256
 
 
 class Driver:
@@ -184,6 +184,56 @@ def test_swap_probe_list_and_accumulate_probes_list(compiler, dtype):
     width = accesses(dtype, ACCUMULATE_THREADS)
     assert_fit(kernel, Demands(255 if dtype == torch.float64 else 208, width, width))
     assert len(kernel.longest_loop()) < 3 * 128
+
+
+DRAWN = [
+    quick_if(drawn == (90, "normal", torch.float32), *drawn)
+    for drawn in (*itertools.product((90,), ("normal", "uniform", "sparse-4"), DTYPES), (80, "normal", torch.float32))
+]
+each_drawn = pytest.mark.parametrize(("capability", "distribution", "dtype"), DRAWN, ids=str)
+
+
+def drawn_rows(distribution: str) -> tuple[np.ndarray, int, np.ndarray]:
+    coeffs, shift, seeds = rows(3)
+    return coeffs if distribution == "sparse-4" else coeffs.astype(np.float64), shift, seeds
+
+
+@each_drawn
+def test_drawn(compiler, capability, distribution, dtype):
+    """A thread has 32 adjacent elements of a block with others, and moves at most four float32 or float64 ones at once.
+
+    128 registers leave 16 warps on a multiprocessor.
+    """
+    x, width = torch.zeros(10, dtype=dtype), accesses(dtype, DRAWN_THREADS) if dtype.itemsize > 2 else 0
+    apply = compiler(capability, "apply_probe", x, x, 0.5, 3, 0, distribution)
+    assert_fit(apply, Demands(64, width, width))
+    probe = compiler(capability, "probe", x, 3, 0, distribution)
+    assert_fit(probe, Demands(64, 0, width))
+    update = Update(rounding_seed=5 if dtype.itemsize == 2 else None)
+    kernel = compiler(capability, "accumulate_probes", x, *drawn_rows(distribution), 0, update, distribution)
+    assert_fit(kernel, Demands(128, width, width))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["normal", "sparse-4"])
+def test_drawn_list(compiler, distribution):
+    x, width = listed(torch.float32, 10, 3), accesses(torch.float32, DRAWN_THREADS)
+    apply = compiler(90, "apply_probe_list", x, x, 0.5, 3, distribution)
+    assert_fit(apply, Demands(64, width, width))
+    kernel = compiler(90, "accumulate_probes_list", x, *drawn_rows(distribution), Update(), distribution)
+    assert_fit(kernel, Demands(128, width, width))
+
+
+def test_sparsities_and_scalars_share_a_kernel(compiler):
+    kernels: dict[str, set[int]] = {"apply": set(), "accumulate": set()}
+    for i, distribution in enumerate(("sparse-2", "sparse-4", "sparse-65536")):
+        x, update = torch.zeros((1, 16, 5000)[i]), Update(SCALARS[i], INTEGERS[i], 0.5, (0.0, 1.0, 0.25)[i])
+        apply = compiler.compiled(90, "apply_probe", x, x, SCALARS[i], INTEGERS[i], 128 * i, distribution)
+        table = rows((1, 0, 16)[i])
+        accumulate = compiler.compiled(90, "accumulate_probes", x, *table, 128 * i, update, distribution)
+        kernels["apply"].add(id(apply))
+        kernels["accumulate"].add(id(accumulate))
+    assert {name: len(found) for name, found in kernels.items()} == dict.fromkeys(kernels, 1)
 
 
 @pytest.mark.slow

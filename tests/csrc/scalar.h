@@ -50,6 +50,7 @@ inline uint32_t rounding_bits(uint64_t seed, int64_t j) {
 
 void test_distributions();  // test_distributions.cpp
 void test_lists();          // test_cuda_lists.cpp
+void test_cuda_distributions();  // test_cuda_distributions.cpp
 void test_dnc(void (*set_threads)(int));  // test_dnc.cpp; null: one thread only
 
 struct Range {

@@ -207,6 +207,7 @@ int main() {
   for (const double alpha : {0.0, -0.0, 1e-41, 1e-50, -3e38}) test_apply({300, 128}, {alpha, 42});
   test_accumulate({5000, 1280}, std::vector<int32_t>(1000, 2147483), 20, all);
   test_lists();
+  test_cuda_distributions();
   test_many_members();
   test_queue();
   std::printf("%d checks passed, %d failed\n", g_passed, g_failed);

@@ -1,61 +1,19 @@
 // Lists of pieces in one launch: each piece as the CPU kernels have it, one at a time.
 #include <cuda_runtime.h>
 
-#include <string>
 #include <vector>
 
 #include "cpu/launch.h"
 #include "cuda/launch.h"
+#include "lists.h"
 #include "scalar.h"
 
 namespace zo_tests {
 namespace {
 
 using zo::Term;
-using zo::cuda::ListedPiece;
-using zo::cuda::PieceList;
 
 const zo::cuda::Queue kQueue = {0, nullptr};
-
-std::vector<Range> place(const std::vector<int64_t>& sizes, int64_t offset) {
-  std::vector<Range> ranges;
-  for (const int64_t numel : sizes) {
-    ranges.push_back({numel, offset});
-    offset += (numel + 127) / 128 * 128;
-  }
-  return ranges;
-}
-
-// Values in pieces that begin `lead` elements, for every third 16 - lead, behind an aligned address.
-struct List {
-  std::vector<Range> ranges;
-  std::vector<Buffer> pieces;
-  std::vector<ListedPiece> rows;
-  PieceList list;
-
-  List(const std::vector<Range>& where, DType type, int lead) : ranges(where) {
-    int64_t tiles = 0;
-    pieces.reserve(where.size());
-    for (const Range& range : where) {
-      pieces.emplace_back(make_values(type, range.numel), pieces.size() % 3 == 2 ? 16 - lead : lead);
-      rows.push_back({pieces.back().data(), range.numel, static_cast<uint64_t>(range.offset / 128), tiles});
-      tiles += (range.numel + 4095) / 4096;
-    }
-    list = {rows.data(), static_cast<int64_t>(rows.size()), tiles, type};
-  }
-
-  // Calls `expect(expected, range)` for each piece as it is, then `call`, and compares.
-  template <class Expect, class Call>
-  void compare(const std::string& what, Expect expect, Call call) {
-    std::vector<Buffer> expected(pieces);
-    for (size_t k = 0; k < pieces.size(); ++k) expect(k, expected[k], ranges[k]);
-    const int launches = shim::machine().launches;
-    call();
-    CHECK(shim::machine().launches == launches + (list.num_tiles > 0));
-    for (size_t k = 0; k < pieces.size(); ++k)
-      CHECK_SAME(pieces[k], expected[k], what + " " + name_of(list.type) + ", piece " + std::to_string(k));
-  }
-};
 
 void test_list(const std::vector<Range>& where, DType type, int lead) {
   const Term term = {0.3, 0xfedcba9876543210u}, next = {1e-41, 5};

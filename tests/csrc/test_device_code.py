@@ -10,14 +10,17 @@ import pytest
 from tests.device_code import Demands, complaints, cuobjdump, demangled, read
 from zo_kernels import _C
 
-# By name, the first that fits. 168 registers leave 12 warps on a multiprocessor. The kernels of the ops have 16-byte
-# accesses where tensors are aligned, and round each operation; the forward is float32 arithmetic of its own order.
+# By name, the first that fits. 168 registers leave 12 warps on a multiprocessor. The kernels of the ops round each
+# operation and have 16-byte accesses where tensors are aligned, but for those of other distributions, which draw
+# elements one by one; the forward is float32 arithmetic of its own order.
 EXPECTED = {
     r"\baccumulate_kernel<.*, true>": Demands(168, loads=8, stores=8),
     r"\baccumulate_kernel<": Demands(168, loads=16, stores=16),
     r"\bapply_both_kernel<": Demands(80, loads=4, stores=2),
     r"\bapply_kernel<.*, true, \d>": Demands(64, loads=4, stores=1),
     r"\bapply_kernel<.*, false, 1>": Demands(40, stores=4),
+    r"\baccumulate_from_kernel<": Demands(40),
+    r"\bapply_from_kernel<": Demands(40),
     r"\bpopulation_kernel<": Demands(200, exact=False),
     r"\bproject_kernel\b": Demands(64, exact=False),
 }

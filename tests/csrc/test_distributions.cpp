@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/launch.h"
+#include "distribution_cases.h"
 #include "philox.h"
 #include "scalar.h"
 
@@ -135,24 +136,12 @@ void test_distributions() {
                           {129, 0},    {513, 128},        {1025, 0},        {2049, 384},
                           {300, edge}, {2500, edge - 384}, {4097, 3 * edge - 2176},
                           {2559, std::numeric_limits<int64_t>::max() - 2559}};
-  const Distribution distributions[] = {{zo::kStreamNormal, 0},
-                                        {zo::kStreamUniform, 0},
-                                        {zo::kStreamRademacher, 0},
-                                        {zo::kStreamRademacher, 1},
-                                        {zo::kStreamRademacher, 16}};
   int turn = 0;
   for (const Range range : ranges) {
-    for (const Distribution distribution : distributions) {
-      zo::Update update;  // none, then each option, then all
-      update.has_undo = turn % 4 == 1 || turn % 4 == 3;
-      update.undo = {-0.3, 17};
-      update.decay = turn % 4 >= 2 ? 0.99 : 1.0;
-      update.grid = turn % 3 == 2 ? 0x1p-20 : 0.0;
-      update.rounds_at_random = turn % 2 == 1;
-      update.rounding_seed = 0xfedcba9876543210u + static_cast<uint64_t>(turn);
+    for (const Distribution distribution : kDistributions) {
       test_elements(distribution, range, turn % 2 ? ~uint64_t{0} : 0x9e3779b97f4a7c15u);
       test_apply(distribution, range, {turn % 3 ? 0.3 : -3e38, 5});
-      test_accumulate(distribution, range, turn % 5, update);
+      test_accumulate(distribution, range, turn % 5, update_of_turn(turn));
       ++turn;
     }
   }

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..distributions import parse
 from . import cpu
 from .base import DTYPES, PRECISIONS, RecurrentWeights, Update
 from .gpu import GpuBackend, rows_beside, table_of, tables_of
@@ -28,7 +29,7 @@ def _queue(x: Tensor | Pieces) -> tuple[int, int]:
 
 
 class CudaBackend(GpuBackend):
-    """Compiled kernels for Rademacher probes and, if turned on, populations; everything else as in `GpuBackend`."""
+    """Compiled kernels for the ops and, if turned on, populations; everything else as in `GpuBackend`."""
 
     name = "cuda"
     device_types = ("cuda",)
@@ -51,24 +52,20 @@ class CudaBackend(GpuBackend):
         return PRECISIONS if population_kernel.turned_on() else ("float32",)
 
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
-        if distribution != "rademacher":
-            return super().probe(out, seed, offset, distribution)
-        cpu._C.cuda_probe(out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out))
+        target = out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out)
+        if distribution == "rademacher":
+            cpu._C.cuda_probe(*target)
+        else:
+            cpu._C.cuda_probe_from(*parse(distribution), *target)
 
     def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
-        if distribution != "rademacher":
-            return super().apply_probe(x, out, alpha, seed, offset, distribution)
-        cpu._C.cuda_apply_probe(
-            x.data_ptr(),
-            _CODE[x.dtype],
-            out.data_ptr(),
-            _CODE[out.dtype],
-            x.numel(),
-            alpha,
-            seed & _MASK,
-            offset,
-            *_queue(x),
-        )
+        places = x.data_ptr(), _CODE[x.dtype], out.data_ptr(), _CODE[out.dtype], x.numel()
+        queue = _queue(x)
+        if distribution == "rademacher":
+            cpu._C.cuda_apply_probe(*places, alpha, seed & _MASK, offset, *queue)
+        else:
+            kind = parse(distribution)
+            cpu._C.cuda_apply_probe_from(*kind, *places, alpha, seed & _MASK, offset, *queue)
 
     def apply_probes(self, x: Tensor, out: Tensor, alpha: Tensor, seeds: Tensor, offset: int) -> None:
         alpha, seeds = alpha.to(x.device), seeds.to(x.device)
@@ -108,40 +105,26 @@ class CudaBackend(GpuBackend):
         update: Update,
         distribution: str,
     ) -> None:
-        if distribution != "rademacher":
-            return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
-        rows = rows_beside(x, seeds, coeffs)
-        cpu._C.cuda_accumulate_probes(
-            x.data_ptr(),
-            _CODE[x.dtype],
-            x.numel(),
-            rows.data_ptr(),
-            len(rows),
-            shift,
-            offset,
-            update.undo_alpha,
-            update.undo_seed & _MASK,
-            update.decay,
-            update.grid,
-            cpu.rounding_key(update),
-            *_queue(x),
-        )
+        rows = rows_beside(x, seeds, coeffs, distribution)
+        table = x.data_ptr(), _CODE[x.dtype], x.numel(), rows.data_ptr(), len(rows)
+        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), _queue(x)
+        if distribution == "rademacher":
+            cpu._C.cuda_accumulate_probes(*table, shift, offset, *undo, update.decay, update.grid, rounding, *queue)
+        else:
+            kind, scale = parse(distribution), 2.0**-shift
+            cpu._C.cuda_accumulate_probes_from(
+                *kind, *table, scale, offset, *undo, update.decay, update.grid, rounding, *queue
+            )
 
     def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
-        if distribution != "rademacher":
-            return super().apply_probe_list(x, out, alpha, seed, distribution)
         table, target = tables_of(x, out)
-        cpu._C.cuda_apply_probe_list(
-            table.rows.data_ptr(),
-            _CODE[x.dtype],
-            target.rows.data_ptr(),
-            _CODE[out.dtype],
-            len(table.rows),
-            table.num_tiles,
-            alpha,
-            seed & _MASK,
-            *_queue(x),
-        )
+        places = table.rows.data_ptr(), _CODE[x.dtype], target.rows.data_ptr(), _CODE[out.dtype], len(table.rows)
+        tiles, queue = table.num_tiles, _queue(x)
+        if distribution == "rademacher":
+            cpu._C.cuda_apply_probe_list(*places, tiles, alpha, seed & _MASK, *queue)
+        else:
+            kind = parse(distribution)
+            cpu._C.cuda_apply_probe_list_from(*kind, *places, tiles, alpha, seed & _MASK, *queue)
 
     def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
         table = table_of(x)
@@ -166,24 +149,16 @@ class CudaBackend(GpuBackend):
         update: Update,
         distribution: str,
     ) -> None:
-        if distribution != "rademacher":
-            return super().accumulate_probes_list(x, coeffs, shift, seeds, update, distribution)
-        table, rows = table_of(x), rows_beside(x, seeds, coeffs)
-        cpu._C.cuda_accumulate_probes_list(
-            table.rows.data_ptr(),
-            _CODE[x.dtype],
-            len(table.rows),
-            table.num_tiles,
-            rows.data_ptr(),
-            len(rows),
-            shift,
-            update.undo_alpha,
-            update.undo_seed & _MASK,
-            update.decay,
-            update.grid,
-            cpu.rounding_key(update),
-            *_queue(x),
-        )
+        table, rows = table_of(x), rows_beside(x, seeds, coeffs, distribution)
+        pieces = table.rows.data_ptr(), _CODE[x.dtype], len(table.rows), table.num_tiles, rows.data_ptr(), len(rows)
+        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), _queue(x)
+        if distribution == "rademacher":
+            cpu._C.cuda_accumulate_probes_list(*pieces, shift, *undo, update.decay, update.grid, rounding, *queue)
+        else:
+            kind, scale = parse(distribution), 2.0**-shift
+            cpu._C.cuda_accumulate_probes_list_from(
+                *kind, *pieces, scale, *undo, update.decay, update.grid, rounding, *queue
+            )
 
     def recurrent_nats(
         self,

@@ -1,7 +1,6 @@
-"""What the backends for GPUs share: recurrent forwards in torch, a chunk of probes at a time.
+"""What the backends for GPUs share: recurrent forwards in torch, a chunk of probes at a time, and what kernels read.
 
-They have kernels for Rademacher probes. Probes of other distributions are drawn on the host by the reference backend,
-slowly, with the same bits.
+They have kernels for the ops, on probes of every distribution.
 """
 
 from __future__ import annotations
@@ -30,9 +29,18 @@ def beside(x: Tensor | Pieces, values: Tensor) -> Tensor:
     return values.pin_memory().to(x.device, non_blocking=True)
 
 
-def rows_beside(x: Tensor | Pieces, seeds: npt.NDArray[np.int64], coeffs: npt.NDArray[np.generic]) -> Tensor:
-    """Returns seeds and quantised coefficients as the accumulating kernels read them: int64 [n, 2] on the device."""
-    return beside(x, torch.from_numpy(np.stack((seeds, coeffs.astype(np.int64)), axis=1)))
+def rows_beside(
+    x: Tensor | Pieces,
+    seeds: npt.NDArray[np.int64],
+    coeffs: npt.NDArray[np.int32] | npt.NDArray[np.float64],
+    distribution: str,
+) -> Tensor:
+    """Returns seeds and coefficients as the accumulating kernels read them: int64 [n, 2] on the device.
+
+    Coefficients are integers for Rademacher probes and the bits of a float64 for others.
+    """
+    words = coeffs.astype(np.int64) if distribution == "rademacher" else coeffs.astype(np.float64).view(np.int64)
+    return beside(x, torch.from_numpy(np.stack((seeds, words), axis=1)))
 
 
 def table_of(x: Pieces) -> DeviceTable:

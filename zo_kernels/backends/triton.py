@@ -1,4 +1,4 @@
-"""Triton kernels (triton_kernels.py), on the tensor's device and torch's current stream.
+"""Triton kernels (triton_kernels.py, triton_drawn.py), on the tensor's device and torch's current stream.
 
 They compute on CUDA tensors, and on CPU tensors by Triton's interpreter where TRITON_INTERPRET=1 was set before Python
 started. Not yet verified on a GPU: results were compared in the interpreter, the machine code for sm_80 and sm_90 read.
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..distributions import parse
 from ..philox import BLOCK_SIGNS
 from . import cpu
 from .base import Update
@@ -31,6 +32,9 @@ _OPTIONS = {"enable_fp_fusion": False, "sanitize_overflow": False}
 # registers for float32. It makes the words of a whole block, of which its warp uses a quarter. One warp in accumulate,
 # where every thread keeps the sums of its block.
 _WARPS_PER_TERM, _ACCUMULATE_WARPS = 4, 1
+
+# A thread then has four Philox calls of a tile of drawn elements, and the float64 sums of what they make in registers.
+_DRAWN_WARPS = 8
 
 # apply_probes shares the seeds of a tile out among programs until there are this many, some for each multiprocessor.
 _ENOUGH_PROGRAMS = 1024
@@ -48,6 +52,13 @@ def _kernels() -> ModuleType:
     from . import triton_kernels
 
     return triton_kernels
+
+
+def _drawn_kernels() -> ModuleType:
+    """Likewise, those for probes of any distribution."""
+    from . import triton_drawn
+
+    return triton_drawn
 
 
 def _interpreter_changed() -> bool:
@@ -72,6 +83,12 @@ def _bits_of(update: Update) -> tuple[int, ...]:
     scalars = _bits(update.undo_alpha), update.undo_seed, _bits(update.decay), _bits(update.grid)
     per_grid = 1.0 / update.grid if update.grid else 0.0
     return *scalars, _bits(per_grid), update.rounding_seed or 0, update.rounding_seed is not None
+
+
+def _kind(distribution: str) -> dict[str, int]:
+    """Returns the arguments by which a kernel knows a distribution."""
+    stream, sparsity = parse(distribution)
+    return {"sparsity": sparsity, "STREAM": int(stream)}
 
 
 def _num_tiles(x: Tensor) -> int:
@@ -128,8 +145,28 @@ def _apply_list(x: Pieces, out: Pieces, terms: Sequence[tuple[float, int]]) -> N
         )
 
 
+def _apply_drawn(x: Tensor, out: Tensor, term: tuple[float, int], offset: int, distribution: str, reads: bool) -> None:
+    """out = cast(x + alpha * p(seed)), for any distribution, or the probe alone unless `reads`."""
+    if x.numel() == 0:
+        return
+    alpha, seed = term
+    with torch.cuda.device_of(x):
+        _drawn_kernels().apply_drawn[(_num_tiles(x),)](
+            x,
+            out,
+            x.numel(),
+            _bits(alpha),
+            seed,
+            offset // BLOCK_SIGNS,
+            READS=reads,
+            **_kind(distribution),
+            num_warps=_DRAWN_WARPS,
+            **_OPTIONS,
+        )
+
+
 class TritonBackend(GpuBackend):
-    """Triton's kernels for Rademacher probes; everything else as in `GpuBackend`."""
+    """Triton's kernels for the ops; everything else as in `GpuBackend`."""
 
     name = "triton"
     # The interpreter is slow: on request by name only. Ahead of it on CPU tensors comes `cpu`, or it is not offered.
@@ -146,12 +183,12 @@ class TritonBackend(GpuBackend):
 
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
         if distribution != "rademacher":
-            return super().probe(out, seed, offset, distribution)
+            return _apply_drawn(out, out, (1.0, seed), offset, distribution, reads=False)
         _apply(out, out, [(1.0, seed)], offset, reads=False)
 
     def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
         if distribution != "rademacher":
-            return super().apply_probe(x, out, alpha, seed, offset, distribution)
+            return _apply_drawn(x, out, (alpha, seed), offset, distribution, reads=True)
         _apply(x, out, [(alpha, seed)], offset)
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
@@ -186,28 +223,37 @@ class TritonBackend(GpuBackend):
         update: Update,
         distribution: str,
     ) -> None:
-        if distribution != "rademacher":
-            return super().accumulate_probes(x, coeffs, shift, seeds, offset, update, distribution)
         if x.numel() == 0:
             return
-        rows = rows_beside(x, seeds, coeffs)
+        rows = rows_beside(x, seeds, coeffs, distribution)
+        grid, table = (_num_tiles(x),), (x, x.numel(), rows, len(rows))
+        options = _bits(2.0**-shift), offset // BLOCK_SIGNS, *_bits_of(update)
         with torch.cuda.device_of(x):
-            _kernels().accumulate[(_num_tiles(x),)](
-                x,
-                x.numel(),
-                rows,
-                len(rows),
-                _bits(2.0**-shift),
-                offset // BLOCK_SIGNS,
-                *_bits_of(update),
-                num_warps=_ACCUMULATE_WARPS,
-                **_OPTIONS,
-            )
+            if distribution == "rademacher":
+                _kernels().accumulate[grid](*table, *options, num_warps=_ACCUMULATE_WARPS, **_OPTIONS)
+            else:
+                kernel, kind = _drawn_kernels().accumulate_drawn, _kind(distribution)
+                kernel[grid](*table, *options, **kind, num_warps=_DRAWN_WARPS, **_OPTIONS)
 
     def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
-        if distribution != "rademacher":
-            return super().apply_probe_list(x, out, alpha, seed, distribution)
-        _apply_list(x, out, [(alpha, seed)])
+        if distribution == "rademacher":
+            return _apply_list(x, out, [(alpha, seed)])
+        table, target = tables_of(x, out)
+        if table.num_tiles == 0:
+            return
+        with torch.cuda.device_of(table.rows):
+            _drawn_kernels().apply_drawn_list[(table.num_tiles,)](
+                table.rows,
+                target.rows,
+                len(table.rows),
+                _bits(alpha),
+                seed,
+                X=_element(x),
+                OUT=_element(out),
+                **_kind(distribution),
+                num_warps=_DRAWN_WARPS,
+                **_OPTIONS,
+            )
 
     def swap_probe_list(self, x: Pieces, alpha: float, seed: int, next_alpha: float, next_seed: int) -> None:
         _apply_list(x, x, [(alpha, seed), (next_alpha, next_seed)])
@@ -221,21 +267,16 @@ class TritonBackend(GpuBackend):
         update: Update,
         distribution: str,
     ) -> None:
-        if distribution != "rademacher":
-            return super().accumulate_probes_list(x, coeffs, shift, seeds, update, distribution)
         table = table_of(x)
         if table.num_tiles == 0:
             return
-        rows = rows_beside(x, seeds, coeffs)
+        rows = rows_beside(x, seeds, coeffs, distribution)
+        grid, pieces = (table.num_tiles,), (table.rows, len(table.rows), rows, len(rows))
+        options, element = (_bits(2.0**-shift), *_bits_of(update)), _element(x)
         with torch.cuda.device_of(rows):
-            _kernels().accumulate_list[(table.num_tiles,)](
-                table.rows,
-                len(table.rows),
-                rows,
-                len(rows),
-                _bits(2.0**-shift),
-                *_bits_of(update),
-                X=_element(x),
-                num_warps=_ACCUMULATE_WARPS,
-                **_OPTIONS,
-            )
+            if distribution == "rademacher":
+                kernel = _kernels().accumulate_list
+                kernel[grid](*pieces, *options, X=element, num_warps=_ACCUMULATE_WARPS, **_OPTIONS)
+            else:
+                kernel, kind = _drawn_kernels().accumulate_drawn_list, _kind(distribution)
+                kernel[grid](*pieces, *options, X=element, **kind, num_warps=_DRAWN_WARPS, **_OPTIONS)

@@ -1,4 +1,4 @@
-"""The Triton kernels that `zo_kernels.backends.triton` launches: an op on a tensor, or on a list of them.
+"""The Triton kernels of `zo_kernels.backends.triton` for Rademacher probes: an op on a tensor, or on a list of them.
 
 A program owns a tile of 32 Philox blocks, 4096 elements. Where a tile begins is a 64-bit number, added to the pointers
 once.
@@ -13,18 +13,8 @@ for a tensor that is not aligned to 16 bytes. The tensors of a list are looked a
 import triton
 import triton.language as tl
 
-from .triton_elements import (
-    BLOCKS,
-    TILE,
-    apply_tile,
-    load,
-    scalar,
-    store,
-    tile_signs,
-    times_sign,
-    update_tile,
-    weighted_sums,
-)
+from .triton_elements import BLOCKS, TILE, apply_tile, load, scalar, store, tile_signs, times_sign
+from .triton_update import update_tile, weighted_sums
 
 
 @triton.jit(do_not_specialize=["numel", "alpha", "seed", "next_alpha", "next_seed", "block"])
@@ -87,10 +77,10 @@ def apply_both(
         store(plus + numel, i, v - moved, left)
 
 
-_UPDATE = ["scale", "undo_alpha", "undo_seed", "decay", "grid", "per_grid", "rounding_seed"]
+UPDATE = ["scale", "undo_alpha", "undo_seed", "decay", "grid", "per_grid", "rounding_seed"]
 
 
-@triton.jit(do_not_specialize=["numel", "rows", "num_rows", "block", *_UPDATE])
+@triton.jit(do_not_specialize=["numel", "rows", "num_rows", "block", *UPDATE])
 def accumulate(
     x: tl.tensor,
     numel: tl.int64,
@@ -154,7 +144,7 @@ def accumulate(
 
 
 @triton.jit
-def _find(table: tl.tensor, count: tl.int32) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+def find(table: tl.tensor, count: tl.int32) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Of the tile of this program: the row of its piece in a `DeviceTable`, the tile's number within the piece, its
     block, and how many elements are left from where it begins.
 
@@ -187,7 +177,7 @@ def apply_list(
     NUM_TERMS: tl.constexpr,
 ) -> None:
     """As `apply` for each of the `count` pieces of two tables with the same sizes; elements are of dtypes X and OUT."""
-    row, tile, block, left = _find(table, count)
+    row, tile, block, left = find(table, count)
     x_at = tl.load(table + 4 * row)
     out_at = tl.load(out_table + 4 * row)
     x = x_at.to(tl.pointer_type(X)) + tile * TILE
@@ -203,7 +193,7 @@ def apply_list(
         apply_tile(x, out, part, alpha, seed, next_alpha, next_seed, block, True, NUM_TERMS)
 
 
-@triton.jit(do_not_specialize=["count", "rows", "num_rows", *_UPDATE])
+@triton.jit(do_not_specialize=["count", "rows", "num_rows", *UPDATE])
 def accumulate_list(
     table: tl.tensor,
     count: tl.int32,
@@ -220,7 +210,7 @@ def accumulate_list(
     X: tl.constexpr,
 ) -> None:
     """As `accumulate` for each of the `count` pieces of a table."""
-    row, tile, block, left = _find(table, count)
+    row, tile, block, left = find(table, count)
     x_at = tl.load(table + 4 * row)
     x = x_at.to(tl.pointer_type(X)) + tile * TILE
     s0, s1, s2, s3, total = weighted_sums(rows, num_rows, block)

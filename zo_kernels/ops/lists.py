@@ -1,7 +1,7 @@
 """The ops on a list of tensors. The optimizer moves its parameters with these.
 
-The kernels take all tensors of a list in one call: those of the backend `cpu`, and for Rademacher probes those of
-`cuda` and `triton` (not yet verified on a GPU). Everything else goes from tensor to tensor.
+The kernels of the backends `cpu`, `cuda` and `triton` (the latter two not yet verified on a GPU) take all tensors of a
+list in one call. `reference` goes from tensor to tensor.
 
 They compute for each tensor what the op of the same name does, without torch's dispatcher: arguments are checked once
 for all tensors, and autograd is not told of the writes.

@@ -219,6 +219,7 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fsqrt_rn(float value) { return std::sqrt(value); }
 inline float __double2float_rn(double value) { return static_cast<float>(value); }
 inline float __int2float_rn(int value) { return static_cast<float>(value); }
 inline double __int2double_rn(int value) { return value; }
@@ -238,6 +239,12 @@ inline void __stwb(uint4* to, uint4 value) { *to = value; }
 inline uint32_t __shfl_xor_sync(uint32_t, uint32_t value, int mask) {
   const int lane = shim::machine().current % 32;
   return shim::exchange(&value, 1)[lane ^ mask][0];
+}
+inline uint32_t __shfl_sync(uint32_t, uint32_t value, int lane) { return shim::exchange(&value, 1)[lane][0]; }
+inline uint32_t __reduce_and_sync(uint32_t, uint32_t value) {
+  const uint32_t(*shown)[8] = shim::exchange(&value, 1);
+  for (int lane = 0; lane < 32; ++lane) value &= shown[lane][0];
+  return value;
 }
 inline float __shfl_xor_sync(uint32_t all, float value, int mask) {
   return __int_as_float(static_cast<int>(__shfl_xor_sync(all, static_cast<uint32_t>(__float_as_int(value)), mask)));
