@@ -53,7 +53,8 @@ def kernels(monkeypatch):
     """The cuda backend over these, at home on CPU tensors."""
     stand_in = KernelsOnTheCpu()
     monkeypatch.setattr(cpu, "_C", stand_in)
-    monkeypatch.setattr(cuda, "_queue", lambda x: (1, 77))
+    for module in (cuda, gpu):
+        monkeypatch.setattr(module, "queue_of", lambda x: (1, 77))
     monkeypatch.setattr(cuda.CudaBackend, "device_types", ("cpu",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -103,6 +104,10 @@ def test_hands_over_distributions(distribution, kernels):
     assert kernels.queues == [(1, 77)] * 3
 
 
+def refuse(*_):
+    raise ValueError("heads must be even")
+
+
 class TestPopulationKernel:
     """bfloat16 on the GPU: off unless asked for, and then what the kernel makes of it (here, that of the CPU)."""
 
@@ -146,10 +151,24 @@ class TestPopulationKernel:
 
     def test_lstms_alone(self, kernels, monkeypatch):
         monkeypatch.setenv(population_kernel.VARIABLE, "1")
-        with pytest.raises(RuntimeError, match=r"^the population kernel computes LSTMs of up to 32 bits, not gru"):
+        start = r"^no kernel of backend 'cuda' computes this model with bfloat16 products \(population: it computes "
+        with pytest.raises(RuntimeError, match=start + r"LSTMs of up to 32 bits, not gru of torch.float32\): use "):
             self.nats(cell="gru")
-        with pytest.raises(RuntimeError, match=r"not lstm of torch.float64: use precision='float32'$"):
+        with pytest.raises(RuntimeError, match=r"not lstm of torch.float64\): use precision='float32'$"):
             self.nats(dtype=torch.float64)
+
+    def test_refuses_before_the_first_step(self, kernels, monkeypatch):
+        monkeypatch.setenv(population_kernel.VARIABLE, "1")
+        model, batch = make_model("gru"), make_batch()
+        with zo.backend("cuda"):
+            assert make_model("lstm").forward_name(3, "bfloat16") == "population"
+            assert model.forward_name(3) == "batched"
+            with pytest.raises(RuntimeError, match=r"not gru of torch\.float32"):
+                model.population(*batch, precision="bfloat16")
+            monkeypatch.setattr(kernels, "cuda_population_tiles", refuse)
+            with pytest.raises(RuntimeError, match=r"\(population: heads must be even\)"):
+                make_model("lstm").population(*batch, precision="bfloat16")
+        assert not kernels.queues
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -202,7 +221,7 @@ def test_the_queue_is_torchs_current_stream(monkeypatch):
     class X:
         device = torch.device("cuda", 3)
 
-    assert cuda._queue(X()) == (3, 1234)
+    assert gpu.queue_of(X()) == (3, 1234)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.backends.ahead_of_time import Compiler
 from tests.cases import DTYPES
-from tests.device_code import Demands, Kernel, complaints, cuobjdump, read
+from tests.device_code import Demands, Kernel, complaints, cuobjdump
 from zo_kernels.backends import triton
 from zo_kernels.backends.base import Update
 from zo_kernels.backends.pieces import Pieces
@@ -22,63 +22,8 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled for the interpreter"),
 ]
 
-BACKEND = triton.TritonBackend()
 TILE = 4096
 APPLY_THREADS, ACCUMULATE_THREADS, DRAWN_THREADS = 128, 32, 256
-
-
-class Driver:
-    """What Triton asks of a driver before it launches, answered for a device that is not there."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_device(self) -> int:
-        return -self.capability  # not a device whose kernels another test would launch
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-
-class Compiler:
-    """Compiles what a call of the backend would launch, and does not launch it."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from triton.runtime import driver
-        from triton.runtime.jit import JITFunction
-
-        self._folder, self._driver, self._launched, run = folder, driver, [], JITFunction.run
-
-        def compile_only(kernel, *args, grid, warmup, **kwargs):
-            assert all(size > 0 for size in grid)
-            self._launched.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
-
-        monkeypatch.setattr(JITFunction, "run", compile_only)
-        monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
-
-    def compiled(self, capability: int, method: str, *args: object):
-        """Triton's compiled kernel."""
-        before = dict(vars(self._driver))
-        self._driver.set_active(Driver(capability))
-        try:
-            getattr(BACKEND, method)(*args)
-            (kernel,) = self._launched
-        finally:
-            vars(self._driver).clear()
-            vars(self._driver).update(before)
-            self._launched.clear()
-        return kernel
-
-    def __call__(self, capability: int, method: str, *args: object) -> Kernel:
-        path = self._folder / "kernel.cubin"
-        path.write_bytes(self.compiled(capability, method, *args).asm["cubin"])
-        (kernel,) = read(path)
-        return kernel
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.cases import each_device, right_beside
 from tests.models.flashrnn.models import make_flash
 from tests.models.test_population_bfloat16 import EPS, emulated
 from tests.recurrent import SMALL, TOLERANCE, Shape, each_cell, make_batch, make_model, make_seeds, make_states
-from zo_kernels.backends.recurrent import population_kernel
+from zo_kernels.backends.recurrent import fused_cell, population_kernel
 from zo_kernels.models import IGNORE_INDEX, MODEL_NAMES, LanguageModel, build_model
 from zo_kernels.models.build import has_memory
 from zo_kernels.train.bptt import BPTT
@@ -62,6 +62,15 @@ def test_populations(dtype: torch.dtype, cell: str, device: str) -> None:
             torch.testing.assert_close(nats.cpu(), expected, rtol=0, atol=allowed * scored)
             for got, wanted in zip(carried, last, strict=True):
                 assert_near(got, wanted, allowed)
+
+
+@pytest.mark.gpu
+@each_cell
+def test_the_fused_cell(cell: str) -> None:
+    """In test_populations it computes the cells of float32."""
+    device = torch.device("cuda", 0)
+    assert fused_cell.fused_cell(device, torch.float32) is fused_cell.advance
+    assert fused_cell.deviation(cell, device) < 1e-6
 
 
 @each_device

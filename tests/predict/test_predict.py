@@ -52,7 +52,7 @@ def test_it_learns_and_says_so_in_units_of_the_data(
     assert main([*flags(data), "--solver", "bptt", "--lr", "0.03", "--steps", "60", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "task    series: y of the same row from x; losses are mean squared errors of normalised values" in shown
-    assert "forward passes in torch" in shown
+    assert "forward torch, and back-propagation through it" in shown
     lines = metrics_of(out)
     assert lines[-1]["validation_loss"] < 0.1 < 0.5 < lines[0]["validation_loss"]
     assert not any(name.endswith("accuracy") for line in lines for name in line)

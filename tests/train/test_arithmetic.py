@@ -10,9 +10,10 @@ import torch
 
 from tests.train.runs import SMALL
 from zo_kernels import _C
-from zo_kernels.backends import backend, cpu
-from zo_kernels.models import MODEL_NAMES, RecurrentLM, build_model
+from zo_kernels.backends import BACKENDS, backend, cpu
+from zo_kernels.models import LSTM, MODEL_NAMES, LanguageModel, RecurrentLM, build_model
 from zo_kernels.models.cells import MODELS
+from zo_kernels.train import arithmetic
 from zo_kernels.train.__main__ import main
 from zo_kernels.train.arithmetic import arithmetic_of
 from zo_kernels.train.defaults import default_config
@@ -68,6 +69,32 @@ def test_the_kernel_that_carries_states_is_part_of_it() -> None:
     assert forward(model="slstm") == f"torch {torch.__version__}"
     with backend("reference"):
         assert forward(solver="bptt") == f"torch {torch.__version__}"
+
+
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batched forward has a version, and so has a kernel, which is named where the model is known."""
+    monkeypatch.setattr(arithmetic, "backend_for", BACKENDS.get)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(arithmetic, "fused_cell", lambda device, dtype: None)
+
+    def forward(of: LanguageModel | None = None, **options: object) -> str:
+        described = arithmetic_of(default_config("text", device="cuda", **options), of)
+        assert described["isa"] == "sm_90"
+        return described["forward"]
+
+    in_torch = f"torch {torch.__version__}"
+    assert forward() == forward(forward="batched") == f"{in_torch}, batched 2"
+    assert forward(distribution="normal") == f"{in_torch}, no TF32"
+    assert forward(solver="bptt") == in_torch
+    assert forward(distribution="normal", stateful=True) == f"{in_torch}, batched 2, no TF32"
+    assert forward(model="slstm") == in_torch
+    assert forward(precision="bfloat16") == f"kernel 1, {in_torch}, batched 2"
+    model = LSTM(5, 4, 8)
+    monkeypatch.setattr(model, "forward_name", lambda batch_size, precision: "resident")
+    assert forward(model, precision="bfloat16") == f"resident kernel 1, {in_torch}, batched 2"
+    monkeypatch.setattr(arithmetic, "fused_cell", lambda device, dtype: print)
+    assert forward(model) == f"{in_torch}, batched 2 with the fused cell"
+    assert forward() == f"{in_torch}, batched 2"  # before a rank has its GPU
 
 
 @pytest.mark.parametrize("model", ["dnc", "paper-dnc"])

@@ -26,6 +26,8 @@ KINDS = {
     "normal": ["--distribution", "normal", "--lr", "0.01"],
     "agreement": ["--max-cosine-distance", "1.2", "--micro-batch-size", "2"],
     "segments": ["--segment-length", "3"],
+    "batched": ["--forward", "batched"],
+    "flashrnn": ["--forward", "flashrnn", "--model", "gru"],
     "bptt": ["--solver", "bptt", "--lr", "0.01"],
     "truncated": ["--solver", "bptt", "--lr", "0.01", "--segment-length", "3"],
 }

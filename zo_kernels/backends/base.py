@@ -47,6 +47,9 @@ NORM_EPS = 1e-5
 PRECISIONS = ("float32", "bfloat16")
 """Of the products with the hidden state in a recurrent forward."""
 
+FORWARDS = ("auto", "kernel", "batched")
+"""Who computes a recurrent population: the backend's own choice, a fused kernel, or torch with members as a batch."""
+
 
 class RecurrentWeights(NamedTuple):
     """The parameters of a recurrent language model, with the shapes that `zo_kernels.models.RecurrentLM` gives them.
@@ -157,6 +160,15 @@ class Backend(ABC):
     def precisions(self) -> tuple[str, ...]:
         """Returns the precisions that recurrent_nats takes on this machine. "float32" is always among them."""
         return PRECISIONS
+
+    def recurrent_forward(self, weights: RecurrentWeights, batch_size: int, precision: str) -> str:
+        """Returns which forward recurrent_nats runs for these weights.
+
+        "kernel" or the name of a GPU's kernel, "batched" (in torch), or "reference" (in torch, and slow).
+
+        Raises RuntimeError, in one sentence, if none computes them in a precision that is among `precisions`.
+        """
+        return "reference"
 
     @abstractmethod
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:

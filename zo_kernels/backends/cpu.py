@@ -62,6 +62,9 @@ class CpuBackend(Backend):
     def precisions(self) -> tuple[str, ...]:
         return PRECISIONS if _C.has_bfloat16() else ("float32",)
 
+    def recurrent_forward(self, weights: RecurrentWeights, batch_size: int, precision: str) -> str:
+        return "reference" if weights.bias.dtype == torch.float64 else "kernel"
+
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
         target = out.data_ptr(), _CODE[out.dtype], out.numel()
         if distribution == "rademacher":

@@ -5,8 +5,6 @@ Not yet verified on a GPU: the kernels were run on the CPU (tests/csrc/shim) and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,8 +12,8 @@ from torch import Tensor
 
 from ..distributions import parse
 from . import cpu
-from .base import DTYPES, PRECISIONS, RecurrentWeights, Update
-from .gpu import GpuBackend, rows_beside, table_of, tables_of
+from .base import DTYPES, Update
+from .gpu import GpuBackend, queue_of, rows_beside, table_of, tables_of
 from .pieces import Pieces
 from .recurrent import population_kernel
 
@@ -23,13 +21,8 @@ _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES
 _MASK = 2**64 - 1
 
 
-def _queue(x: Tensor | Pieces) -> tuple[int, int]:
-    """Returns the tensor's device, which the launchers make current, and torch's current cudaStream_t on it."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
-
-
 class CudaBackend(GpuBackend):
-    """Compiled kernels for the ops and, if turned on, populations; everything else as in `GpuBackend`."""
+    """Compiled kernels for the ops; everything else as in `GpuBackend`."""
 
     name = "cuda"
     device_types = ("cuda",)
@@ -48,11 +41,8 @@ class CudaBackend(GpuBackend):
             return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         return None
 
-    def precisions(self) -> tuple[str, ...]:
-        return PRECISIONS if population_kernel.turned_on() else ("float32",)
-
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
-        target = out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *_queue(out)
+        target = out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *queue_of(out)
         if distribution == "rademacher":
             cpu._C.cuda_probe(*target)
         else:
@@ -60,7 +50,7 @@ class CudaBackend(GpuBackend):
 
     def apply_probe(self, x: Tensor, out: Tensor, alpha: float, seed: int, offset: int, distribution: str) -> None:
         places = x.data_ptr(), _CODE[x.dtype], out.data_ptr(), _CODE[out.dtype], x.numel()
-        queue = _queue(x)
+        queue = queue_of(x)
         if distribution == "rademacher":
             cpu._C.cuda_apply_probe(*places, alpha, seed & _MASK, offset, *queue)
         else:
@@ -79,7 +69,7 @@ class CudaBackend(GpuBackend):
             seeds.data_ptr(),
             len(seeds),
             offset,
-            *_queue(x),
+            *queue_of(x),
         )
 
     def swap_probe(self, x: Tensor, alpha: float, seed: int, next_alpha: float, next_seed: int, offset: int) -> None:
@@ -92,7 +82,7 @@ class CudaBackend(GpuBackend):
             next_alpha,
             next_seed & _MASK,
             offset,
-            *_queue(x),
+            *queue_of(x),
         )
 
     def accumulate_probes(
@@ -107,7 +97,7 @@ class CudaBackend(GpuBackend):
     ) -> None:
         rows = rows_beside(x, seeds, coeffs, distribution)
         table = x.data_ptr(), _CODE[x.dtype], x.numel(), rows.data_ptr(), len(rows)
-        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), _queue(x)
+        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), queue_of(x)
         if distribution == "rademacher":
             cpu._C.cuda_accumulate_probes(*table, shift, offset, *undo, update.decay, update.grid, rounding, *queue)
         else:
@@ -119,7 +109,7 @@ class CudaBackend(GpuBackend):
     def apply_probe_list(self, x: Pieces, out: Pieces, alpha: float, seed: int, distribution: str) -> None:
         table, target = tables_of(x, out)
         places = table.rows.data_ptr(), _CODE[x.dtype], target.rows.data_ptr(), _CODE[out.dtype], len(table.rows)
-        tiles, queue = table.num_tiles, _queue(x)
+        tiles, queue = table.num_tiles, queue_of(x)
         if distribution == "rademacher":
             cpu._C.cuda_apply_probe_list(*places, tiles, alpha, seed & _MASK, *queue)
         else:
@@ -137,7 +127,7 @@ class CudaBackend(GpuBackend):
             seed & _MASK,
             next_alpha,
             next_seed & _MASK,
-            *_queue(x),
+            *queue_of(x),
         )
 
     def accumulate_probes_list(
@@ -151,7 +141,7 @@ class CudaBackend(GpuBackend):
     ) -> None:
         table, rows = table_of(x), rows_beside(x, seeds, coeffs, distribution)
         pieces = table.rows.data_ptr(), _CODE[x.dtype], len(table.rows), table.num_tiles, rows.data_ptr(), len(rows)
-        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), _queue(x)
+        undo, rounding, queue = (update.undo_alpha, update.undo_seed & _MASK), cpu.rounding_key(update), queue_of(x)
         if distribution == "rademacher":
             cpu._C.cuda_accumulate_probes_list(*pieces, shift, *undo, update.decay, update.grid, rounding, *queue)
         else:
@@ -159,17 +149,3 @@ class CudaBackend(GpuBackend):
             cpu._C.cuda_accumulate_probes_list_from(
                 *kind, *pieces, scale, *undo, update.decay, update.grid, rounding, *queue
             )
-
-    def recurrent_nats(
-        self,
-        weights: RecurrentWeights,
-        tokens: Tensor,
-        targets: Tensor,
-        seeds: npt.NDArray[np.int64],
-        eps: float,
-        states: Sequence[Tensor],
-        precision: str,
-    ) -> Tensor:
-        if precision == "bfloat16":
-            return population_kernel.recurrent_nats(weights, tokens, targets, seeds, eps, states, _queue(tokens))
-        return super().recurrent_nats(weights, tokens, targets, seeds, eps, states, precision)

@@ -1,4 +1,4 @@
-"""What the backends for GPUs share: recurrent forwards in torch, a chunk of probes at a time, and what kernels read.
+"""What the backends for GPUs share: populations by a kernel in bfloat16, else in torch, and what kernels read.
 
 They have kernels for the ops, on probes of every distribution.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..philox import BLOCK_SIGNS
-from .base import RecurrentWeights
+from .base import PRECISIONS, RecurrentWeights
 from .pieces import DeviceTable, Pieces
-from .recurrent import batched
+from .recurrent import batched, choice
 from .reference import ReferenceBackend
 
 TILE = 4096
@@ -27,6 +27,11 @@ def beside(x: Tensor | Pieces, values: Tensor) -> Tensor:
     if values.device == x.device:
         return values
     return values.pin_memory().to(x.device, non_blocking=True)
+
+
+def queue_of(x: Tensor | Pieces) -> tuple[int, int]:
+    """Returns the tensor's device, which the launchers make current, and torch's current cudaStream_t on it."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 def rows_beside(
@@ -78,7 +83,10 @@ class GpuBackend(ReferenceBackend):
     bfloat16_needs = "backend 'cuda'"
 
     def precisions(self) -> tuple[str, ...]:
-        return ("float32",)
+        return PRECISIONS if choice.candidates(self.name) else ("float32",)
+
+    def recurrent_forward(self, weights: RecurrentWeights, batch_size: int, precision: str) -> str:
+        return choice.choose(self.name, weights, batch_size).name if precision == "bfloat16" else "batched"
 
     def recurrent_nats(
         self,
@@ -90,4 +98,10 @@ class GpuBackend(ReferenceBackend):
         states: Sequence[Tensor],
         precision: str,
     ) -> Tensor:
+        if precision == "bfloat16":
+            kernel = choice.choose(self.name, weights, len(tokens)).kernel
+            return kernel.recurrent_nats(weights, tokens, targets, seeds, eps, states, queue_of(tokens))
         return batched.recurrent_nats(self, weights, tokens, targets, torch.from_numpy(seeds), eps, states)
+
+    def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+        return batched.recurrent_logits(weights, tokens, states)

@@ -205,7 +205,8 @@ def _model(
     try:
         numbers = reads_numbers(str(config.get("task")))
         # Nothing is drawn or allocated yet.
-        model = build_model(name, vocab_size, **sizes, reads_numbers=numbers, device="meta")
+        flash = config.get("forward") == "flashrnn"
+        model = build_model(name, vocab_size, **sizes, reads_numbers=numbers, flashrnn=flash, device="meta")
     except (ValueError, RuntimeError) as error:  # of torch, if a product of sizes overflows
         raise UsageError(f"{path / 'config.json'} is not the config of a run: {error}") from error
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..backends import backend_for
 from ..backends.base import CELLS, NORM_EPS, CellShape, RecurrentWeights
-from ..ops import recurrent_logits, recurrent_nats, recurrent_score
+from ..ops import recurrent_forward, recurrent_logits, recurrent_nats, recurrent_score
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
 from ..params.space import flat_offsets
 from .language import CALL_WORK, States
@@ -55,6 +55,9 @@ class RecurrentLM(RecurrentLayerLM):
     (arXiv 2505.17852) for training it with CD-RGE.
     """
 
+    population_forward: str = "auto"
+    """Who computes populations, as in `zo_kernels.ops.recurrent_nats`: "auto", "kernel" or "batched". May be set."""
+
     def __init__(
         self,
         vocab_size: int,
@@ -70,10 +73,7 @@ class RecurrentLM(RecurrentLayerLM):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads, num_layers)
-        if residual and num_layers == 1:
-            raise ValueError("residual connections need num_layers of 2 or more")
-        self.layer_norm, self.residual = layer_norm, residual
+        self._set_layer_sizes(vocab_size, embed_dim, hidden_size, num_heads, num_layers, layer_norm, residual)
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -99,8 +99,8 @@ class RecurrentLM(RecurrentLayerLM):
         return CELLS[self.cell]
 
     def _as_recurrent(self) -> list[Tensor]:
-        matrices = self.embedding, self.input_weight, self.recurrent_weight
-        return [*matrices, self.bias, self.output_weight, self.output_bias]
+        first = self.embedding, self.input_weight, self.recurrent_weight, self.bias
+        return [*first, self.output_weight, self.output_bias, *self._upper(), *self._norm()]
 
     def forward(self, tokens_BT: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Logits [B, T, V] for the token after each position, in the parameters' dtype, and the states after the last.
@@ -152,9 +152,15 @@ class RecurrentLM(RecurrentLayerLM):
 
         On the CPU a kernel evaluates all probes in one call, without perturbed copies of the model, in memory that does
         not grow with T; float64 parameters use the slow reference. On a GPU torch evaluates one chunk of probes at a
-        time, with perturbed copies in reused memory. See `zo_kernels.ops.recurrent_nats` for the error of bfloat16.
+        time, with perturbed copies in reused memory, and in bfloat16 a kernel does. `population_forward` asks for one
+        of these ways. See `zo_kernels.ops.recurrent_nats` for the error of bfloat16.
         """
-        return recurrent_nats(self._weights(), tokens_BT, targets_BT, seeds, eps, states, precision)
+        weights, how = self._weights(), self.population_forward
+        return recurrent_nats(weights, tokens_BT, targets_BT, seeds, eps, states, precision, how)
+
+    def forward_name(self, batch_size: int, precision: str = "float32") -> str:
+        """See `LanguageModel.forward_name` and `zo_kernels.ops.recurrent_forward`."""
+        return recurrent_forward(self._weights(perturbed=False), batch_size, precision, self.population_forward)
 
     def _scored_at_once(self, batch_size: int) -> int:
         if not self._has_kernel():
@@ -186,7 +192,7 @@ class RecurrentLM(RecurrentLayerLM):
         return recurrent_logits(self._weights(perturbed=False), tokens_BT, carried), carried
 
     def _weights(self, *, perturbed: bool = True) -> RecurrentWeights:
-        tensors = [*self._as_recurrent(), *self._upper(), *self._norm()]
+        tensors = self._as_recurrent()
         offsets = flat_offsets(self) if perturbed else {}
         return RecurrentWeights.of(self.cell, [offsets.get(p, -1) for p in tensors], tensors, self.residual)
 
@@ -198,22 +204,6 @@ class RecurrentLM(RecurrentLayerLM):
 
     def _norm(self) -> tuple[Tensor, ...]:
         return (self.norm_weight, self.norm_bias) if self.layer_norm else ()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """See `RecurrentLayerLM.reset_parameters`. fan_in is H for the input projections of the layers after the first.
-
-        A layer norm starts with weight 1 and bias 0.
-        """
-        super().reset_parameters(generator)
-        if upper := self._upper():
-            input_weight, recurrent_weight, bias = upper
-            self._draw(input_weight, self.hidden_size, generator)
-            self._draw(recurrent_weight, self.head_dim, generator)
-            self._start_bias(bias.transpose(0, 1))
-        if self.layer_norm:
-            self.norm_weight.fill_(1.0)
-            self.norm_bias.zero_()
 
     def extra_repr(self) -> str:
         return (

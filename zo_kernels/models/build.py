@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from ..extensions import call, entry_names, find_class
 from .base import RecurrentLM
 from .cells import MODELS
 from .dnc import DNC
+from .flashrnn.choice import CELLS
 from .flashrnn.language_model import FlashLM
 from .language import LanguageModel
 from .memory import MemoryLM
@@ -55,6 +57,7 @@ def build_model(
     memory_slots: int | None = None,
     memory_width: int | None = None,
     reads_numbers: bool = False,
+    flashrnn: bool = False,
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> LanguageModel:
@@ -66,10 +69,11 @@ def build_model(
     hidden_size: size of all heads together; for a DNC, of its controller.
     num_heads: number of independent heads of the recurrent layer, which must divide hidden_size; for a DNC, number of
         read heads.
-    num_layers, layer_norm, residual: the layers of an LSTM, GRU or Elman model, as `RecurrentLM` has them. No other
-        model takes them.
+    num_layers, layer_norm, residual: the layers of an LSTM, GRU, Elman model or sLSTM, as `RecurrentLM` has them. No
+        other model takes them.
     memory_slots, memory_width: size of a DNC's memory. A DNC needs both; no other model takes them.
     reads_numbers: builds the `SeriesModel` of that name (LSTM, GRU or Elman), of vocab_size - 1 inputs.
+    flashrnn: builds the `FlashLM` of that name (LSTM, GRU, Elman or sLSTM, which always is one).
     seed: seed of the initial parameters, which are then the same on every device and do not use torch's global random
         state; None uses that state.
 
@@ -83,6 +87,8 @@ def build_model(
     place = {"seed": seed, "device": device}
     if reads_numbers and name not in SERIES_MODELS:
         raise ValueError(f"a series of numbers is for the models {', '.join(SERIES_MODELS)}, not {name}")
+    if flashrnn and (name not in CELLS or reads_numbers):
+        raise ValueError(f"FlashRNN computes the models {', '.join(CELLS)} on texts, not {name} on this task")
     if name not in MODEL_NAMES:
         own = find_model(name)
         _refuse_unknown(name, given, inspect.signature(own).parameters)
@@ -95,12 +101,13 @@ def build_model(
         return _WITH_MEMORY[name](
             vocab_size, embed_dim, hidden_size, memory_slots, memory_width, num_heads, seed=seed, device=device
         )
-    if name == "slstm":
-        _refuse_unknown(name, given, ())
-        return FlashLM(vocab_size, embed_dim, hidden_size, num_heads, cell=name, seed=seed, device=device)
     _refuse_unknown(name, given, layers)
-    family: Mapping[str, type[RecurrentLM]] = SERIES_MODELS if reads_numbers else MODELS
-    return family[name](
+    if name == "slstm" or flashrnn:
+        make: Callable[..., LanguageModel] = partial(FlashLM, cell=name)
+    else:
+        family: Mapping[str, type[RecurrentLM]] = SERIES_MODELS if reads_numbers else MODELS
+        make = family[name]
+    return make(
         vocab_size - reads_numbers,
         embed_dim,
         hidden_size,

@@ -175,6 +175,13 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Like `population_loss`, but the sum over the scored positions, so that segments and micro-batches add up."""
 
+    def forward_name(self, batch_size: int, precision: str = "float32") -> str:
+        """What computes a population on so many sequences, in a few words, such as "kernel" or "torch".
+
+        Raises RuntimeError, in one sentence, if nothing computes it in this precision here.
+        """
+        return "torch"
+
     def population_states(self, probes: int, batch_size: int, states: States | None = None) -> States:
         """States for n = `probes` probes, each [n, 2, *state], float32 (float64 if the parameters are).
 
@@ -233,8 +240,9 @@ class LanguageModel(nn.Module):
             from `initial_states`. They are not changed.
         precision: as for `population_loss`.
 
-        Smaller sizes need less memory and change the losses only by rounding. Raises the errors of `loss`, and
-        ValueError if a size is below 1, no position is scored, or the states are of another batch or model.
+        Smaller sizes need less memory and change the losses only by rounding. Raises the errors of `loss`, ValueError
+        if a size is below 1, no position is scored, or the states are of another batch or model, and RuntimeError if
+        nothing computes this population here in this precision.
         """
         tokens_BT, targets_BT = tokens_BT.to(self.device), targets_BT.to(self.device)
         return ModelPopulation(self, tokens_BT, targets_BT, micro_batch_size, segment_length, states, precision)
@@ -271,12 +279,13 @@ class ModelPopulation:
         for name, size in (("micro_batch_size", micro_batch_size), ("segment_length", segment_length)):
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        size = micro_batch_size or tokens_BT.shape[0]
+        model.forward_name(min(size, tokens_BT.shape[0]), precision)  # refuses now rather than at the first step
         self.model = model
         self._precision = precision
         self.scored = int((targets_BT != IGNORE_INDEX).sum())
         if self.scored == 0:
             raise ValueError(f"there is nothing to learn from this batch: every target is {IGNORE_INDEX}")
-        size = micro_batch_size or tokens_BT.shape[0]
         self._batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
         self._states = model.split_states(states, [len(tokens) for tokens, _ in self._batches])
         self._segment_length = segment_length or tokens_BT.shape[1]

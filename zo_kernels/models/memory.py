@@ -88,6 +88,10 @@ class MemoryLM(MembersLM):
         self._check_population(tokens_BT, targets_BT, seeds, eps, states, precision)
         return dnc_nats(self._dnc_weights(perturbed=True), tokens_BT, targets_BT, seeds, eps, states)
 
+    def forward_name(self, batch_size: int, precision: str = "float32") -> str:
+        """See `LanguageModel.forward_name`."""
+        return "kernel" if self._has_kernel() else super().forward_name(batch_size, precision)
+
     def _scored_at_once(self, batch_size: int) -> int:
         if not self._has_kernel():
             return super()._scored_at_once(batch_size)

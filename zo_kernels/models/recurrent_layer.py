@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..backends.base import CellShape
+from ..backends.base import CellShape, RecurrentWeights
 from .language import LanguageModel, States, empty_for
 
 SIZES = ("vocab_size", "embed_dim", "hidden_size", "num_heads")
@@ -35,14 +35,24 @@ class RecurrentLayerLM(LanguageModel):
 
     head_dim: int
     num_layers: int
+    layer_norm: bool
+    residual: bool
     input_weight: Tensor
     recurrent_weight: Tensor
     bias: Tensor
 
     def _set_layer_sizes(
-        self, vocab_size: int, embed_dim: int, hidden_size: int, num_heads: int, num_layers: int = 1
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        layer_norm: bool,
+        residual: bool,
     ) -> None:
-        """Raises ValueError if a size is not a positive integer, or num_heads does not divide hidden_size."""
+        """Raises ValueError if a size is not a positive integer, num_heads does not divide hidden_size, or there are
+        residual connections with a single layer."""
         self._set_sizes(
             vocab_size=vocab_size,
             embed_dim=embed_dim,
@@ -52,7 +62,10 @@ class RecurrentLayerLM(LanguageModel):
         )
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
+        if residual and num_layers == 1:
+            raise ValueError("residual connections need num_layers of 2 or more")
         self.head_dim = hidden_size // num_heads
+        self.layer_norm, self.residual = layer_norm, residual
 
     @abstractmethod
     def _cell_shape(self) -> CellShape:
@@ -60,7 +73,7 @@ class RecurrentLayerLM(LanguageModel):
 
     @abstractmethod
     def _as_recurrent(self) -> list[Tensor]:
-        """The first six parameters, or views of them, in the layout of `RecurrentLM`."""
+        """The parameters, or views of them, in the layout and the order of `RecurrentLM`."""
 
     @property
     def name(self) -> str:
@@ -87,16 +100,27 @@ class RecurrentLayerLM(LanguageModel):
         """Draws new parameters with `generator`, on its device, or from torch's global random state if None.
 
         The embedding is N(0, 1). Matrices are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), with fan_in E for the input
-        projection, D for the recurrence and H for the output projection. Biases are 0, except that the forget gate of
-        an LSTM or sLSTM has 1, so that it carries the state over many tokens from the start.
+        projection of the first layer and H for those of the others, D for the recurrence and H for the output
+        projection. Biases are 0, except that the forget gate of an LSTM or sLSTM has 1, so that it carries the state
+        over many tokens from the start. A layer norm starts with weight 1 and bias 0.
         """
-        embedding, input_weight, recurrent_weight, bias, output_weight, output_bias = self._as_recurrent()
+        tensors = self._as_recurrent()
+        weights = RecurrentWeights.of(self.cell, [-1] * len(tensors), tensors)
+        embedding = weights.embedding
         embedding.copy_(empty_for(embedding, generator).normal_(generator=generator))
-        self._draw(input_weight, self.embed_dim, generator)
-        self._draw(recurrent_weight, self.head_dim, generator)
-        self._draw(output_weight, self.hidden_size, generator)
-        output_bias.zero_()
-        self._start_bias(bias)
+        self._draw(weights.input_weight, self.embed_dim, generator)
+        self._draw(weights.recurrent_weight, self.head_dim, generator)
+        self._draw(weights.output_weight, self.hidden_size, generator)
+        weights.output_bias.zero_()
+        self._start_bias(weights.bias)
+        if weights.upper:
+            input_weight, recurrent_weight, bias = weights.upper
+            self._draw(input_weight, self.hidden_size, generator)
+            self._draw(recurrent_weight, self.head_dim, generator)
+            self._start_bias(bias.transpose(0, 1))
+        if weights.norm_weight is not None and weights.norm_bias is not None:
+            weights.norm_weight.fill_(1.0)
+            weights.norm_bias.zero_()
 
     def _draw(self, weight: Tensor, fan_in: int, generator: torch.Generator | None) -> None:
         bound = 1 / math.sqrt(fan_in)

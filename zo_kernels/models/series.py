@@ -95,6 +95,10 @@ class SeriesModel(RecurrentLM):
             predicted_BT1, states = self.forward(tokens_BT, states)
         return predicted_BT1[:, -1].to(self.wide_dtype), states
 
+    def forward_name(self, batch_size: int, precision: str = "float32") -> str:
+        """See `LanguageModel.forward_name`: torch, whatever `population_forward` is."""
+        return "torch"
+
     @torch.no_grad()
     def population_nats(
         self,

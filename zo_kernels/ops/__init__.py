@@ -21,7 +21,7 @@ from __future__ import annotations
 from .accumulate import accumulate_probes_
 from .apply import apply_probe, apply_probe_, apply_probes, probe, swap_probe_
 from .dnc import dnc_nats, dnc_score
-from .recurrent import recurrent_logits, recurrent_nats, recurrent_score
+from .recurrent import recurrent_forward, recurrent_logits, recurrent_nats, recurrent_score
 
 __all__ = [
     "accumulate_probes_",
@@ -31,6 +31,7 @@ __all__ = [
     "dnc_nats",
     "dnc_score",
     "probe",
+    "recurrent_forward",
     "recurrent_logits",
     "recurrent_nats",
     "recurrent_score",

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..backends import backend_for
-from ..backends.base import CELLS, PRECISIONS, Backend, RecurrentWeights
+from ..backends.base import CELLS, FORWARDS, PRECISIONS, Backend, RecurrentWeights
+from ..backends.recurrent import batched
 from ..errors import GridRangeError
 from .checks import check_offset, check_scalar, check_seeds, check_targets, check_tensor, check_tokens
 from .library import register
@@ -28,6 +29,7 @@ def recurrent_nats(
     eps: float,
     states: Sequence[Tensor] = (),
     precision: str = "float32",
+    forward: str = "auto",
 ) -> Tensor:
     """Returns cross-entropy sums in nats at theta + eps * p(seeds[i]) and theta - eps * p(seeds[i]): float64 [n, 2].
 
@@ -48,16 +50,29 @@ def recurrent_nats(
             that multiply them to the bfloat16 grid at |w| + eps, on which w + eps and w - eps are both exact (weights
             that are not perturbed, to bfloat16). eps must be a power of two and at least 1/256 of the largest such
             |w| + eps. Float64 weights and the reference backend stay exact.
+        forward: "auto" leaves the choice to the backend. "kernel" is a fused kernel, or an error. "batched" is torch in
+            float32 (float64 for float64 weights), with the members of a chunk of probes as a batch.
 
     Raises:
-        RuntimeError: bfloat16 is not available here.
+        RuntimeError: bfloat16 or the forward is not available here.
         GridRangeError: the weights are too large for bfloat16 at this eps.
         ValueError, TypeError: anything else does not fit. The states have not been written then.
     """
     cell, offsets, tensors, residual = weights.cell, list(weights.offsets), list(weights.tensors), weights.residual
     return _recurrent_nats_op(
-        tensors, cell, offsets, tokens, targets, seeds, float(eps), list(states), precision, residual
+        tensors, cell, offsets, tokens, targets, seeds, float(eps), list(states), precision, residual, forward
     )
+
+
+def recurrent_forward(
+    weights: RecurrentWeights, batch_size: int, precision: str = "float32", forward: str = "auto"
+) -> str:
+    """Returns which forward `recurrent_nats` runs for these weights and as many sequences, without running it.
+
+    "kernel" or the name of a GPU's kernel, "batched", or "reference". Raises RuntimeError where `recurrent_nats` would,
+    and ValueError for an unknown precision or forward.
+    """
+    return _choose_forward(backend_for(weights.bias.device.type), weights, batch_size, precision, forward)
 
 
 @torch.no_grad()
@@ -162,6 +177,24 @@ def check_precision(backend: Backend, precision: str) -> None:
         raise RuntimeError(f"{precision} products need {backend.bfloat16_needs}: use precision='float32'")
 
 
+def _choose_forward(backend: Backend, weights: RecurrentWeights, batch_size: int, precision: str, forward: str) -> str:
+    if forward not in FORWARDS:
+        raise ValueError(f"forward must be one of {', '.join(FORWARDS)}, not {forward!r}")
+    if forward == "batched":
+        if precision != "float32":
+            raise RuntimeError(f"the forward 'batched' has no {precision} products: use precision='float32'")
+        return forward
+    check_precision(backend, precision)
+    found = backend.recurrent_forward(weights, batch_size, precision)
+    if forward == "kernel" and found in ("batched", "reference"):
+        dtype = str(weights.bias.dtype).removeprefix("torch.")
+        raise RuntimeError(
+            f"backend {backend.name!r} has no kernel for {dtype} weights with {precision} products: use the forward "
+            "'batched'"
+        )
+    return found
+
+
 def check_bfloat16(rounded: Mapping[str, Tensor], eps: float) -> None:
     """Checks that w + eps and w - eps are exact in bfloat16, which has eight bits, for weights on its grid.
 
@@ -173,7 +206,7 @@ def check_bfloat16(rounded: Mapping[str, Tensor], eps: float) -> None:
     if math.frexp(abs(eps))[0] != 0.5:
         raise ValueError(f"with bfloat16 eps must be a power of two, not {eps}")
     for name, x in rounded.items():
-        largest = float(x.abs().max())
+        largest = float(torch.linalg.vector_norm(x, math.inf))  # without a copy as large as x
         if largest + abs(eps) >= 256 * abs(eps):
             raise GridRangeError(
                 f"parameter {name} (largest magnitude {largest:.3g}) is too large for bfloat16 at eps {eps}: use a "
@@ -192,6 +225,7 @@ def _recurrent_nats_fake(
     states: Sequence[Tensor],
     precision: str,
     residual: bool = False,
+    forward: str = "auto",
 ) -> Tensor:
     _check_meta(weights, states, tokens=tokens, targets=targets, seeds=seeds)
     return torch.empty(seeds.shape[0], 2, dtype=torch.float64, device=seeds.device)
@@ -208,6 +242,7 @@ def _recurrent_nats(
     states: Sequence[Tensor],
     precision: str,
     residual: bool = False,
+    forward: str = "auto",
 ) -> Tensor:
     checked = _check_weights(weights, cell, offsets, residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
@@ -218,18 +253,15 @@ def _recurrent_nats(
     if states:
         _check_states(checked, states, (len(seeds), 2), len(tokens))
     backend = backend_for(device.type)
-    if precision != "float32":  # which all backends have
-        check_precision(backend, precision)
+    if precision != "float32" or forward != "auto":  # which all backends have
+        _choose_forward(backend, checked, len(tokens), precision, forward)
+    if precision != "float32":
         check_bfloat16({name: getattr(checked, name) for name in checked.names if name in _ROUNDED}, eps)
-    nats = backend.recurrent_nats(
-        checked,
-        tokens.to(device, torch.int64).contiguous(),
-        targets.to(device).contiguous(),
-        seeds.contiguous().numpy(),
-        eps,
-        states,
-        precision,
-    )
+    batch = tokens.to(device, torch.int64).contiguous(), targets.to(device).contiguous()
+    if forward == "batched":
+        nats = batched.recurrent_nats(backend, checked, *batch, seeds, eps, states)
+    else:
+        nats = backend.recurrent_nats(checked, *batch, seeds.contiguous().numpy(), eps, states, precision)
     increment_version(states)
     return nats
 
@@ -288,7 +320,7 @@ def _recurrent_score(
 
 _recurrent_nats_op = register(
     "recurrent_nats(Tensor[] weights, str cell, SymInt[] offsets, Tensor tokens, Tensor targets, Tensor seeds, "
-    "float eps, Tensor(a!)[] states, str precision, bool residual=False) -> Tensor",
+    "float eps, Tensor(a!)[] states, str precision, bool residual=False, str forward='auto') -> Tensor",
     _recurrent_nats,
     _recurrent_nats_fake,
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ..backends.tf32 import without_tf32
 from ..distributed.replicas import Replicas
 from ..estimators import BatchPopulation, Evaluator, Population
 from ..params.layout import is_dtensor
@@ -96,7 +97,7 @@ class ClosureEvaluator(Evaluator):
                 self._theta.move(*point)
             else:
                 self._theta.leave()
-            with self._guard(), self._theta.seen_moved():
+            with self._guard(), self._theta.seen_moved(), without_tf32():
                 forget_casts()
                 losses.append(_as_number(self._evaluate()))
         found = torch.stack(losses).cpu()
@@ -136,13 +137,13 @@ class PopulationEvaluator(Evaluator):
         """Float64 [n, 2]: sums over one micro-batch of a `batched` population."""
         assert self.batched is not None
         self._theta.leave()
-        with self._guard(), self._theta.space.numbering(self._theta.theta):
+        with self._guard(), self._theta.space.numbering(self._theta.theta), without_tf32():
             forget_casts()
             return self.batched.part_nats(part, seeds, eps)
 
     def pairs(self, seeds: Tensor, eps: float) -> Tensor:
         self._theta.leave()
-        with self._guard(), self._theta.space.numbering(self._theta.theta):
+        with self._guard(), self._theta.space.numbering(self._theta.theta), without_tf32():
             forget_casts()
             return self._population.population_loss(seeds, eps)
 
@@ -162,7 +163,7 @@ class PopulationEvaluator(Evaluator):
     def _beside(self, seed: Tensor, other: int, alphas: Sequence[float]) -> Tensor:
         """Losses [2] at theta + alphas * p(other) with + and - of the probe."""
         self._theta.move((other, alphas))
-        with self._guard(), self._theta.space.numbering():
+        with self._guard(), self._theta.space.numbering(), without_tf32():
             forget_casts()
             return self._population.population_loss(seed[None], self._eps[0])[0]
 

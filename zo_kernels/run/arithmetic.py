@@ -18,6 +18,9 @@ KERNEL_VERSION = 1
 VERSIONS_OF_ISA = {"avx2": 2}
 """Instead of KERNEL_VERSION, where the bits of one instruction set changed alone."""
 
+BATCHED_VERSION = 2
+"""Likewise for the forward of recurrent models in torch (backends/recurrent/batched.py). Version 1 was not recorded."""
+
 MEMORY_KERNEL_VERSION = 1
 """Likewise for the kernels of models with a memory (csrc/cpu/dnc)."""
 

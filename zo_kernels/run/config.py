@@ -36,6 +36,7 @@ _ADDED: dict[str, Any] = {
     "residual": False,
     "keep": None,
     "patience": None,
+    "forward": "auto",
 }
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 

@@ -8,10 +8,12 @@ import torch
 
 from ..backends import backend_for
 from ..backends.cpu import _C
-from ..backends.recurrent import population_kernel
+from ..backends.recurrent.fused_cell import fused_cell
+from ..models import LanguageModel
 from ..models.build import has_memory
 from ..models.cells import MODELS
 from ..run.arithmetic import (
+    BATCHED_VERSION,
     KERNEL_VERSION,
     MEMORY_KERNEL_VERSION,
     NAMES,
@@ -23,12 +25,16 @@ from ..run.arithmetic import (
 from ..tasks import reads_numbers
 from .config import TrainConfig
 from .device import choose_device
+from .forward import is_flash, name_forward
+from .options import FLASHRNN
 
 _MEMORY_KERNEL = "memory kernel"
 
 
-def arithmetic_of(config: TrainConfig) -> Arithmetic:
+def arithmetic_of(config: TrainConfig, model: LanguageModel | None = None) -> Arithmetic:
     """Describes the arithmetic of a run's forward passes in this process, where `compute_with` has set the backend.
+
+    model: that of the run, which says what computes it. None leaves out what depends on its sizes and its GPU.
 
     backend: Name of the backend in use. isa: The instruction set of the forward passes, or the compute capability of
     the GPU. precision: That of their products. forward: What computes the forward passes of steps: a population kernel,
@@ -39,13 +45,25 @@ def arithmetic_of(config: TrainConfig) -> Arithmetic:
     """
     device = choose_device(config).type
     backend = backend_for(device)
-    in_kernels = config.solver == "zo" and config.distribution == "rademacher"
-    is_fused = config.model in MODELS and not reads_numbers(config.task)
+    in_populations = config.solver == "zo" and config.distribution == "rademacher"
+    in_kernels = in_populations and config.forward in ("auto", "kernel")
+    is_fused = config.model in MODELS and not is_flash(config) and not reads_numbers(config.task)
     has_kernel = in_kernels and is_fused
     in_torch = f"torch {torch.__version__}"
+    if config.forward == FLASHRNN:  # not named for an sLSTM without the flag, as in the runs of older versions
+        in_torch = f"{name_forward(config, model) if model is not None else FLASHRNN}, {in_torch}"
+    if is_fused and (config.forward == "batched" or device == "cuda") and (in_populations or config.stateful):
+        in_torch += f", batched {BATCHED_VERSION}"
+        if model is not None and fused_cell(model.device, torch.float32) is not None:
+            in_torch += " with the fused cell"
+    is_pass_of_torch = not (is_flash(config) or has_memory(config.model) or (is_fused and in_populations))
+    if device == "cuda" and config.solver == "zo" and is_pass_of_torch:
+        in_torch += ", no TF32"  # in cuDNN's layers; older versions left it on
     if device == "cuda":
         isa = "sm_{}{}".format(*torch.cuda.get_device_capability())
-        kernel = f"kernel {KERNEL_VERSION}, {in_torch}" if population_kernel.turned_on() else in_torch
+        kernel = in_torch
+        if has_kernel and config.precision == "bfloat16":
+            kernel = f"{'' if model is None else name_forward(config, model) + ' '}kernel {KERNEL_VERSION}, {in_torch}"
     elif backend.name == "cpu" and _C is not None and has_kernel:
         isa = _C.active_isa()
         kernel = f"kernel {kernel_version(isa)}"
@@ -71,10 +89,10 @@ def as_terms(config: TrainConfig) -> Arithmetic:
     return {NAMES[key]: value for key, value in arithmetic_of(config).items() if key != "precision"}
 
 
-def check_run(run: Path, config: TrainConfig) -> None:
+def check_run(run: Path, config: TrainConfig, model: LanguageModel) -> None:
     """Raises UsageError if the config would go on with other losses than the steps of a run so far had."""
     if not config.allow_other_arithmetic:
-        now = arithmetic_of(config)
+        now = arithmetic_of(config, model)
         # torch computed the models with a memory when there was no record yet
         before = {**now, "forward": "torch"} if now["forward"].startswith(_MEMORY_KERNEL) else None
         check_arithmetic(run, now, "give --allow-other-arithmetic", unrecorded=before)

@@ -21,6 +21,7 @@ from ..run.restore import check_config, open_for_reading
 from .arithmetic import arithmetic_of, check_run
 from .build import Run, build, build_solver, read_tokenizer
 from .config import FREE_ON_RESUME, TrainConfig, as_json, imports_of, read_config, task_options
+from .forward import is_flash
 from .ranks import Ranks
 from .restore import choose_step, restore
 
@@ -133,7 +134,7 @@ def _start_new(
         patience=patience,
     )
     try:
-        record_arithmetic(folder.path, step, arithmetic_of(config))
+        record_arithmetic(folder.path, step, arithmetic_of(config, run.model))
     except OSError as error:
         folder.discard()
         raise UsageError(f"can't write to the folder {folder.path}: {error.strerror}") from error
@@ -144,8 +145,8 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
     assert config.resume is not None
     folder = RunFolder.open(config.resume, patience=patience)
     try:
-        check_run(folder.path, config)
         run = build(replace(config, resume=None), gate, read_tokenizer(folder.path))
+        check_run(folder.path, config, run.model)
         symbols = read_json(folder.path / "vocabulary.json", VOCABULARY_LIMIT)
         if symbols != list(run.task.symbols):
             raise UsageError(f"the data of {folder.path} have changed: their vocabulary is another one now")
@@ -155,7 +156,7 @@ def _reopen(config: TrainConfig, gate: InterruptGate, warn: Warn, patience: floa
             if config.fork is not None:
                 _start_from(replace(config, fork_step=step), run, gate, warn)
             folder.journal.truncate(step)
-        record_arithmetic(folder.path, step, arithmetic_of(config))
+        record_arithmetic(folder.path, step, arithmetic_of(config, run.model))
     except (OSError, ValueError) as error:
         folder.close()
         raise UsageError(f"can't resume {folder.path}: {error}") from error
@@ -170,6 +171,11 @@ def _start_from(config: TrainConfig, run: Run, gate: InterruptGate, warn: Warn) 
     assert config.fork is not None
     source = read_config(config.fork)
     require_allowed(imports_of(source), config.fork, config.allow_import)
+    if source.model == config.model and is_flash(source) != is_flash(config):
+        raise UsageError(
+            f"{config.fork} has --forward {source.forward}, and FlashRNN numbers the same parameters in another order: "
+            "leave --forward out"
+        )
     goes_on = task_options(source) == task_options(config)  # the batches are the same
     with open_for_reading(config.fork) as journal:
         check_config(config.fork, journal)  # before a model is built from it

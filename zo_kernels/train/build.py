@@ -18,7 +18,7 @@ from ..distributed.launch import is_launched
 from ..errors import UsageError
 from ..extensions import call
 from ..interrupts import InterruptGate
-from ..models import LanguageModel, build_model
+from ..models import LanguageModel, RecurrentLM, build_model
 from ..ops.recurrent import check_precision
 from ..run.best import set_of
 from ..run.entries import TOKENIZER
@@ -29,7 +29,9 @@ from ..tasks import TASKS, Batch, Task, find_task, reads_numbers
 from ..tasks.codecs import Subwords
 from .config import TrainConfig, read_config, task_options
 from .device import choose_device
+from .forward import is_flash, name_forward
 from .memory import check_memory
+from .options import FLASHRNN
 from .solvers import SOLVERS, Solver
 
 _PACKAGE = Path(__file__).parents[1]
@@ -76,7 +78,10 @@ def build(config: TrainConfig, gate: InterruptGate, tokenizer: str | None = None
     if config.keep is not None or config.patience is not None:
         _check_set(set_of(config.keep), task)
     device = torch.device(choose_device(config).type)
-    return Run(config, device, task, build_solver(config, task.vocab_size, gate))
+    solver = build_solver(config, task.vocab_size, gate)
+    if config.solver == "zo" and config.distribution == "rademacher":  # other probes have no population
+        name_forward(config, solver.model)
+    return Run(config, device, task, solver)
 
 
 def _check_set(name: str, task: Task) -> None:
@@ -129,6 +134,7 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
             memory_slots=config.memory_slots,
             memory_width=config.memory_width,
             reads_numbers=reads_numbers(config.task),
+            flashrnn=config.forward == FLASHRNN,
             seed=seed,
             device=device,
         )
@@ -137,6 +143,8 @@ def build_solver(config: TrainConfig, vocab_size: int, gate: InterruptGate) -> S
     try:
         check_memory(config, lambda: make("meta", None), device)
         model = make(device, config.seed)
+        if isinstance(model, RecurrentLM):
+            model.population_forward = config.forward
         if config.precision not in model.precisions:
             raise UsageError(f"the model {config.model} has no {config.precision} products: leave --precision out")
         solver = SOLVERS[config.solver](config, model, gate)
@@ -165,7 +173,8 @@ def compute_with(config: TrainConfig) -> Iterator[str]:
                     "run takes hundreds of times as long; --backend reference starts it all the same)"
                 )
             chosen = backend_for(device)
-            check_precision(chosen, config.precision)
+            if not is_flash(config):  # it has products of its own
+                check_precision(chosen, config.precision)
         except (ValueError, RuntimeError) as error:
             raise UsageError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -29,8 +29,9 @@ from .config import (
     read_config,
     task_parameters,
 )
+from .forward import check_forward
 from .loggers import LOGGERS
-from .options import DEVICES, SOLVERS
+from .options import DEVICES, FORWARDS, SOLVERS
 
 _CHOICES: dict[str, Iterable[str]] = {
     "solver": SOLVERS,
@@ -39,6 +40,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "log": LOGGERS,
     "device": DEVICES,
     "split": SPLITS,
+    "forward": FORWARDS,
 }
 _FINDERS: dict[str, Callable[[str], object]] = {
     "task": find_task,
@@ -53,7 +55,7 @@ _POSITIVE = (
 _MOST_THREADS = 128
 """Of any machine, and four for each core of a larger one. OpenMP ends the process if it can't create a thread."""
 
-_ZO_ONLY = ("estimator", "distribution", "transforms", "dense")
+_ZO_ONLY = ("estimator", "distribution", "transforms", "dense", "forward")
 _BPTT_ONLY = ("optimizer", "checkpoint_length")
 
 
@@ -78,6 +80,7 @@ def check(config: TrainConfig) -> None:
     _check_task(config)
     _check_ranges(config)
     _check_solver(config)
+    check_forward(config)
     if config.split != "probes" and config.micro_batch_size is None:
         raise UsageError(f"--split {config.split} splits the micro-batches: give --micro-batch-size too")
     if config.fork_step is not None and config.fork is None:

@@ -10,6 +10,7 @@ import torch
 from ..backends import backend, backend_for
 from ..distributed.launch import read_local_world_size
 from .config import TrainConfig
+from .forward import is_flash
 
 
 class Device(NamedTuple):
@@ -42,6 +43,6 @@ def choose_device(config: TrainConfig) -> Device:
         return Device("cpu", problem)
     if chosen.name == "reference" and config.backend == "auto":  # it is there to be right, not fast
         return Device("cpu", "no CUDA backend")
-    if config.precision not in chosen.precisions():
+    if not is_flash(config) and config.precision not in chosen.precisions():
         return Device("cpu", f"no {config.precision} products on cuda")
     return Device("cuda", f"{torch.cuda.get_device_name()} found")

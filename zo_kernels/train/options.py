@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..backends.base import FORWARDS as OF_BACKENDS
 from ..backends.base import PRECISIONS
 from ..command_line import choice, option
 from ..distributed.replicas import SPLITS
@@ -24,6 +25,9 @@ SOLVERS = ("zo", "bptt")
 """Zero-order training from forward passes alone, and back-propagation through time."""
 
 DEVICES = ("auto", "cpu", "cuda")
+
+FLASHRNN = "flashrnn"
+FORWARDS = (*OF_BACKENDS, FLASHRNN)
 
 
 def _task_option(field: str, metavar: str = "INT", unset: str = "") -> Any:
@@ -137,11 +141,13 @@ class ModelOptions:
     num_heads: int = 1
     """Heads, or blocks of the block-diagonal recurrence; they must divide --hidden-size. For a DNC, its read heads."""
     num_layers: int = 1
-    """Recurrent layers, each of --hidden-size (lstm, gru and elman only)."""
+    """Recurrent layers, each of --hidden-size (not for DNCs)."""
     layer_norm: bool = False
-    """Normalize the output of each layer (lstm, gru and elman only)."""
+    """Normalize the output of each layer (not for DNCs)."""
     residual: bool = False
-    """Add the input of each layer after the first to its output (lstm, gru and elman only)."""
+    """Add the input of each layer after the first to its output (not for DNCs)."""
+    forward: Annotated[str, choice(FORWARDS)] = "auto"
+    """Who computes forward passes: a fused kernel, torch (batched) or FlashRNN. auto takes a kernel if there is one."""
     memory_slots: Annotated[int | None, option("INT", "DNCs only")] = None
     """Rows of the memory."""
     memory_width: Annotated[int | None, option("INT", "DNCs only")] = None

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import backend_for
 from ..estimators import Estimate, Population
 from ..interrupts import InterruptGate
-from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
+from ..models import IGNORE_INDEX, LanguageModel
 from ..models.language import States
 from ..optim import ZeroOrder
 from ..run.journal import Row
 from ..tasks import Batch
 from .bptt import BPTT
 from .config import TrainConfig
+from .forward import takes_populations
 
 _STATES = "carried_states"
 """Key of the states in a solver's state."""
@@ -188,9 +188,7 @@ class ZeroOrderSolver(Solver):
     ) -> Population | Callable[[], Tensor]:
         """Returns the loss on the batch, read from these states on, as a population or a closure."""
         config = self._config
-        # RecurrentLM's population is a kernel of the backend, that of the others at worst a batch of members in torch.
-        at_once = backend_for(batch.tokens.device.type).fused_forward or not isinstance(self.model, RecurrentLM)
-        if config.distribution == "rademacher" and at_once:
+        if takes_populations(config, self.model):
             return self.model.population(
                 *batch,
                 micro_batch_size=micro_batch_size,

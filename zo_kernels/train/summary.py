@@ -14,6 +14,7 @@ from ..run.best import Best
 from ..run.metrics import EXACT, MEMORY, Metrics
 from .build import Run
 from .config import TrainConfig
+from .forward import describe_forward
 
 
 def print_header(console: Console, run: Run, backend: str, processes: int = 1, device_reason: str = "") -> None:
@@ -34,10 +35,10 @@ def print_header(console: Console, run: Run, backend: str, processes: int = 1, d
     for line in (
         f"task    {config.task}: {task.describe(kind)} ({references})",
         f"model   {type(run.model).__name__} of {parameters:,} parameters: embedding {config.embed_dim}, "
-        + _layers(config)
-        + "; forward passes in torch" * task.reads_numbers,
+        + _layers(config),
         f"step    {_step(config)} on a batch of {config.batch_size}, {_learning_rate(config)}",
         f"run     {_count(config.steps, 'step')}, seed {config.seed}, on {where} ({details}), backend {backend}",
+        f"forward {describe_forward(config, run.model)}",
     ):
         console.print(line)
 

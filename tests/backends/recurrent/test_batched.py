@@ -87,3 +87,47 @@ def test_frozen_parameters_stay():
     tokens, targets = make_batch()
     (nats, _), (expected, _) = both(model, tokens, targets, make_seeds(2), 0.1, ())
     assert (nats - expected).abs().max() <= TOLERANCE * int((targets >= 0).sum())
+
+
+def test_alpha_and_seeds_are_copied_once(monkeypatch):
+    """All parameters of a chunk read the same tensors on the weights' device."""
+    seen, apply_probes = [], type(BACKENDS["cpu"]).apply_probes
+
+    def seeing(self, x, out, alpha, seeds, offset):
+        seen.append((x.device, alpha, seeds))
+        apply_probes(self, x, out, alpha, seeds, offset)
+
+    monkeypatch.setattr(type(BACKENDS["cpu"]), "apply_probes", seeing)
+    model = make_model("lstm")
+    nats, _ = both(model, *make_batch(), make_seeds(3), 0.1, ())
+    assert len(seen) == 6
+    assert len({(id(alpha), id(seeds)) for _, alpha, seeds in seen}) == 1
+    assert all(device == alpha.device == seeds.device for device, alpha, seeds in seen)
+    assert nats[0].shape == (3, 2)
+
+
+@each_cell
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_logits_are_the_references(cell, shape, dtype):
+    model = make_model(cell, shape, dtype)
+    tokens, _ = make_batch(shape)
+    states = [state[0, 0] for state in make_states(model, 1, shape.batch)]
+    carried = [state.clone() for state in states]
+    weights = model._weights(perturbed=False)
+    expected = reference.recurrent_logits(weights, tokens, states)
+    actual = batched.recurrent_logits(weights, tokens, carried)
+    tolerance = 1e-12 if dtype == torch.float64 else 4 * TOLERANCE
+    assert actual.dtype == expected.dtype
+    assert (actual - expected).abs().max() <= tolerance
+    for state, wanted in zip(carried, states, strict=True):
+        assert (state - wanted).abs().max() <= tolerance
+
+
+def test_gpu_backends_copy_no_weights_to_float64(monkeypatch):
+    monkeypatch.setattr(reference, "perturb", None)
+    model, (tokens, _) = make_model("gru"), make_batch()
+    for name in ("cuda", "triton"):
+        states = [state[0, 0] for state in make_states(model, 1, SMALL.batch)]
+        logits = BACKENDS[name].recurrent_logits(model._weights(perturbed=False), tokens, states)
+        assert logits.shape == (SMALL.batch, SMALL.vocab)

@@ -16,8 +16,8 @@ def make_flash(
     cell: str, shape: Shape = SMALL, dtype: torch.dtype = torch.float32, seed: int = 0, **options: object
 ) -> FlashLM:
     """A model with random parameters; float32 values, or what `dtype` makes of them."""
-    model = FlashLM(
-        shape.vocab, shape.embed, shape.heads * shape.head_dim, shape.heads, cell=cell, dtype=dtype, **options
-    )
+    layers = {"num_layers": shape.layers, "layer_norm": shape.norm, "residual": shape.residual}
+    sizes = shape.vocab, shape.embed, shape.heads * shape.head_dim, shape.heads
+    model = FlashLM(*sizes, cell=cell, dtype=dtype, **layers, **options)
     randomise(model, seed)  # of recurrent_weight it takes the last dimension, D too, for fan_in
     return model

@@ -110,7 +110,8 @@ def test_long_contexts_are_walked_in_segments(cell: str, monkeypatch: pytest.Mon
     model, (tokens, targets) = make_flash(cell, LONG), make_batch(LONG)
     whole, last = model(tokens)
     loss, (following, _) = model.loss(tokens, targets), model.next_logits(tokens)
-    monkeypatch.setattr(memory, "CPU_BYTES", 0)
+    work = plan_module.Work.of(model._weights({}), LONG.batch, LONG.time, torch.float32)
+    monkeypatch.setattr(memory, "CPU_BYTES", work.probe_bytes + 4 * work.step_bytes)
     monkeypatch.setattr(plan_module, "_STEPS", 4)
     with cuda_backend(monkeypatch) as kernel:
         model = copy.deepcopy(model)
@@ -143,8 +144,9 @@ def test_both_ways_to_the_projections_agree() -> None:
 
 
 @each_cell
-def test_gradients_are_recurrent_lms(cell: str) -> None:
-    model, (tokens, targets) = make_model(cell, dtype=torch.float64), make_batch()
+@pytest.mark.parametrize("shape", [SMALL, SMALL._replace(layers=3, norm=True, residual=True)], ids=str)
+def test_gradients_are_recurrent_lms(cell: str, shape: Shape) -> None:
+    model, (tokens, targets) = make_model(cell, shape, torch.float64), make_batch(shape)
     flash = FlashLM.from_recurrent(model)
     model.loss(tokens, targets).backward()
     flash.loss(tokens, targets).backward()
@@ -184,7 +186,8 @@ def test_copies_are_independent_and_complete() -> None:
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.loss(tokens, targets), loss)
     assert repr(model) == (
-        "FlashLM(vocab_size=11, embed_dim=5, hidden_size=12, num_heads=2, cell='gru', backend='vanilla')"
+        "FlashLM(vocab_size=11, embed_dim=5, hidden_size=12, num_heads=2, num_layers=1, layer_norm=False, "
+        "residual=False, cell='gru', backend='vanilla')"
     )
 
 

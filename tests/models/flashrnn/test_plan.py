@@ -9,7 +9,7 @@ from zo_kernels.backends.base import RecurrentWeights
 from zo_kernels.backends.recurrent.memory import CPU_BYTES
 from zo_kernels.models.flashrnn.call import MAX_ELEMENTS, MAX_HEADS, elements
 from zo_kernels.models.flashrnn.choice import CELLS
-from zo_kernels.models.flashrnn.plan import Plan, Work, make_plan, segment_length
+from zo_kernels.models.flashrnn.plan import Plan, Work, make_plan, segment_length, split_batch
 
 works = st.builds(
     Work,
@@ -82,7 +82,8 @@ def test_even_chunks() -> None:
 
 def test_a_model_larger_than_the_budget_is_evaluated_probe_by_probe() -> None:
     work = Work("lstm", 1, 16, 4, 1000, probe_bytes=1 << 30, step_bytes=1)
-    assert make_plan(work, 8, 1 << 20) == Plan(1, 64)
+    assert make_plan(work, 8, 1 << 20) == Plan(1, 1)  # more steps would take more than what can't be helped
+    assert make_plan(work, 8, (1 << 30) + 50) == Plan(1, 50)
 
 
 def test_one_step_of_one_probe_that_is_too_large() -> None:
@@ -91,6 +92,19 @@ def test_one_step_of_one_probe_that_is_too_large() -> None:
         ValueError, match=r"a batch of 4096 with 2 heads of 65536 units over 1 steps is too large for fla"
     ):
         make_plan(work, 3, 1 << 50)
+
+
+def test_a_batch_that_is_too_large_is_cut() -> None:
+    """That of the largest model of the paper but one: 350 heads of 850 units, 1024 sequences, two members."""
+    parts = split_batch("lstm", 1024, 700, 850)
+    assert [part.stop - part.start for part in parts] == [342, 342, 340]
+    assert [part.start for part in parts] == [0, 342, 684]
+    for cell in CELLS:
+        assert split_batch(cell, 1024, 2, 64) == [slice(0, 1024)]
+    with pytest.raises(ValueError, match="flashrnn takes at most 65535 heads in a call, not 70000"):
+        split_batch("gru", 8, 70_000, 2)
+    with pytest.raises(ValueError, match="a batch of 1 with 60000 heads of 50000 units over 1 steps is too large"):
+        split_batch("elman", 8, 60_000, 50_000)
 
 
 def weights_of(cell: str, vocab: int, embed: int, heads: int, head_dim: int, dtype: torch.dtype) -> RecurrentWeights:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.models.flashrnn.models import each_flash_cell
+from zo_kernels.backends.base import RecurrentWeights
 from zo_kernels.models.flashrnn.choice import CELLS
 from zo_kernels.models.flashrnn.members import Members
 from zo_kernels.models.flashrnn.project import InputProjection
@@ -22,7 +23,8 @@ def members_of(cell: str) -> Members:
         (M, V, H),
         (M, V),
     )
-    return Members([torch.randn(size, generator=generator) for size in sizes])
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    return Members(RecurrentWeights.of(cell, [-1] * 6, tensors), tensors)
 
 
 @each_flash_cell
@@ -30,9 +32,9 @@ def members_of(cell: str) -> Members:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_either_way_is_the_product(cell: str, with_bias: bool, dtype: torch.dtype) -> None:
     members, tokens_TB = members_of(cell), torch.randint(V, (4, 3), generator=torch.Generator().manual_seed(1))
-    expected = torch.einsum("mtbe,mnide->tbmnid", members.embedding[:, tokens_TB], members.input_weight)
+    expected = torch.einsum("mtbe,mnide->tbmnid", members.embedding[:, tokens_TB], members.all.input_weight)
     if with_bias:
-        expected += members.bias.unflatten(0, (M, N))[:, :, CELLS[cell].biases - CELLS[cell].input_rows :]
+        expected += members.all.bias[:, :, CELLS[cell].biases - CELLS[cell].input_rows :]
     for num_positions in (V, V + 1):
         project = InputProjection(members, num_positions, dtype, with_bias=with_bias)
         wx = project(tokens_TB)

@@ -1,6 +1,5 @@
 """What FlashLM refuses: one sentence that says what was wrong, and states as they were."""
 
-import logging
 import math
 import sys
 from collections.abc import Callable
@@ -9,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.flashrnn.models import each_flash_cell, make_flash
+from tests.models.flashrnn.models import each_flash_cell
 from tests.models.test_refusals import BAD_TARGETS, BAD_TOKENS, SEEDS, TOKENS, assert_one_sentence
 from tests.recurrent import copies
-from zo_kernels.models.flashrnn import population
 from zo_kernels.models.flashrnn.choice import CELLS
 from zo_kernels.models.flashrnn.language_model import FlashLM
 
@@ -165,21 +163,3 @@ def test_parameters_that_are_not_contiguous() -> None:
     model.output_weight = nn.Parameter(model.output_weight.detach().t().contiguous().t())
     message = "output_weight must be contiguous; pass"
     assert_one_sentence(lambda: model.population_loss(TOKENS, TOKENS, SEEDS, 0.1), ValueError, message)
-
-
-def test_tf32_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    warn = make_flash("lstm")._engines()[1]._warn_of_tf32
-    warn(torch.device("cuda", 0))
-    assert not caplog.records
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        warn(torch.device("cpu"))
-        assert not caplog.records
-        warn(torch.device("cuda", 0))
-        warn(torch.device("cuda", 0))
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "blurs differences of losses" in caplog.text
-    assert population._logger.name == "zo_kernels"

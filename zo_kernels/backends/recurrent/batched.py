@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..base import CELLS, NORM_EPS, Backend, RecurrentWeights
-from .loss import nats
+from ..base import CELLS, Backend, RecurrentWeights
+from .cells import Stack, joined
+from .loss import logits, nats
 from .memory import population_bytes
 
 _HIDDEN_BYTES = 1 << 26
@@ -32,6 +32,7 @@ def recurrent_nats(
 ) -> Tensor:
     """See `Backend.recurrent_nats`. `backend` makes the perturbed weights."""
     distinct, index_BT = tokens.unique(return_inverse=True)
+    seeds = seeds.to(tokens.device)
     chunk = probes_at_once(weights, len(distinct), len(tokens))
     parts = []
     for first in range(0, len(seeds), chunk):
@@ -55,11 +56,29 @@ def probes_at_once(weights: RecurrentWeights, distinct: int, batch_size: int) ->
     return max(1, int(population_bytes(weights) / (2 * size * numbers)))
 
 
-def _members(
-    backend: Backend, weights: RecurrentWeights, seeds: Tensor, eps: float, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Returns each parameter by name at theta + eps * p and theta - eps * p, as [2n, ...] of `dtype`."""
-    alpha, members = torch.tensor(eps, dtype=torch.float64), {}
+def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """See `Backend.recurrent_logits`. Weights of 32 and 64 bits are not copied."""
+    dtype = _wide_dtype(weights)
+    exact = {name: x.detach().to(dtype)[None] for name, x in zip(weights.names, weights.tensors, strict=True)}
+    distinct, index_BT = tokens.unique(return_inverse=True)
+    stack = Stack(weights, exact)
+    table_MVG, running = stack.table(distinct), stack.start([state[None] for state in states], len(tokens))
+    out_MBH = table_MVG.new_empty(1, len(tokens), weights.output_weight.shape[1])
+    for index_B in index_BT.t().contiguous():
+        running = stack.step(table_MVG, index_B, running, out_MBH)
+    for state, last in zip(states, joined(running), strict=True):
+        state.copy_(last[0])
+    return logits(out_MBH, exact["output_weight"], exact["output_bias"])[0]
+
+
+def _wide_dtype(weights: RecurrentWeights) -> torch.dtype:
+    return torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
+
+
+def _members(backend: Backend, weights: RecurrentWeights, seeds: Tensor, eps: float) -> dict[str, Tensor]:
+    """Returns each parameter by name at theta + eps * p and theta - eps * p, as [2n, ...]."""
+    dtype, members = _wide_dtype(weights), {}
+    alpha = torch.full((), eps, dtype=torch.float64, device=seeds.device)
     for name, x, offset in zip(weights.names, weights.tensors, weights.offsets, strict=True):
         x = x.detach()
         if offset < 0:
@@ -81,78 +100,26 @@ def _chunk_nats(
     eps: float,
     states: Sequence[Tensor],
 ) -> Tensor:
-    """Returns the sums of nats of one chunk of probes, float64 [n, 2]. M in the names of shapes is 2n."""
-    dtype = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    moved = _members(backend, weights, seeds, eps, dtype)
-    layers = [_Layer(weights.cell, *(moved[name] for name in ("input_weight", "recurrent_weight", "bias")))]
-    for above in range(weights.num_layers - 1):
-        upper = (moved[f"upper_{name}"][:, above] for name in ("input_weight", "recurrent_weight", "bias"))
-        layers.append(_Layer(weights.cell, *upper))
-    members, _, heads, dim, _ = moved["input_weight"].shape
-    batch_size, num_steps = index_BT.shape
-    table_MVG = layers[0].project(moved["embedding"][:, distinct])
-    current = [state.flatten(0, 1) for state in states] or [
-        table_MVG.new_zeros(members, len(layers) * heads, batch_size, dim) for _ in range(CELLS[weights.cell].states)
-    ]
-    block = max(1, _HIDDEN_BYTES // (current[0].numel() * current[0].element_size()))
-    total, outputs, first = torch.zeros(members, dtype=torch.float64, device=table_MVG.device), [], 0
-    for t in range(num_steps):
-        projected_MBG, y_MBH, after = table_MVG[:, index_BT[:, t]], table_MVG, []
-        for index, layer in enumerate(layers):
-            if index > 0:
-                projected_MBG = layer.project(y_MBH)
-            after.append(layer.step(projected_MBG, [state.chunk(len(layers), 1)[index] for state in current]))
-            below_MBH, y_MBH = y_MBH, after[-1][0].transpose(1, 2).flatten(2)
-            if "norm_weight" in moved:
-                weight_M1H, bias_M1H = (moved[name][:, index, None] for name in ("norm_weight", "norm_bias"))
-                y_MBH = torch.addcmul(bias_M1H, F.layer_norm(y_MBH, y_MBH.shape[2:], eps=NORM_EPS), weight_M1H)
-            if weights.residual and index > 0:
-                y_MBH = y_MBH + below_MBH
-        current = [torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*after, strict=True)]
-        outputs.append(y_MBH)
-        if len(outputs) == block or t == num_steps - 1:
-            outputs_TBMH = torch.stack(outputs).transpose(1, 2)
-            total += nats(outputs_TBMH, moved["output_weight"], moved["output_bias"], targets_BT[:, first : t + 1].t())
-            outputs, first = [], t + 1
-    for state, last in zip(states, current, strict=False):
-        state.copy_(last.view_as(state))
-    return total.view(-1, 2)
+    """Returns the sums of nats of one chunk of probes, float64 [n, 2]. M in the names of shapes is 2n.
 
-
-class _Layer:
-    """One layer of all members.
-
-    input_weight: [M, input rows, N, D, K], with K inputs. recurrent_weight: [M, recurrent rows, N, D, D].
-    bias: [M, biases, N, D].
+    seeds: on the device of the weights, from where nothing is copied to it.
     """
-
-    def __init__(self, cell: str, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor) -> None:
-        self._cell, self._shape = cell, CELLS[cell]
-        self._heads, self._dim = bias.shape[2:]
-        self._in_MKG = input_weight.flatten(1, 3).transpose(1, 2)  # G row, head and unit
-        self._r_MNPK = recurrent_weight.permute(0, 2, 4, 1, 3).flatten(3).contiguous()  # P previous, K row and unit
-        self._b_MGN1D = bias[:, :, :, None]
-
-    def project(self, x_MBK: Tensor) -> Tensor:
-        """The input projection [M, B, input rows * N * D]."""
-        return torch.bmm(x_MBK, self._in_MKG)
-
-    def step(self, projected_MBG: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
-        """The states [M, N, B, D] after one more input, of which the projection is given."""
-        x_MNBID = projected_MBG.unflatten(2, (self._shape.input_rows, self._heads, self._dim)).permute(0, 3, 1, 2, 4)
-        r_MNBRD = torch.matmul(states[0], self._r_MNPK).unflatten(3, (self._shape.recurrent_rows, self._dim))
-        return _cell(self._cell, x_MNBID.unbind(3), r_MNBRD.unbind(3), self._b_MGN1D.unbind(1), states)
-
-
-def _cell(
-    cell: str, x: Sequence[Tensor], r: Sequence[Tensor], b: Sequence[Tensor], states: Sequence[Tensor]
-) -> list[Tensor]:
-    """Returns the states after one step, from input rows x, recurrent rows r and biases b; see `zo_kernels.models`."""
-    if cell == "lstm":
-        i, f, z, o = (x[k] + r[k] + b[k] for k in range(4))
-        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(z)
-        return [torch.sigmoid(o) * torch.tanh(c), c]
-    if cell == "gru":
-        reset, update = (torch.sigmoid(x[k] + r[k + 1] + b[k + 1]) for k in range(2))
-        return [update * states[0] + (1 - update) * torch.tanh(x[2] + b[3] + reset * (r[0] + b[0]))]
-    return [torch.tanh(x[0] + r[0] + b[0])]
+    moved = _members(backend, weights, seeds, eps)
+    stack = Stack(weights, moved)
+    table_MVG = stack.table(distinct)
+    (batch_size, num_steps), hidden_size = index_BT.shape, weights.output_weight.shape[1]
+    index_TB = index_BT.t().contiguous()
+    running = stack.start([state.flatten(0, 1) for state in states], batch_size)
+    size = len(table_MVG) * batch_size * hidden_size * table_MVG.element_size()
+    block = min(num_steps, max(1, _HIDDEN_BYTES // size))
+    hidden_MTBH = table_MVG.new_empty(len(table_MVG), block, batch_size, hidden_size)
+    total = torch.zeros(len(table_MVG), dtype=torch.float64, device=table_MVG.device)
+    for t in range(num_steps):
+        running = stack.step(table_MVG, index_TB[t], running, hidden_MTBH[:, t % block])
+        if t % block == block - 1 or t == num_steps - 1:
+            first, last = t - t % block, t + 1
+            hidden_TBMH = hidden_MTBH[:, : last - first].permute(1, 2, 0, 3)
+            total += nats(hidden_TBMH, moved["output_weight"], moved["output_bias"], targets_BT[:, first:last].t())
+    for state, after in zip(states, joined(running), strict=False):
+        state.copy_(after.view_as(state))
+    return total.view(-1, 2)

@@ -11,7 +11,7 @@ from ...backends.base import PRECISIONS, RecurrentWeights
 from ...ops.checks import check_offset, check_scalar, check_targets, check_tensor, check_tokens
 from ...ops.recurrent import check_bfloat16
 from .choice import CELLS
-from .members import MULTIPLIED, NAMES, wide_dtype
+from .members import MULTIPLIED, wide_dtype
 
 STATE_NAMES = "hcnm"
 
@@ -26,7 +26,7 @@ def check_population(
     precision: str,
 ) -> None:
     """Raises TypeError, ValueError or GridRangeError if an argument is wrong."""
-    for name, x, offset in zip(NAMES, weights.tensors, weights.offsets, strict=True):
+    for name, x, offset in zip(weights.names, weights.tensors, weights.offsets, strict=True):
         check_tensor(x, name)
         if offset != -1:
             check_offset(offset, x.numel())
@@ -37,16 +37,17 @@ def check_population(
     check_scalar(eps, "eps", weights.bias.dtype)
     if states:
         heads, _, head_dim = weights.bias.shape
-        shape = [len(seeds), 2, heads, len(tokens), head_dim]
+        shape = [len(seeds), 2, weights.num_layers * heads, len(tokens), head_dim]
         check_states(weights.cell, states, shape, wide_dtype(weights.bias.dtype), weights.bias.device)
         for name, state in zip(STATE_NAMES, states, strict=False):
             check_tensor(state, f"state {name}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "bfloat16" and weights.bias.dtype != torch.float64:
-        rounded = {name: getattr(weights, name) for name in MULTIPLIED}
+        rounded = {name: getattr(weights, name) for name in MULTIPLIED if name in weights.names}
         if weights.cell == "gru":
-            rounded["bias"] = weights.bias[:, :1]
+            biases = [name for name in weights.names if name in ("bias", "upper_bias")]
+            rounded |= {name: getattr(weights, name)[..., :1, :] for name in biases}
         check_bfloat16(rounded, eps)
 
 

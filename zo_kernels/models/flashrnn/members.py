@@ -6,43 +6,75 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ... import ops
-from ...backends.base import RecurrentWeights
+from ...backends.base import NORM_EPS, RecurrentWeights
 
-NAMES = ("embedding", "input_weight", "recurrent_weight", "bias", "output_weight", "output_bias")
-
-MULTIPLIED = ("recurrent_weight", "output_weight")
-"""Parameters that multiply hidden states. They are bfloat16 if the hidden states are."""
+MULTIPLIED = ("recurrent_weight", "output_weight", "upper_input_weight", "upper_recurrent_weight")
+"""Parameters that multiply hidden states or outputs of layers. They are bfloat16 if the hidden states are."""
 
 
-class Members:
-    """The six parameters of M members:
+class LayerMembers:
+    """The parameters of one layer of M members: input_weight [M, N, I, D, K] for K inputs, recurrent_weight [MN, P, R,
+    D], bias [MN, G, D].
 
-    embedding [M, V, E], input_weight [M, N, I, D, E], recurrent_weight [MN, P, R, D], bias [MN, G, D], output_weight
-    [M, V, H], output_bias [M, V].
+    They are views but for the layers after the first of several members, whose parameters are not side by side.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.embedding, self.input_weight, recurrent_weight, bias, self.output_weight, self.output_bias = tensors
+    def __init__(self, input_weight: Tensor, recurrent_weight: Tensor, bias: Tensor) -> None:
+        self.input_weight = input_weight
         self.recurrent_weight = recurrent_weight.flatten(0, 1)
         self.bias = bias.flatten(0, 1)
-
-    @staticmethod
-    def of(weights: RecurrentWeights) -> Members:
-        """The unperturbed parameters with M = 1."""
-        return Members([x[None] for x in weights.tensors])
 
     def input_bias(self) -> Tensor:
         """The biases of the input rows, [M, N, I, D]. A GRU has one more bias, for the recurrent row g."""
         rows = self.input_weight.shape[2]
-        return self.bias[:, self.bias.shape[1] - rows :].unflatten(0, (len(self.embedding), -1))
+        return self.bias[:, self.bias.shape[1] - rows :].unflatten(0, (len(self.input_weight), -1))
 
     def recurrent_bias(self) -> Tensor:
         """The biases [MN, G, D], with 0 for the input rows."""
         rest = self.bias.clone()
         rest[:, rest.shape[1] - self.input_weight.shape[2] :] = 0
         return rest
+
+
+class Members:
+    """The parameters of M members, [M, ...] each, of a model with the given weights."""
+
+    def __init__(self, weights: RecurrentWeights, tensors: Sequence[Tensor]) -> None:
+        self.all = RecurrentWeights.of(weights.cell, weights.offsets, tensors, weights.residual)
+        self.num_layers = weights.num_layers
+        self.embedding, self.output_weight, self.output_bias = tensors[0], tensors[4], tensors[5]
+
+    @staticmethod
+    def of(weights: RecurrentWeights) -> Members:
+        """The unperturbed parameters with M = 1."""
+        return Members(weights, [x[None] for x in weights.tensors])
+
+    def layer(self, number: int) -> LayerMembers:
+        """The parameters of a layer as they are now, counted from 0."""
+        if number == 0:
+            return LayerMembers(self.all.input_weight, self.all.recurrent_weight, self.all.bias)
+        return LayerMembers(*(x[:, number - 1] for x in self.all.upper))
+
+    def outputs(self, number: int, hidden_TBMH: Tensor, below_TBMH: Tensor | None) -> Tensor:
+        """The outputs [T, B, M, H] of a layer from its hidden states and the outputs of the layer before, if any.
+
+        Layer norm and residual connections are computed in the dtype of their parameters and rounded once.
+        """
+        norm_weight, norm_bias = self.all.norm_weight, self.all.norm_bias
+        if not self.all.residual:
+            below_TBMH = None
+        if norm_weight is None and below_TBMH is None:
+            return hidden_TBMH
+        y_TBMH = hidden_TBMH.to(self.output_bias.dtype)
+        if norm_weight is not None and norm_bias is not None:
+            normal_TBMH = F.layer_norm(y_TBMH, y_TBMH.shape[3:], eps=NORM_EPS)
+            y_TBMH = torch.addcmul(norm_bias[:, number], normal_TBMH, norm_weight[:, number])
+        if below_TBMH is not None:
+            y_TBMH = y_TBMH + below_TBMH
+        return y_TBMH.to(hidden_TBMH.dtype)
 
 
 class PerturbedMembers:
@@ -59,9 +91,9 @@ class PerturbedMembers:
         wide = wide_dtype(weights.bias.dtype)
         self._buffers = [
             x.new_empty((probes, 2, *x.shape), dtype=torch.bfloat16 if bfloat16 and name in MULTIPLIED else wide)
-            for name, x in zip(NAMES, weights.tensors, strict=True)
+            for name, x in zip(weights.names, weights.tensors, strict=True)
         ]
-        self.members = Members([buffer.flatten(0, 1) for buffer in self._buffers])
+        self.members = Members(weights, [buffer.flatten(0, 1) for buffer in self._buffers])
 
     def write(self, alpha: Tensor, seeds: Tensor) -> None:
         """Writes the members of `seeds` int64 [n] with eps `alpha`, float64 [1], without waiting for the device.
@@ -69,7 +101,7 @@ class PerturbedMembers:
         Both tensors must be on the device of the parameters.
         """
         weights = self._weights
-        for name, x, buffer, offset in zip(NAMES, weights.tensors, self._buffers, weights.offsets, strict=True):
+        for name, x, buffer, offset in zip(weights.names, weights.tensors, self._buffers, weights.offsets, strict=True):
             if offset < 0:
                 buffer.copy_(x)
             else:
@@ -79,9 +111,9 @@ class PerturbedMembers:
         """Parameter x, rounded if it must be, as the source to perturb."""
         if self._bfloat16 and name in MULTIPLIED:
             return on_bfloat16_grid(x, alpha)
-        if self._bfloat16 and name == "bias" and self._weights.cell == "gru":
+        if self._bfloat16 and name in ("bias", "upper_bias") and self._weights.cell == "gru":
             bias = x.float()  # row g is added within the recurrence, in bfloat16
-            return torch.cat([on_bfloat16_grid(bias[:, :1], alpha), bias[:, 1:]], dim=1)
+            return torch.cat([on_bfloat16_grid(bias[..., :1, :], alpha), bias[..., 1:, :]], dim=-2)
         return x
 
 

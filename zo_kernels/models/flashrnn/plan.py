@@ -49,6 +49,11 @@ class Work:
         # Besides Wx and the states, flashrnn's cuda allocates the gates that a backward pass would need.
         kept = narrow * units * (shape.input_rows + shape.states + shape.recurrent_rows + shape.biases)
         parameters = wide * sum(x.numel() for x in weights.tensors)
+        if weights.num_layers > 1:
+            # The members of the layers above lie side by side in copies. Their projections are rounded from wide ones,
+            # and a layer has outputs of its own beside those below.
+            parameters += wide * sum(x.numel() for x in weights.upper)
+            kept += units * (wide * shape.input_rows + 2 * wide + 2 * narrow)
         probe_bytes, step_bytes = 2 * (parameters + table), 2 * batch_size * (kept + projected)
         return Work(weights.cell, heads, head_dim, batch_size, steps, probe_bytes, step_bytes)
 
@@ -76,8 +81,8 @@ def make_plan(work: Work, probes: int, budget: int, compiled: Collection[int] = 
     compiled: numbers of probes that flashrnn has been compiled for. The one with the least work is used, unless more
         than twice as many probes fit.
 
-    If even one step of one probe exceeds the budget, one probe with up to 64 steps is planned anyway, and the device
-    may run out of memory. Raises ValueError if one step of one probe is too large for flashrnn.
+    If even one step of one probe exceeds the budget, it is planned anyway, and the device may run out of memory. Raises
+    ValueError if one step of one probe is too large for flashrnn.
     """
     check_size(work.cell, 1, work.batch_size, 2 * work.heads, work.head_dim)
     together = min(work.steps, _STEPS)
@@ -99,10 +104,19 @@ def segment_length(weights: RecurrentWeights, batch_size: int, steps: int) -> in
     return _most_steps(work, 1, population_bytes(weights))
 
 
+def split_batch(cell: str, batch_size: int, heads: int, head_dim: int) -> list[slice]:
+    """Cuts a batch into parts, as equal as can be, of which flashrnn takes a step of so many heads.
+
+    Raises ValueError if there are too many heads, or a step of one sequence is too large.
+    """
+    check_size(cell, 1, 1, heads, head_dim)
+    most = _largest(batch_size, lambda rows: elements(cell, 1, rows, heads, head_dim) <= MAX_ELEMENTS)
+    rows = -(-batch_size // -(-batch_size // most))
+    return [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
+
+
 def _most_steps(work: Work, probes: int, budget: int) -> int:
-    if work.fits(probes, 1, budget):
-        return _largest(work.steps, lambda steps: work.fits(probes, steps, budget))
-    return _largest(min(work.steps, _STEPS), lambda steps: work.fits(probes, steps, _UNLIMITED))
+    return _largest(work.steps, lambda steps: work.fits(probes, steps, budget))
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

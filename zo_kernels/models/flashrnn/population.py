@@ -12,13 +12,14 @@ from torch import Tensor
 from ...backends.base import RecurrentWeights
 from ...backends.recurrent.loss import nats
 from ...backends.recurrent.memory import population_bytes
+from ...backends.tf32 import warn_of_tf32
 from . import graph
 from .call import Recurrence
 from .checks import check_population
 from .choice import FlashBackend
 from .members import Members, PerturbedMembers, wide_dtype
-from .plan import Plan, Work, make_plan
-from .project import InputProjection
+from .plan import Plan, Work, make_plan, split_batch
+from .project import InputProjection, project_outputs
 
 _logger = logging.getLogger("zo_kernels")
 
@@ -30,28 +31,38 @@ def walk(
     recurrence: Recurrence,
     members: Members,
     tokens_BT: Tensor,
-    states: Tensor,
+    states: Sequence[Tensor],
     dtype: torch.dtype,
     steps: int,
     consume: Callable[[slice, Tensor], None],
-) -> Tensor:
+) -> list[Tensor]:
     """Runs the members over the tokens, at most `steps` at a time, and returns the states after the last token.
 
-    states: [S, B, MN, D] of `dtype`, in which the recurrence is computed. consume: called for each segment with its
-    hidden states [T, B, M, H], which are freed afterwards.
+    states: of each layer, [S, B, MN, D] of `dtype`, in which the recurrence is computed. consume: called for each
+    segment with the outputs of its last layer [T, B, M, H], which are freed afterwards.
     """
     # In bfloat16 the biases are added to the projections before rounding: rounding b alone would lose its perturbation.
-    with_bias = dtype != members.bias.dtype
+    layers = [members.layer(number) for number in range(members.num_layers)]
+    with_bias = dtype != layers[0].bias.dtype
     project = InputProjection(members, tokens_BT.numel(), dtype, with_bias=with_bias)
-    bias = members.recurrent_bias().to(dtype) if with_bias else members.bias
-    recurrent_weight = members.recurrent_weight
+    biases = [layer.recurrent_bias().to(dtype) if with_bias else layer.bias for layer in layers]
+    current = list(states)
     for start in range(0, tokens_BT.shape[1], steps):
         segment = slice(start, min(start + steps, tokens_BT.shape[1]))
-        wx = project(tokens_BT[:, segment].t())
-        hidden, states = recurrence(wx, states, recurrent_weight, bias)
-        consume(segment, hidden.reshape(*hidden.shape[:2], len(members.embedding), -1))
-        del wx, hidden  # free them before the next segment; hidden is a view of all states
-    return states
+        outputs_TBMH: Tensor | None = None
+        for number, layer in enumerate(layers):
+            if outputs_TBMH is None:
+                wx = project(tokens_BT[:, segment].t())
+            else:
+                wx = project_outputs(layer, outputs_TBMH, with_bias=with_bias)
+            hidden, current[number] = recurrence(wx, current[number], layer.recurrent_weight, biases[number])
+            hidden_TBMH = hidden.reshape(*hidden.shape[:2], len(members.embedding), -1)
+            outputs_TBMH = members.outputs(number, hidden_TBMH, outputs_TBMH)
+            del wx, hidden, hidden_TBMH  # free them before the next layer; hidden is a view of all states
+        assert outputs_TBMH is not None
+        consume(segment, outputs_TBMH)
+        del outputs_TBMH
+    return current
 
 
 class Chunk:
@@ -94,8 +105,9 @@ class Chunk:
 
         before = self._heads_of(states, members)
         last = walk(self._recurrence, members, self._tokens_BT, before, self._dtype, self._plan.steps, add)
-        for state, heads_B_MN_D in zip(states, last, strict=False):
-            state.copy_(heads_B_MN_D.transpose(0, 1).unflatten(0, state.shape[:3]))
+        for index, state in enumerate(states):
+            for part, heads in zip(state.chunk(members.num_layers, 2), last, strict=True):
+                part.copy_(heads[index].transpose(0, 1).unflatten(0, part.shape[:3]))
         return total.view(-1, 2)
 
     def compute_and_carry(self, states: Sequence[Tensor]) -> Tensor:
@@ -113,14 +125,14 @@ class Chunk:
             state.copy_(carried[: len(state)])
         return result
 
-    def _heads_of(self, states: Sequence[Tensor], members: Members) -> Tensor:
-        """Population states in flashrnn's layout, [S, B, MN, D]."""
-        heads, _, _, head_dim = members.recurrent_weight.shape
+    def _heads_of(self, states: Sequence[Tensor], members: Members) -> list[Tensor]:
+        """Population states of each layer in flashrnn's layout, [S, B, MN, D]."""
         if not states:
-            count = self._recurrence.num_states
-            shape = (count, len(self._tokens_BT), heads, head_dim)
-            return torch.zeros(shape, dtype=self._dtype, device=self._eps.device)
-        return torch.stack([state.flatten(0, 2).transpose(0, 1) for state in states]).to(self._dtype)
+            count, (_, heads, _, head_dim) = self._recurrence.num_states, members.all.bias.shape
+            shape = (count, len(self._tokens_BT), len(members.embedding) * heads, head_dim)
+            return [torch.zeros(shape, dtype=self._dtype, device=self._eps.device) for _ in range(members.num_layers)]
+        layers = zip(*(state.chunk(members.num_layers, 2) for state in states), strict=True)
+        return [torch.stack([x.flatten(0, 2).transpose(0, 1) for x in layer]).to(self._dtype) for layer in layers]
 
 
 class PopulationForward:
@@ -151,9 +163,31 @@ class PopulationForward:
         check_population(weights, tokens_BT, targets_BT, seeds, eps, states, precision)
         if len(seeds) == 0:
             return torch.zeros(0, 2, dtype=torch.float64)
+        heads, _, head_dim = weights.bias.shape
+        parts = split_batch(weights.cell, len(tokens_BT), 2 * heads, head_dim)
+        if len(parts) == 1:
+            return self._nats(weights, (tokens_BT, targets_BT), seeds, eps, states, precision)
+        total = torch.zeros(len(seeds), 2, dtype=torch.float64)
+        for rows in parts:
+            some = [state[:, :, :, rows].contiguous() for state in states]
+            total += self._nats(weights, (tokens_BT[rows], targets_BT[rows]), seeds, eps, some, precision)
+            for state, after in zip(states, some, strict=True):
+                state[:, :, :, rows] = after
+        return total
+
+    def _nats(
+        self,
+        weights: RecurrentWeights,
+        batch: tuple[Tensor, Tensor],
+        seeds: Tensor,
+        eps: float,
+        states: Sequence[Tensor],
+        precision: str,
+    ) -> Tensor:
+        """As `nats`, for a batch of which flashrnn takes a step of one probe."""
         with torch.cuda.device_of(weights.bias):
-            chunk = self._chunk(weights, tokens_BT, len(seeds), bool(states), precision)
-            chunk.load(tokens_BT, targets_BT, eps)
+            chunk = self._chunk(weights, batch[0], len(seeds), bool(states), precision)
+            chunk.load(*batch, eps)
             size = len(chunk.seeds)
             filled_up = torch.cat([seeds, seeds[-1:].expand(-len(seeds) % size)]).to(weights.bias.device)
             parts = []
@@ -169,7 +203,8 @@ class PopulationForward:
         key = (tokens_BT.shape, probes, dtype, addresses, weights.offsets, device)
         if key in self._recorded:
             return self._recorded[key]
-        self._warn_of_tf32(device)
+        if device.type == "cuda":
+            warn_of_tf32()
         chosen = self._recurrence.backend(device, dtype)
         work = Work.of(weights, tokens_BT.shape[0], tokens_BT.shape[1], dtype)
         plan = make_plan(work, probes, population_bytes(weights), self._compiled if chosen.compiles else ())
@@ -192,22 +227,12 @@ class PopulationForward:
             if reason is not None:
                 raise RuntimeError(f"can't record a CUDA graph: {reason}; use cuda_graph=None")
             return True
-        products = sum(x.numel() for x in (weights.input_weight, weights.recurrent_weight, weights.output_weight))
-        if not graph.is_small(2 * plan.probes * batch_size * products, plan.steps):
+        products = sum(x.numel() for name, x in zip(weights.names, weights.tensors, strict=True) if "_weight" in name)
+        if not graph.is_small(2 * plan.probes * batch_size * products, plan.steps * weights.num_layers):
             return False
         if reason is not None and weights.bias.device.type == "cuda":
             self._log_once(logging.INFO, f"no CUDA graph: {reason}")
         return reason is None
-
-    def _warn_of_tf32(self, device: torch.device) -> None:
-        matmul = torch.backends.cuda.matmul
-        precision = getattr(matmul, "fp32_precision", None)  # torch 2.8 does not have it
-        if device.type == "cuda" and (matmul.allow_tf32 if precision is None else precision == "tf32"):
-            self._log_once(
-                logging.WARNING,
-                "torch rounds the factors of float32 products, here w + eps and w - eps, to the 10 bits of TF32, which "
-                "blurs differences of losses: call torch.set_float32_matmul_precision('highest')",
-            )
 
     def _log_once(self, level: int, message: str) -> None:
         if message not in self._logged:

@@ -1,0 +1,67 @@
+"""Compiles Triton's kernels as a launch would, but for a GPU that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.device_code import Kernel, read
+from zo_kernels.backends.triton import TritonBackend
+
+BACKEND = TritonBackend()
+
+
+class Driver:
+    """What Triton asks of a driver before it launches, answered for a device that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return -self.capability  # not a device whose kernels another test would launch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+class Compiler:
+    """Compiles what a call of the backend would launch, and does not launch it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from triton.runtime import driver
+        from triton.runtime.jit import JITFunction
+
+        self._folder, self._driver, self._launched, run = folder, driver, [], JITFunction.run
+
+        def compile_only(kernel, *args, grid, warmup, **kwargs):
+            assert all(size > 0 for size in grid)
+            self._launched.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
+
+        monkeypatch.setattr(JITFunction, "run", compile_only)
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+
+    def compiled(self, capability: int, launch: str | Callable[..., object], *args: object):
+        """Triton's compiled kernel. launch: a function that launches it, or the name of the backend's method."""
+        before = dict(vars(self._driver))
+        self._driver.set_active(Driver(capability))
+        try:
+            (getattr(BACKEND, launch) if isinstance(launch, str) else launch)(*args)
+            (kernel,) = self._launched
+        finally:
+            vars(self._driver).clear()
+            vars(self._driver).update(before)
+            self._launched.clear()
+        return kernel
+
+    def __call__(self, capability: int, launch: str | Callable[..., object], *args: object) -> Kernel:
+        path = self._folder / "kernel.cubin"
+        path.write_bytes(self.compiled(capability, launch, *args).asm["cubin"])
+        (kernel,) = read(path)
+        return kernel

@@ -1,0 +1,93 @@
+"""Chooses the kernel that computes populations in bfloat16 on a GPU: the first that does not refuse the model.
+
+A kernel is a module with the two functions of `Kernel`. Each has a line in _CANDIDATES, in order of preference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .. import cpu
+from ..base import RecurrentWeights
+from . import population_kernel
+
+
+class Kernel(Protocol):
+    """What a module with a GPU kernel for populations has."""
+
+    def refusal(self, weights: RecurrentWeights, batch_size: int, device: torch.device) -> str | None:
+        """Returns in one sentence why the kernel can't compute these weights there, or None if it can."""
+
+    def recurrent_nats(
+        self,
+        weights: RecurrentWeights,
+        tokens: Tensor,
+        targets: Tensor,
+        seeds: npt.NDArray[np.int64],
+        eps: float,
+        states: Sequence[Tensor],
+        queue: tuple[int, int],
+    ) -> Tensor:
+        """See `Backend.recurrent_nats`. queue: index of the device, and cudaStream_t."""
+
+
+class Candidate(NamedTuple):
+    """A kernel, its name, and the names of the backends that may use it."""
+
+    name: str
+    kernel: Kernel
+    backends: tuple[str, ...]
+
+
+class _PopulationKernel:
+    """population_kernel.py as a `Kernel`."""
+
+    recurrent_nats = staticmethod(population_kernel.recurrent_nats)
+
+    @staticmethod
+    def refusal(weights: RecurrentWeights, batch_size: int, device: torch.device) -> str | None:
+        if weights.cell != "lstm" or weights.bias.dtype == torch.float64:
+            return f"it computes LSTMs of up to 32 bits, not {weights.cell} of {weights.bias.dtype}"
+        if weights.num_layers > 1 or weights.norm_weight is not None:
+            return "it computes a single layer without layer norm"
+        (_, heads, dim), (vocab_size, embed_dim) = weights.bias.shape, weights.embedding.shape
+        try:
+            cpu._C.cuda_population_tiles([vocab_size, embed_dim, heads, dim], batch_size, device.index or 0)
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+        return None
+
+
+_CANDIDATES: tuple[Candidate, ...] = ()
+
+_IF_TURNED_ON = Candidate("population", _PopulationKernel(), ("cuda",))
+"""Offered where the environment variable of population_kernel.py is set."""
+
+
+def candidates(backend: str) -> list[Candidate]:
+    """Returns the kernels that a backend may use, in order of preference."""
+    offered = (*_CANDIDATES, *([_IF_TURNED_ON] if population_kernel.turned_on() else []))
+    return [candidate for candidate in offered if backend in candidate.backends]
+
+
+def choose(backend: str, weights: RecurrentWeights, batch_size: int) -> Candidate:
+    """Returns the first of the backend's kernels that takes these weights, on the device where they are.
+
+    Raises RuntimeError, in one sentence with the reason of each kernel, if none does.
+    """
+    reasons = []
+    for candidate in candidates(backend):
+        reason = candidate.kernel.refusal(weights, batch_size, weights.bias.device)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate.name}: {reason.rstrip('.')}")
+    raise RuntimeError(
+        f"no kernel of backend {backend!r} computes this model with bfloat16 products "
+        f"({'; '.join(reasons) or 'there is none'}): use precision='float32'"
+    )
