@@ -203,6 +203,7 @@ void bind_cuda(py::module_& m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("cuda_build", &zo::cuda::build_description);
   m.def("cuda_device", &zo::cuda::device_description);
+  m.def("cuda_problem", &zo::cuda::device_problem, no_gil);
   m.def("cuda_probe", &probe, no_gil);
   m.def("cuda_apply_probe", &apply_probe, no_gil);
   m.def("cuda_apply_probes", &apply_probes, no_gil);

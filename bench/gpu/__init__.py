@@ -1,1 +1,1 @@
-"""`python -m bench.gpu`: __main__ has the plan and keeps the results; ops and models measure, timing helps them."""
+"""`python -m bench.gpu`: plan has the measures, tests runs tests, ops and models measure, __main__ keeps results."""

@@ -15,16 +15,16 @@ _CACHE_BYTES = 256 << 20  # more than any GPU's L2
 
 
 def in_turns(
-    device: str, calls: Mapping[str, Callable[[], object]], rounds: int, flush: bool = False
+    device: str, calls: Mapping[str, Callable[[], object]], rounds: int, flush: bool = False, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, after one to warm up; on a GPU by its own clock.
+    """Milliseconds of each call in each round, after one to warm up if `warm`; on a GPU by its own clock.
 
     flush: empty the GPU's cache before each call, where the inputs would fit it. The host then runs ahead of the GPU,
     so that a launch is no part of the time.
     """
     cache = torch.empty(_CACHE_BYTES if flush and device == "cuda" else 0, dtype=torch.int8, device=device)
     found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
+    for _ in range(rounds + warm):
         for name, call in calls.items():
             cache.zero_()
             start = _now(device)
@@ -32,8 +32,8 @@ def in_turns(
             found[name].append((start, _now(device)))
     if device == "cuda":
         torch.cuda.synchronize()
-        return {name: [a.elapsed_time(b) for a, b in pairs[1:]] for name, pairs in found.items()}
-    return {name: [1e3 * (b - a) for a, b in pairs[1:]] for name, pairs in found.items()}
+        return {name: [a.elapsed_time(b) for a, b in pairs[warm:]] for name, pairs in found.items()}
+    return {name: [1e3 * (b - a) for a, b in pairs[warm:]] for name, pairs in found.items()}
 
 
 def _now(device: str) -> Any:

@@ -16,6 +16,7 @@ namespace {
 
 std::string build_description() { return ""; }
 std::string device_description() { refuse(); }
+std::string device_problem(int) { refuse(); }
 
 void probe(void*, DType, int64_t, uint64_t, int64_t, Queue) { refuse(); }
 void apply_probe(const void*, DType, void*, DType, int64_t, Term, int64_t, Queue) { refuse(); }

@@ -36,15 +36,24 @@ class DeviceGuard {
   bool moved_ = false;
 };
 
+// Lets a kernel have so much dynamic shared memory: beyond 48 KB, together with what it declares, only on request.
+template <class Kernel>
+void allow_shared(const char* what, Kernel* kernel, int shared_bytes) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes == 0) return;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), what);
+  if (attributes.sharedSizeBytes + static_cast<size_t>(shared_bytes) > kWithoutAsking)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
+}
+
 // The tests build these files with the host compiler, whose cuda_runtime.h has run_kernel instead of <<<>>>.
 template <class... Parameters, class... Args>
 void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, Queue queue,
             Args&&... args) {
   const DeviceGuard guard(queue.device);
+  allow_shared(what, kernel, shared_bytes);
 #if defined(__CUDACC__)
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (shared_bytes > kWithoutAsking)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
   kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(queue.stream)>>>(args...);
 #else
   run_kernel(kernel, grid, threads, shared_bytes, args...);

@@ -3,6 +3,10 @@
 The kernels themselves are tested in tests/csrc/test_cuda.cpp.
 """
 
+import logging
+import re
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +17,7 @@ from tests.backends.list_checks import CHECKS
 from tests.backends.op_checks import Place
 from tests.cases import DISTRIBUTIONS, FEW_CASES, SEEDS, assert_same_bits, make_values
 from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
-from zo_kernels import _C
+from zo_kernels import _C, backends
 from zo_kernels.backends import BACKENDS, cpu, cuda, gpu
 from zo_kernels.backends.base import Update
 from zo_kernels.backends.pieces import Pieces
@@ -57,6 +61,7 @@ def kernels(monkeypatch):
         monkeypatch.setattr(module, "queue_of", lambda x: (1, 77))
     monkeypatch.setattr(cuda.CudaBackend, "device_types", ("cpu",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     return stand_in
 
@@ -237,7 +242,7 @@ def test_says_what_is_missing():
     assert zo.ops.probe(5, 3).shape == (5,)
 
 
-@pytest.mark.parametrize("missing", ["the module", "nvcc", "torch's CUDA", "a device"])
+@pytest.mark.parametrize("missing", ["the module", "nvcc", "torch's CUDA", "a device", "its use", "a driver"])
 def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
     backend = BACKENDS["cuda"]
     assert backend.unavailable() is None
@@ -248,16 +253,34 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
         monkeypatch.setattr(kernels, "cuda_build", lambda: "")
     elif missing == "torch's CUDA":
         monkeypatch.setattr(torch.version, "cuda", None)
-    else:
+    elif missing == "a device":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elif missing == "its use":
+        error = RuntimeError("Cannot re-initialize CUDA in forked subprocess\nsee")
+        monkeypatch.setattr(torch.cuda, "current_device", Mock(side_effect=error))
+    else:
+        kernels.problem = "the NVIDIA driver is older than CUDA 13.0"
     reasons = {
         "the module": r"its compiled module is missing \(gone\); install the package with `pip install .`",
         "nvcc": "it was not built, for no nvcc from CUDA 11.8 on was used when zo_kernels was installed",
         "torch's CUDA": "this torch was built without CUDA; install a CUDA build of torch",
         "a device": "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES",
+        "its use": r"torch can't use its CUDA device \(Cannot re-initialize CUDA in forked subprocess\)",
+        "a driver": "the NVIDIA driver is older than CUDA 13.0",
     }
     with pytest.raises(RuntimeError, match=f"^backend 'cuda' can't be used: {reasons[missing]}$"):
         zo.set_backend("cuda")
+
+
+def test_triton_takes_over_where_the_kernels_do_not_run(kernels, monkeypatch, caplog):
+    kernels.problem = "Tesla T4 has compute capability 7.5, and the kernels need 8.0 or newer"
+    monkeypatch.setattr(backends, "_automatic", {})
+    monkeypatch.setattr(cuda.CudaBackend, "device_types", ("cuda",))
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
+    with caplog.at_level(logging.INFO, "zo_kernels"):
+        assert backends.backend_for("cuda").name == "triton"
+    (record,) = caplog.records
+    assert record.getMessage() == f"cuda tensors: backend triton; cuda can't be used: {kernels.problem}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -287,6 +310,13 @@ def test_arguments_that_no_kernel_survives(name):
     is_list = name in LIST_CALLS | LIST_CALLS_FROM
     with pytest.raises(ValueError, match="this is not a list of pieces" if is_list else "numel is negative"):
         call(*changed)
+
+
+@pytest.mark.skipif(not _C.cuda_build() or torch.cuda.is_available(), reason="no CUDA kernels, or a GPU")
+def test_what_the_module_says_of_no_driver():
+    """Without one it says what it says of one that is too old."""
+    old = r"the NVIDIA driver is older than CUDA \d+\.\d, which zo_kernels was built with: update the driver, or build"
+    assert re.match(rf"{old}|its kernels can't be loaded \(", _C.cuda_problem(0))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

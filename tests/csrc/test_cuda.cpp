@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/launch.h"
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "scalar.h"
 
@@ -175,6 +176,32 @@ void test_queue() {
   zo::cuda::probe(nullptr, DType::kFloat32, 0, 3, 0, {2, nullptr});  // nothing to do: no device is asked for
 }
 
+// What a device that does not run these kernels is said to lack, and that nothing is left of the attempt.
+void test_device() {
+  shim::Machine& m = shim::machine();
+  const std::string old = "the NVIDIA driver is older than CUDA 13.0, which zo_kernels was built with: update the driver, "
+                          "or build zo_kernels with an older nvcc";
+  const std::pair<cudaError_t, std::string> problems[] = {
+      {cudaSuccess, ""},
+      {cudaErrorInsufficientDriver, old},
+      {cudaErrorUnsupportedPtxVersion, old},
+      {cudaErrorNoKernelImageForDevice,
+       "a GPU of the shim has compute capability 7.5, and the kernels need 8.0 or newer"},
+      {cudaErrorInvalidValue, "its kernels can't be loaded (an error of the shim)"},
+  };
+  for (const auto& [error, problem] : problems) {
+    m.kernel_error = m.error = error;
+    CHECK(zo::cuda::device_problem(1) == problem);
+    CHECK(m.device == 0 && m.error == cudaSuccess);
+  }
+  m.kernel_error = cudaErrorInvalidDeviceFunction;
+  m.compute_capability = 86;
+  CHECK(zo::cuda::device_problem(0) == "a GPU of the shim has compute capability 8.6, and zo_kernels was built for "
+                                       "80 90: build it with CUDAARCHS=86");
+  m.kernel_error = cudaSuccess;
+  CHECK(zo::cuda::device_problem(2) == "its kernels can't be loaded (an error of the shim)");
+}
+
 }  // namespace
 
 int main() {
@@ -210,6 +237,7 @@ int main() {
   test_cuda_distributions();
   test_many_members();
   test_queue();
+  test_device();
   std::printf("%d checks passed, %d failed\n", g_passed, g_failed);
   return g_failed != 0;
 }

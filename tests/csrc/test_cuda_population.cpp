@@ -137,6 +137,17 @@ bool refused(F call) {
   return false;
 }
 
+// The kernel of the token table declares 12 KB of shared memory, which counts against the 48 KB that a kernel may have
+// without asking for more.
+void test_long_embeddings(Random& random) {
+  shim::machine().static_shared = 12 * 1024;
+  for (const int64_t embed_dim : {3068, 3069, 4092, 4200}) {
+    shim::machine().allowed.clear();
+    test_case(make_case({Cell::kLstm, 3, embed_dim, 1, 2, 1, 1}, random, false));
+  }
+  shim::machine().static_shared = 0;
+}
+
 void test_limits(Random& random) {
   Case odd = make_case({Cell::kLstm, 5, 3, 1, 3, 2, 1}, random, false);
   CHECK(zo::cuda::tile_sequences(Call(odd).args, 0) == 0);
@@ -172,6 +183,7 @@ int main() {
     for (const bool with_states : {false, true}) test_case(make_case(shape, random, with_states));
   Case x = make_case({Cell::kLstm, 13, 6, 2, 10, 18, 5}, random, true);
   test_segments(x, 2);
+  test_long_embeddings(random);
   test_limits(random);
   CHECK(g_near >= 0.98 * static_cast<double>(g_results));
   std::printf("%d checks passed, %d failed; %.1f %% of the results as near as float32\n", g_passed, g_failed,

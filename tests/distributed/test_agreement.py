@@ -1,24 +1,24 @@
 """Ranks that were started otherwise are named, and so is what differs."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
-from zo_kernels.distributed.agreement import agree, describe_differences
+from zo_kernels.distributed.agreement import agree, describe_differences, take_own_gpus
 from zo_kernels.distributed.signed_store import SignedStore
 from zo_kernels.errors import ProcessGroupError, UsageError
 
 
-def agree_on(terms: list[Any], timeout: float = 20.0) -> list[str]:
-    """What each rank says; "" where it goes on."""
+def agree_on(terms: list[Any], timeout: float = 20.0, compare: Callable[..., None] = agree) -> list[str]:
+    """What each rank says; "" where it goes on, None where it does not come."""
     bare, said = HashStore(), {}
 
     def take_part(rank: int) -> None:
         try:
-            agree(SignedStore(bare, b"secret", "the store"), rank, len(terms), terms[rank], timeout)
+            compare(SignedStore(bare, b"secret", "the store"), rank, len(terms), terms[rank], timeout)
             said[rank] = ""
         except (UsageError, ProcessGroupError) as error:
             said[rank] = f"{type(error).__name__}: {error}"
@@ -45,6 +45,19 @@ def test_all_go_on_or_all_say_the_same() -> None:
 def test_a_rank_that_says_nothing() -> None:
     said = agree_on([{"--lr": "0.1"}, None, {"--lr": "0.1"}], timeout=0.5)
     assert all("could not compare their flags in 0.5 s" in said[rank] for rank in (0, 2))
+
+
+def test_each_rank_has_a_gpu_of_its_own() -> None:
+    """Before NCCL is asked, which would hang or fail with pages of text."""
+    assert agree_on(["GPU-a", "GPU-b", "GPU-c"], compare=take_own_gpus) == [""] * 3
+    start = "UsageError: NCCL needs a GPU for each process, but ranks"
+    end = "start one for each GPU, or all on the CPU, where the group is gloo's"
+    assert (
+        agree_on(["GPU-a", "GPU-b", "GPU-a"], compare=take_own_gpus) == [f"{start} 0, 2 share the GPU GPU-a: {end}"] * 3
+    )
+    lacks = f"{start.removesuffix('s')} 1 finds no GPU of the number LOCAL_RANK: {end}"
+    assert agree_on(["GPU-a", ""], compare=take_own_gpus) == [lacks] * 2
+    assert agree_on([""], compare=take_own_gpus) == [lacks.replace("rank 1", "rank 0")]
 
 
 def test_many_differences_are_counted() -> None:

@@ -2,16 +2,22 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
 from torch.distributed import TCPStore
 
 from tests.distributed.launched import interrupt_wait
 from tests.distributed.replicas import run_on_ranks
+from tests.server import server
+from zo_kernels.distributed import process_group
 from zo_kernels.distributed.launch import Launch, is_launched
+from zo_kernels.distributed.process_group import use_own_gpu
 from zo_kernels.distributed.rendezvous import call_with_timeout, meet
 from zo_kernels.distributed.secret import find_secret
 from zo_kernels.distributed.signed_store import SignedStore
@@ -183,6 +189,47 @@ def test_rank_0_opens_a_store_where_the_launcher_shares_none(rank_0s_address: No
 def test_signal_handlers_run_while_a_rank_waits() -> None:
     seconds, _ = run_on_ranks(2, interrupt_wait)
     assert 0 < seconds < 2.0
+
+
+def enter_as_rank(rank: int, port: int, gpus: dict[int, str], queue: Any) -> None:
+    """What a process on such a machine says that wants to be this rank of two in a group of NCCL."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()}, TORCHELASTIC_USE_AGENT_STORE="False")
+    sys.modules[process_group.__module__]._name_of_gpu = lambda number: gpus[number]
+    try:
+        with process_group("cuda", 60.0):
+            queue.put("entered")
+    except Exception as error:
+        queue.put(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "which"),
+    [({0: "GPU-a", 1: "GPU-a"}, "ranks 0, 1 share the GPU GPU-a"), ({0: "GPU-a", 1: ""}, "rank 1 finds no GPU")],
+)
+def test_processes_that_would_share_a_gpu_do_not_ask_nccl(gpus: dict[int, str], which: str) -> None:
+    port, queue = find_closed_port(), server.Queue()
+    processes = [server.Process(target=enter_as_rank, args=(rank, port, gpus, queue)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    said = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert said[0] == said[1]
+    assert said[0].startswith(f"UsageError: NCCL needs a GPU for each process, but {which}")
+
+
+def test_a_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything else takes memory of the first one."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for number in ("1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        use_own_gpu()
+    monkeypatch.delenv("LOCAL_RANK")
+    use_own_gpu()
+    assert taken == [1]
 
 
 def test_launched(monkeypatch: pytest.MonkeyPatch) -> None:

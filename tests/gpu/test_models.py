@@ -6,6 +6,7 @@ The same is done on the CPU, against the reference.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from contextlib import AbstractContextManager
 
 import pytest
@@ -32,6 +33,11 @@ ROUNDING = {torch.float32: 1.0, torch.bfloat16: 1.0, torch.float16: 1.0, torch.f
 def without_tf32() -> AbstractContextManager[None]:
     """cuDNN's recurrent layers, in `forward` and `loss`, round factors to TF32 unless told not to."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def skip_without_flashrnn() -> None:
+    if importlib.util.find_spec("flashrnn") is None:
+        pytest.skip("flashrnn is not installed")
 
 
 def on(device: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -121,6 +127,7 @@ def test_the_population_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("kind", ["lstm float32", "lstm bfloat16", "gru float32", "elman float32", "slstm float32"])
 def test_flashrnn(kind: str, device: str) -> None:
     """Against vanilla on the CPU; compiled for the heads and probes of the models that bench.gpu measures."""
+    skip_without_flashrnn()
     cell, precision = kind.split()
     probes, shape = (4, Shape(11, 5, 2, 20, 5, 3)) if device == "cpu" else (96, Shape(100, 100, 12, 20, 5, 3))
     model, batch, seeds, few = make_flash(cell, shape), make_batch(shape), make_seeds(probes), min(8, probes)
@@ -162,7 +169,12 @@ def test_models_with_memory(name: str, device: str) -> None:
 @pytest.mark.parametrize("checkpoint_length", [None, 2])
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_back_propagation(name: str, checkpoint_length: int | None, device: str) -> None:
-    """A step of SGD moves each parameter as on the CPU without checkpoints, to 1e-3 of its largest move."""
+    """A step of SGD moves each parameter as on the CPU without checkpoints, to 1e-3 of its largest move.
+
+    FlashRNN compiles the sLSTM on a GPU, which takes a minute.
+    """
+    if name == "slstm":
+        skip_without_flashrnn()
 
     def moves(device: str, length: int | None) -> dict[str, Tensor]:
         model = built(name, device)

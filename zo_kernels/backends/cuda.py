@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import parse
+from ..errors import first_line
 from . import cpu
 from .base import DTYPES, Update
 from .gpu import GpuBackend, queue_of, rows_beside, table_of, tables_of
@@ -39,7 +40,11 @@ class CudaBackend(GpuBackend):
             return "this torch was built without CUDA; install a CUDA build of torch"
         if not torch.cuda.is_available():
             return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        return None
+        try:
+            device = torch.cuda.current_device()
+        except RuntimeError as error:  # in a process that was forked, say
+            return f"torch can't use its CUDA device ({first_line(error)})"
+        return cpu._C.cuda_problem(device) or None  # loads a kernel once; the next calls take microseconds
 
     def probe(self, out: Tensor, seed: int, offset: int, distribution: str) -> None:
         target = out.data_ptr(), _CODE[out.dtype], out.numel(), seed & _MASK, offset, *queue_of(out)

@@ -1,10 +1,10 @@
-"""Whether the processes of a launch were started alike."""
+"""Whether the processes of a launch were started alike, and on GPUs of their own."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from ..errors import ProcessGroupError, UsageError, first_line, format_ranks
@@ -27,7 +27,27 @@ def agree(store: SignedStore, rank: int, world_size: int, terms: Terms, timeout:
     Raises UsageError, the same on every rank, if they differ: it names what differs, the values, and their ranks.
     Raises ProcessGroupError if a rank does not answer within `timeout` seconds.
     """
-    store = store.under("terms")
+    _compare(store.under("terms"), rank, world_size, terms, timeout, describe_differences)
+
+
+def take_own_gpus(store: SignedStore, rank: int, world_size: int, gpu: str, timeout: float) -> None:
+    """Compares the GPUs of all ranks, by names that differ between any two of them; "" is none.
+
+    Raises UsageError, the same on every rank, if two ranks have one GPU or a rank has none: NCCL would hang, or fail
+    with pages of text. Raises ProcessGroupError if a rank does not answer within `timeout` seconds.
+    """
+    _compare(store.under("gpus"), rank, world_size, {"gpu": gpu}, timeout, describe_shared_gpus)
+
+
+def _compare(
+    store: SignedStore,
+    rank: int,
+    world_size: int,
+    terms: Terms,
+    timeout: float,
+    judge: Callable[[Sequence[Terms]], str],
+) -> None:
+    """Hands the terms of all ranks to `judge`, on rank 0. All ranks raise UsageError with what it says, unless ""."""
     deadline = time.monotonic() + timeout
 
     def compare() -> str:
@@ -37,7 +57,7 @@ def agree(store: SignedStore, rank: int, world_size: int, terms: Terms, timeout:
             store.set(f"heard/{rank}", "")
             return said
         others = [_read_terms(read_when_there(store, str(other), deadline)) for other in range(1, world_size)]
-        verdict = describe_differences([terms, *others])
+        verdict = judge([terms, *others])
         store.set("verdict", verdict)
         if verdict:
             with suppress(TimeoutError):  # this process may hold the store, and is about to end
@@ -55,6 +75,22 @@ def agree(store: SignedStore, rank: int, world_size: int, terms: Terms, timeout:
         ) from error
     if verdict:
         raise UsageError(verdict)
+
+
+def describe_shared_gpus(terms: Sequence[Terms]) -> str:
+    """Returns a sentence about the first ranks 0, 1, 2, ... without a GPU of their own; "" if each has one."""
+    ranks: dict[str, list[int]] = {}
+    for rank, each in enumerate(terms):
+        ranks.setdefault(each.get("gpu", ""), []).append(rank)
+    for gpu, at in ranks.items():
+        if not gpu or len(at) > 1:
+            finds = "find" if len(at) > 1 else "finds"
+            which = f"share the GPU {gpu[:100]}" if gpu else f"{finds} no GPU of the number LOCAL_RANK"
+            return (
+                f"NCCL needs a GPU for each process, but {format_ranks(at)} {which}: start one for each GPU, or "
+                "all on the CPU, where the group is gloo's"
+            )
+    return ""
 
 
 def describe_differences(terms: Sequence[Terms]) -> str:

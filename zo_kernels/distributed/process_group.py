@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ProcessGroupError, UsageError, first_line, format_ranks
-from .agreement import Terms, agree
-from .launch import Launch, read_launch
+from .agreement import Terms, agree, take_own_gpus
+from .launch import Launch, read_launch, read_local_rank
 from .rendezvous import call_with_timeout, meet
 from .secret import find_secret
 from .signed_store import SignedStore
@@ -44,22 +44,23 @@ def process_group(device: str, timeout: float, terms: Terms | None = None) -> It
     terms: what must be the same on all ranks, by name.
 
     Raises ProcessGroupError if they don't meet, naming the ranks that are missing, and UsageError if their terms
-    differ, or the variables of the launcher make no sense. Leaving takes a few seconds at most, whatever the other
-    ranks do.
+    differ, if two of them would share a GPU, or if the variables of the launcher make no sense. Leaving takes a few
+    seconds at most, whatever the other ranks do.
     """
     global _attendance
     launch = read_launch()
     if launch is None:
         raise UsageError("RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not all set: start this by torchrun")
-    if device.startswith("cuda"):
-        if launch.local_rank is None:
-            raise UsageError("LOCAL_RANK is not set: export it, or launch by torchrun")
-        torch.cuda.set_device(launch.local_rank)
+    if device.startswith("cuda") and launch.local_rank is None:
+        raise UsageError("LOCAL_RANK is not set: export it, or launch by torchrun")
     backend = "nccl" if device.startswith("cuda") else "gloo"
     meeting = meet(launch, timeout)
     group_store = meeting.store.under("group")  # kept until the group is left
     if terms is not None:
         agree(meeting.store, launch.rank, launch.world_size, terms, timeout)
+    if launch.local_rank is not None and backend == "nccl":
+        take_own_gpus(meeting.store, launch.rank, launch.world_size, _name_of_gpu(launch.local_rank), timeout)
+        use_own_gpu()
 
     def form_group() -> _Attendance:
         # NCCL clones its store, and torch would not keep the clone of one that is written in Python.
@@ -91,6 +92,18 @@ def process_group(device: str, timeout: float, terms: Terms | None = None) -> It
         _attendance = None
         with suppress(TimeoutError):
             call_with_timeout(dist.destroy_process_group, _LEAVE_TIMEOUT)
+
+
+def use_own_gpu() -> None:
+    """Makes the GPU of LOCAL_RANK the current one, if there is one: else every rank takes memory of the first GPU."""
+    number = read_local_rank()
+    if number is not None and number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
+
+
+def _name_of_gpu(number: int) -> str:
+    """A name that no other GPU has, whatever CUDA_VISIBLE_DEVICES hides; "" if there is no GPU of this number."""
+    return str(torch.cuda.get_device_properties(number).uuid) if number < torch.cuda.device_count() else ""
 
 
 def shared_store() -> SignedStore:

@@ -16,7 +16,7 @@ from rich.console import Console
 from ..command_line import flag
 from ..distributed.agreement import agree
 from ..distributed.launch import is_launched
-from ..distributed.process_group import process_group, shared_store
+from ..distributed.process_group import process_group, shared_store, use_own_gpu
 from ..errors import CheckpointError, JournalError, UsageError
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
@@ -110,11 +110,14 @@ def run(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
 
 def run_checked(config: TrainConfig, gate: InterruptGate, *, quiet: bool = False) -> TrainResult:
     """Runs a config that `check` has passed. The caller has entered the gate, which keeps the signal that came."""
+    forms_group = is_launched() and not (dist.is_available() and dist.is_initialized())
+    if forms_group and config.device != "cpu":
+        use_own_gpu()  # before anything asks what it can do
     device, reason = choose_device(config)
     config = replace(config, device=device)  # so that the run is resumed on the same one
     with ExitStack() as stack:
         backend = stack.enter_context(compute_with(config))
-        if is_launched() and not (dist.is_available() and dist.is_initialized()):
+        if forms_group:
             with gate.open():
                 stack.enter_context(process_group(device, start_timeout(config), _terms_of(config)))
         elif has_group():

@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <new>
 #include <vector>
@@ -39,7 +40,15 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorUnsupportedPtxVersion = 222
+};
 using cudaStream_t = void*;
 
 using std::max;
@@ -68,6 +77,10 @@ struct Machine {
   int device = 0;
   int launches = 0;
   cudaError_t error = cudaSuccess;
+  cudaError_t kernel_error = cudaSuccess;  // that any kernel meets when it is loaded
+  int compute_capability = 75;
+  int static_shared = 0;                   // bytes, of every kernel: the host compiler does not tell
+  std::map<const void*, int> allowed;      // dynamic shared memory, where a kernel was given more than without asking
   std::unique_ptr<char[], AlignedDelete> dynamic_shared;  // of exactly the size asked for
   // What the lanes of a warp show each other: two slots in turn, so that one barrier is enough.
   uint32_t exchange[2][1024][8];
@@ -164,6 +177,12 @@ inline void run_block(int threads) {
 template <class... Parameters, class... Args>
 void run_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, const Args&... args) {
   shim::Machine& m = shim::machine();
+  const auto allowed = m.allowed.find(reinterpret_cast<const void*>(kernel));
+  const int most = allowed == m.allowed.end() ? 48 * 1024 - m.static_shared : allowed->second;
+  if (shared_bytes > most) {
+    m.error = cudaErrorInvalidValue;
+    return;
+  }
   ++m.launches;
   m.dynamic_shared.reset(new (std::align_val_t{16}) char[static_cast<size_t>(shared_bytes)]);
   m.body = [&] { kernel(args...); };
@@ -255,9 +274,37 @@ inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
-// The device has 227 KB a thread block (sm_90), and as many multiprocessors as a test wants.
+// The device has 227 KB a thread block (sm_90), which a kernel gets on request, and as many multiprocessors as a test
+// wants.
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMultiProcessorCount ? 3 : 227 * 1024;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  attributes->sharedSizeBytes = static_cast<size_t>(shim::machine().static_shared);
+  return shim::machine().kernel_error;
+}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  shim::Machine& m = shim::machine();
+  if (bytes + m.static_shared > 227 * 1024) return cudaErrorInvalidValue;
+  m.allowed[reinterpret_cast<const void*>(kernel)] = bytes;
+  return cudaSuccess;
+}
+
+#define CUDART_VERSION 13000
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor;
+};
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device > 1) return cudaErrorInvalidDevice;
+  *properties = {"a GPU of the shim", shim::machine().compute_capability / 10, shim::machine().compute_capability % 10};
   return cudaSuccess;
 }
