@@ -100,7 +100,7 @@ def test_accumulate_over_usual_code(benchmark: BenchmarkFixture, seeds: int) -> 
     )
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "neon"])
 def test_accumulate_by_instruction_set(benchmark: BenchmarkFixture, isa: str) -> None:
     """For the record: 96 seeds, each instruction set against the baseline."""
     if isa not in _C.supported_isas():

@@ -2,19 +2,17 @@
 //
 // The coefficients are integers q with sum |q| < 2^31, so the sum of an element is an int32 that does not depend on the
 // order of summation. For a group of kGroup seeds, the sums of their +-q for all combinations of signs form a table of
-// 2^kGroup entries, which fits a register (vpermd). So one look-up replaces kGroup additions.
+// 2^kGroup entries, which fits registers. So one look-up replaces kGroup additions.
 //
 // Plan, per tile of kLanes blocks and batch of seeds:
 //   1. generate the words of each group's seeds and transpose their bits, so that the kGroup signs of one element lie
 //      side by side in a nibble: column r of word k holds bits r, 4+r, 8+r, ... of word k of all the group's seeds;
-//   2. per word and column, keep the sums of 8 bits in registers and walk the groups: shift the nibble down, look up, add.
-// After all batches, one pass over the tile of x, transposing the sums from one-block-per-lane to element order.
-
-constexpr int kBatchGroups = 12;  // 12 KB of nibbles with AVX-512: they stay in L1 with the sums, the keys and the tile of x
+//   2. per word and column, keep sums in registers and walk the groups: look up, add (sums.h, sums_neon.h).
+// After all batches, one pass over the tile of x, transposing the sums to element order.
 
 struct alignas(64) AccumulateScratch {
-  U32 nibbles[kBatchGroups][4][4];  // [group][word][column]
-  I32 sums_by_bit[128];             // [32 * word + bit], lane = block
+  Nibbles nibbles[kBatchGroups];
+  I32 sums[128];
   SignBits undo_bits;
   RandomBits random;
 };
@@ -30,36 +28,14 @@ ZO_INLINE void transpose_bits(const U32 (&word)[4], U32 (&column)[4]) {
   column[3] = bit_select(singles, a2 >> 1, a3);
 }
 
-ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys, U32 (&nibbles)[4][4]) {
+ZO_INLINE void generate_group(const TileCounters& counters, const ProbeKey* keys, Nibbles& nibbles) {
   U32 words[4][4];  // [seed][word]
   generate_words<2>(counters, keys, words);
   generate_words<kGroup - 2>(counters, keys + 2, words + 2);
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
     const U32 word[4] = {words[0][k], words[1][k], words[2][k], kGroup == 4 ? words[kGroup - 1][k] : U32{}};
-    transpose_bits(word, nibbles[k]);
-  }
-}
-
-ZO_INLINE void sum_batch(AccumulateScratch& scratch, const int32_t* tables, int num_groups, bool first_batch) {
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-    for (int r = 0; r < 4; r += kColumns) {
-      I32 sum[kColumns][8];
-      for (int c = 0; c < kColumns; ++c)
-        for (int m = 0; m < 8; ++m)
-          sum[c][m] = first_batch ? I32{} : scratch.sums_by_bit[32 * k + 4 * m + r + c];
-      for (int g = 0; g < num_groups; ++g) {
-        const Table table = load_table(tables + (g << kGroup));
-        for (int c = 0; c < kColumns; ++c) {
-          const U32 nibbles = scratch.nibbles[g][k][r + c];
-#pragma GCC unroll 8
-          for (int m = 0; m < 8; ++m) sum[c][m] += look_up(table, nibble_to_front(nibbles, m));
-        }
-      }
-      for (int c = 0; c < kColumns; ++c)
-        for (int m = 0; m < 8; ++m) scratch.sums_by_bit[32 * k + 4 * m + r + c] = sum[c][m];
-    }
+    transpose_bits(word, nibbles.column[k]);
   }
 }
 
@@ -70,7 +46,7 @@ ZO_INLINE void part_of(I32 sums, int first, F64& part) {
   part = __builtin_convertvector(half, F64);
 }
 
-// Updates a whole tile. Sums are turned from one-block-per-lane to element order kLanes bits at a time.
+// Updates a whole tile, by squares of kLanes rows of sums that are transposed to element order.
 template <DType type>
 void update_tile(const AccumulateArgs& args, const AccumulateScratch& scratch, typename Element<type>::Stored* x) {
   using Vec = typename Element<type>::Vec;
@@ -81,15 +57,15 @@ void update_tile(const AccumulateArgs& args, const AccumulateScratch& scratch, t
   const Vec decay = splat<Vec>(static_cast<Scalar>(args.update.decay));
   const Vec grid = splat<Vec>(static_cast<Scalar>(args.update.grid));
   const Vec per_grid = splat<Vec>(static_cast<Scalar>(has_grid ? 1.0 / args.update.grid : 0.0));
-  for (int bit = 0; bit < 128; bit += kLanes) {
+  for (int square = 0; square < 128 / kLanes; ++square) {
     I32 rows[kLanes];
-    for (int i = 0; i < kLanes; ++i) rows[i] = scratch.sums_by_bit[bit + i];
+    for (int i = 0; i < kLanes; ++i) rows[i] = scratch.sums[square * kLanes + i];
     transpose(rows);
-    for (int block = 0; block < kLanes; ++block) {
+    for (int row = 0; row < kLanes; ++row) {
       for (int first = 0; first < kLanes; first += lanes_of<Vec>()) {
-        const int element = 128 * block + bit + first;
+        const int element = element_of(square, row) + first;
         Vec sum, v = Element<type>::get(x + element);
-        part_of(rows[block], first, sum);
+        part_of(rows[row], first, sum);
         if (has_undo) v += times_sign(undo, scratch.undo_bits, element);
         v *= decay;
         v += sum * scale;
@@ -146,7 +122,7 @@ void accumulate_kernel(const AccumulateArgs& args, int64_t first_tile, int64_t l
         prefetcher.fetch(tile, batch + g);
         generate_group(counters, args.keys + (batch + g) * kGroup, scratch.nibbles[g]);
       }
-      sum_batch(scratch, args.tables + (batch << kGroup), in_batch, batch == 0);
+      sum_batch(scratch.nibbles, args.tables + (batch << kGroup), in_batch, batch == 0, scratch.sums);
     }
     if (args.update.has_undo) generate_bits(tile_counters(block, bit_order), args.undo_key, scratch.undo_bits.bytes);
     if (args.update.rounds_at_random) generate_random_bits(args.update.rounding_seed, block, scratch.random);

@@ -40,6 +40,8 @@ const std::vector<Isa>& isas() {  // best last
     found.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()});
     found.push_back({&kAvx512Kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+#elif defined(ZO_ARM64)
+    found.push_back({&kNeonKernels, true});
 #endif
     return found;
   }();

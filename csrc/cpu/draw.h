@@ -13,11 +13,11 @@ struct alignas(64) DrawScratch {
 // Words of calls first, first + 1, ... of one block, one per lane of `count` vectors.
 template <int count>
 ZO_INLINE void generate_calls(const CallKey& key, uint32_t first, U32 (&word)[count][4]) {
-  U64 half[2 * count][4];
-  generate_call_halves<count>(key, first, word_order, half);
+  Words part[kParts * count][4];
+  generate_call_parts<count>(key, first, word_order, part);
 #pragma GCC unroll 4
   for (int i = 0; i < count; ++i)
-    for (int k = 0; k < 4; ++k) word[i][k] = interleave(half[2 * i][k], half[2 * i + 1][k]);
+    for (int k = 0; k < 4; ++k) word[i][k] = join_parts(part + kParts * i, k);
 }
 
 ZO_INLINE F32 to_float(U32 v) { return __builtin_convertvector(reinterpret_cast<I32>(v), F32); }

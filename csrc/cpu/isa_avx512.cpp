@@ -16,6 +16,8 @@ namespace {
 #include "elements.h"
 #include "rounding.h"
 
+#include "sums.h"
+
 #include "accumulate.h"
 #include "apply.h"
 #include "draw.h"

@@ -116,6 +116,10 @@ extern const Kernels kAvx512Kernels;
 extern const PopulationKernels kAvx512PopulationKernels;
 extern const DncKernels kAvx512DncKernels;
 extern const PopulationKernels kAvx512BFloat16PopulationKernels;
+#elif defined(ZO_ARM64)
+extern const Kernels kNeonKernels;
+extern const PopulationKernels kNeonPopulationKernels;
+extern const DncKernels kNeonDncKernels;
 #endif
 
 }  // namespace zo::cpu

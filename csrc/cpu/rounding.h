@@ -7,12 +7,16 @@ struct alignas(64) RandomBits {
 
 // A call of Philox makes the 16 bits of eight elements. Not inlined, as generate_bits.
 __attribute__((noinline)) void generate_random_bits(uint64_t seed, uint64_t first_block, RandomBits& random) {
+  constexpr int n = 2 / kParts;  // vectors of calls at once, for two chains of rounds
   for (int block = 0; block < kLanes; ++block) {
     const CallKey key(seed, first_block + static_cast<uint64_t>(block), kStreamStochasticRounding);
-    for (int call = 0; call < 16; call += kLanes) {
-      U64 word[2][4];
-      generate_call_halves<1>(key, static_cast<uint32_t>(call), bit_order, word);
-      store_in_sequence(word, reinterpret_cast<uint8_t*>(random.at + 128 * block + 8 * call));
+    for (int call = 0; call < 16; call += n * kLanes) {
+      Words word[n * kParts][4];
+      generate_call_parts<n>(key, static_cast<uint32_t>(call), bit_order, word);
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i)
+        store_in_sequence(word + i * kParts,
+                          reinterpret_cast<uint8_t*>(random.at + 128 * block + 8 * (call + i * kLanes)));
     }
   }
 }

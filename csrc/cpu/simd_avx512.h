@@ -22,6 +22,8 @@ ZO_INLINE U32 unpack_high64(U32 a, U32 b) {
   return reinterpret_cast<U32>(_mm512_unpackhi_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
 
+#include "halves.h"
+
 ZO_INLINE U64 xor3(U64 a, U64 b, U64 c) {
   return reinterpret_cast<U64>(_mm512_ternarylogic_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b),
                                                          reinterpret_cast<__m512i>(c), 0x96));

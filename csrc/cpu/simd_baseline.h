@@ -18,6 +18,8 @@ ZO_INLINE U32 unpack_high64(U32 a, U32 b) {
   return reinterpret_cast<U32>(odd);
 }
 
+#include "halves.h"
+
 ZO_INLINE U64 xor3(U64 a, U64 b, U64 c) { return a ^ b ^ c; }
 
 // Bits of a where the mask is set, of b elsewhere.

@@ -180,6 +180,36 @@ void test_fold(Range range) {
   });
 }
 
+// Lets this thread flush subnormals to zero, those it reads as well, while it lives.
+class FlushSubnormals {
+ public:
+#if defined(__SSE2__)
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlags); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+  bool kept() const { return (_mm_getcsr() & kFlags) == kFlags; }
+
+ private:
+  static constexpr unsigned kFlags = 0x8040;
+  unsigned before_;
+#elif defined(__aarch64__)
+  FlushSubnormals() : before_(get()) { set(before_ | kFlags); }
+  ~FlushSubnormals() { set(before_); }
+  bool kept() const { return (get() & kFlags) == kFlags; }
+
+ private:
+  static uint64_t get() {
+    uint64_t control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    return control;
+  }
+  static void set(uint64_t control) { asm volatile("msr fpcr, %0" : : "r"(control)); }
+  static constexpr uint64_t kFlags = 1u << 24;
+  uint64_t before_;
+#else
+  bool kept() const { return true; }
+#endif
+};
+
 // Rounding mode and flushing of subnormals of the calling thread must not reach the kernels, and must survive them.
 void test_float_environment() {
   Buffer expected(DType::kFloat32, 3000), x(DType::kFloat32, 3000);
@@ -190,16 +220,12 @@ void test_float_environment() {
   for_each_isa([&] {
     Buffer actual(x);
     std::fesetround(FE_UPWARD);
-#if defined(__SSE2__)
-    const unsigned control = _mm_getcsr();
-    _mm_setcsr(control | 0x8040);  // flush to zero, denormals are zero
-#endif
-    zo::cpu::apply_probe(actual.data(), DType::kFloat32, actual.data(), DType::kFloat32, 3000, {1e-40, 7}, 0);
-    bool kept = std::fegetround() == FE_UPWARD;
-#if defined(__SSE2__)
-    kept = kept && (_mm_getcsr() & 0x8040) == 0x8040;
-    _mm_setcsr(control);
-#endif
+    bool kept;
+    {
+      const FlushSubnormals flush;
+      zo::cpu::apply_probe(actual.data(), DType::kFloat32, actual.data(), DType::kFloat32, 3000, {1e-40, 7}, 0);
+      kept = std::fegetround() == FE_UPWARD && flush.kept();
+    }
     std::fesetround(FE_TONEAREST);
     CHECK(kept);
     CHECK_SAME(actual, expected, describe("apply_probe in another environment", DType::kFloat32, {3000, 0}));

@@ -57,6 +57,7 @@ def test_an_instruction_set_may_have_a_version_of_its_own() -> None:
         _C.set_isa("")
     assert forwards["baseline"] == "kernel 1"
     assert forwards.get("avx2", "kernel 2") == "kernel 2"
+    assert forwards.get("neon", "kernel 1") == "kernel 1"
 
 
 def test_the_kernel_that_carries_states_is_part_of_it() -> None:

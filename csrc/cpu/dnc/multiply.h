@@ -194,9 +194,11 @@ __attribute__((noinline)) void multiply_panels(const DncMatrix& m, const uint32_
             reinterpret_cast<U32>(sum[c][v]) & load<U32>(m.kept + (panel + v) * kLanes));
 }
 
+constexpr int kProductSums = kSums < 16 ? kSums : 16;  // columns, indices and tables take registers too
+
 template <int columns>
 void multiply_columns(const DncMatrix& m, const uint32_t* words, const Operands& operands) {
-  constexpr int most = kSums / columns;
+  constexpr int most = kProductSums / columns;
   constexpr int vectors = most < 1 ? 1 : most > 8 ? 8 : most;
   const int64_t panels = m.rows / kLanes;
   int64_t panel = 0;

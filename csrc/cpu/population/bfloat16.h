@@ -7,6 +7,13 @@
 
 constexpr int kDepth = 2;
 
+// The word at p in all lanes: as an integer, for no operation on floats is to meet two bfloat16 numbers.
+ZO_INLINE F32 splat_word(const float* p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return reinterpret_cast<F32>(splat<U32>(word));
+}
+
 ZO_INLINE F32 multiply_add(F32 weight, F32 hidden, F32 sum) {
   return reinterpret_cast<F32>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(hidden),
                                                 reinterpret_cast<__m512bh>(weight)));

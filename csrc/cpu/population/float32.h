@@ -2,6 +2,9 @@
 
 constexpr int kDepth = 1;
 
+// The word at p in all lanes.
+ZO_INLINE F32 splat_word(const float* p) { return splat<F32>(*p); }
+
 ZO_INLINE F32 multiply_add(F32 weight, F32 hidden, F32 sum) { return fma(weight, hidden, sum); }
 
 // The word of each lane.

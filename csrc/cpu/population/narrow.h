@@ -19,6 +19,7 @@ struct HeadStates {
 
 constexpr int kBlockVectors = 8;    // of units, whose pre-activations are made before their cells
 constexpr int kMostSequences = 4;   // at once
+constexpr int kMostVectors = 3;     // of units at once
 
 // The pre-activations of a block, [row][slot], and where the states of a slot are: a vector of units of a sequence.
 template <class Cell>
@@ -76,6 +77,13 @@ ZO_INLINE void add_vectors(const NarrowStep& s, const float* weights, const Head
     }
 }
 
+// Not inlined where the cells come later, because their constants would take registers from the sums.
+template <class Cell, int vectors, int count>
+__attribute__((noinline)) void add_vectors_alone(const NarrowStep& s, const float* weights, const HeadStates* head,
+                                                 int64_t unit, NarrowBlock<Cell>& block, int slot) {
+  add_vectors<Cell, vectors, count>(s, weights, head, unit, block, slot);
+}
+
 // The cells of `n` slots, or one of the two passes over them.
 template <class Cell, int n, bool begin, bool finish>
 ZO_INLINE void update_slots(NarrowBlock<Cell>& block, int slot) {
@@ -115,7 +123,8 @@ ZO_INLINE void pass_over_slots(NarrowBlock<Cell>& block, int slots) {
 // Padded units [first, last) of a head for `count` sequences.
 template <class Cell, int count>
 void step_sequences(const NarrowStep& s, const HeadStates* head, int64_t first, int64_t last) {
-  constexpr int most = !kInterleavesCells ? (count >= 4 ? 1 : kSums / 8) : kSums / (4 * count);
+  constexpr int fit = !kInterleavesCells ? (count >= 4 ? 1 : kSums / 8) : kSums / (4 * count);
+  constexpr int most = fit < kMostVectors ? fit : kMostVectors;
   NarrowBlock<Cell> block;
   for (int64_t unit = first; unit < last;) {
     const int64_t end = last < unit + kBlockVectors * kLanes ? last : unit + kBlockVectors * kLanes;
@@ -124,11 +133,11 @@ void step_sequences(const NarrowStep& s, const HeadStates* head, int64_t first, 
       const int64_t left = (end - unit) / kLanes;
       vectors = left == 4 && most == 3 ? 2 : left < most ? static_cast<int>(left) : most;
       const float* weights = s.weights + (unit - first);
-      if (vectors == 1) add_vectors<Cell, 1, count>(s, weights, head, unit, block, slots);
+      if (vectors == 1) add_vectors_alone<Cell, 1, count>(s, weights, head, unit, block, slots);
       if constexpr (most >= 2)
-        if (vectors == 2) add_vectors<Cell, 2, count>(s, weights, head, unit, block, slots);
+        if (vectors == 2) add_vectors_alone<Cell, 2, count>(s, weights, head, unit, block, slots);
       if constexpr (most >= 3)
-        if (vectors == 3) add_vectors<Cell, 3, count>(s, weights, head, unit, block, slots);
+        if (vectors == 3) add_vectors_alone<Cell, 3, count>(s, weights, head, unit, block, slots);
       slots += vectors * count;
     }
     if constexpr (kInterleavesCells) {

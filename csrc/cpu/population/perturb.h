@@ -112,13 +112,6 @@ void perturb(const Plan& plan, const Parameter& p, int64_t start, int64_t count,
   }
 }
 
-// One word in all lanes, whatever its bits mean.
-ZO_INLINE F32 splat_word(const float* p) {
-  uint32_t word;
-  __builtin_memcpy(&word, p, sizeof(word));
-  return reinterpret_cast<F32>(splat<U32>(word));
-}
-
 // to[row][lane] = from[lane][row], for kLanes rows of `from` and `count` rows of `to`; strides in floats. Reads whole
 // vectors.
 ZO_INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t count) {
