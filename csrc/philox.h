@@ -31,6 +31,7 @@ enum Stream : uint32_t {
   kStreamStochasticRounding = 3,  // counter word 3 = (j mod 128) div 8: eight elements take 16 bits each, in order
   kStreamSeeds = 4,  // counter (lo32(step), hi32(step), stream, probe): the seeds of a run's probes
   kStreamSparsity = 5,  // counter word 3 = 0..m-1: an element of sparse-2^m is kept where all m bits are 1
+  kStreamActivity = 6,  // counter word 3 = the sequence; j counts the pre-activations of its steps (docs/contract.md)
 };
 
 constexpr int64_t kBlockSigns = 128;  // signs of one Philox call; offsets are multiples of 128

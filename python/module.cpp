@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/activity/activity.h"
 #include "cpu/dnc/dnc.h"
 #include "cpu/launch.h"
 #include "cpu/parallel.h"
@@ -250,6 +251,53 @@ void evaluate_dnc(int model, int dtype, const std::vector<std::pair<uintptr_t, i
   zo::cpu::evaluate_dnc(args);
 }
 
+// sizes: V, N, D, rows and columns of a head of the table. gradients: of the table, the recurrent weights, the output
+// weights and the output biases.
+void perturb_activities(int cell, const std::array<int64_t, 5>& sizes, uintptr_t table, uintptr_t table_row,
+                        uintptr_t recurrent_weight, uintptr_t output_weight, uintptr_t output_bias, uintptr_t targets,
+                        int64_t batch_size, int64_t num_steps, uintptr_t h, uintptr_t c, uintptr_t seeds,
+                        int64_t num_seeds, uint32_t first_sequence, float sigma, int64_t credit_length, uintptr_t nats,
+                        const std::array<uintptr_t, 4>& gradients) {
+  if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size, num_steps, credit_length})
+    if (size < 1) throw std::invalid_argument("a size is below 1");
+  const zo::cpu::CellShape shape = zo::cpu::cell_shape(static_cast<zo::cpu::Cell>(cell));
+  if (sizes[4] % 16 != 0 || sizes[4] < sizes[2] * shape.rows) throw std::invalid_argument("too few columns");
+  for (const uintptr_t address : {table, table_row, recurrent_weight, output_weight, output_bias, targets, nats,
+                                  gradients[0], gradients[1], gradients[2], gradients[3]})
+    if (address == 0) throw std::invalid_argument("null address");
+  if ((h != 0 && c == 0 && shape.has_cell_state) || (num_seeds > 0 && seeds == 0))
+    throw std::invalid_argument("null address");
+  zo::cpu::ActivityArgs args = {};
+  args.cell = static_cast<zo::cpu::Cell>(cell);
+  args.vocab_size = sizes[0];
+  args.num_heads = sizes[1];
+  args.head_dim = sizes[2];
+  args.table = reinterpret_cast<const float*>(table);
+  args.table_rows = sizes[3];
+  args.head_columns = sizes[4];
+  args.table_row = reinterpret_cast<const int32_t*>(table_row);
+  args.recurrent_weight = reinterpret_cast<const float*>(recurrent_weight);
+  args.output_weight = reinterpret_cast<const float*>(output_weight);
+  args.output_bias = reinterpret_cast<const float*>(output_bias);
+  args.targets = reinterpret_cast<const int32_t*>(targets);
+  args.batch_size = batch_size;
+  args.num_steps = num_steps;
+  args.h = reinterpret_cast<const float*>(h);
+  args.c = reinterpret_cast<const float*>(c);
+  args.seeds = reinterpret_cast<const uint64_t*>(seeds);
+  args.num_seeds = num_seeds;
+  args.first_sequence = first_sequence;
+  args.sigma = sigma;
+  args.credit_length = credit_length;
+  args.nats = reinterpret_cast<double*>(nats);
+  args.table_gradient = reinterpret_cast<float*>(gradients[0]);
+  args.recurrent_gradient = reinterpret_cast<float*>(gradients[1]);
+  args.output_weight_gradient = reinterpret_cast<float*>(gradients[2]);
+  args.output_bias_gradient = reinterpret_cast<float*>(gradients[3]);
+  zo::cpu::perturb_activities(args);
+}
+
 py::tuple philox4x32_10(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
   const zo::Philox4 out = zo::philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
@@ -263,6 +311,7 @@ py::dict streams() {
   table["STOCHASTIC_ROUNDING"] = static_cast<int>(zo::kStreamStochasticRounding);
   table["SEEDS"] = static_cast<int>(zo::kStreamSeeds);
   table["SPARSITY"] = static_cast<int>(zo::kStreamSparsity);
+  table["ACTIVITY"] = static_cast<int>(zo::kStreamActivity);
   return table;
 }
 
@@ -286,6 +335,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("fold_probes", &fold_probes, no_gil);
   m.def("evaluate_population", &evaluate_population, no_gil);
   m.def("evaluate_dnc", &evaluate_dnc, no_gil);
+  m.def("perturb_activities", &perturb_activities, no_gil);
   m.def("philox4x32_10", &philox4x32_10);
   m.def("streams", &streams);
   m.def("compiled_isas", &zo::cpu::compiled_isas);

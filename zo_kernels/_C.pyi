@@ -129,6 +129,27 @@ def evaluate_dnc(
     nats: int,
     correct: int,
 ) -> None: ...
+def perturb_activities(
+    cell: int,
+    sizes: Sequence[int],
+    table: int,
+    table_row: int,
+    recurrent_weight: int,
+    output_weight: int,
+    output_bias: int,
+    targets: int,
+    batch_size: int,
+    num_steps: int,
+    h: int,
+    c: int,
+    seeds: int,
+    num_seeds: int,
+    first_sequence: int,
+    sigma: float,
+    credit_length: int,
+    nats: int,
+    gradients: Sequence[int],
+) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
 def streams() -> dict[str, int]: ...
 def compiled_isas() -> list[str]: ...

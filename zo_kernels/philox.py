@@ -34,6 +34,7 @@ class Stream(IntEnum):
     STOCHASTIC_ROUNDING = 3
     SEEDS = 4
     SPARSITY = 5
+    ACTIVITY = 6
 
 
 def philox4x32_10(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:

@@ -35,6 +35,7 @@ extern const Kernels kAvx2Kernels = {"avx2",
                                         probe_from_kernel,
                                         accumulate_from_kernel,
                                         &kAvx2PopulationKernels,
-                                        &kAvx2DncKernels};
+                                        &kAvx2DncKernels,
+                                        &kAvx2ActivityKernels};
 
 }  // namespace zo::cpu

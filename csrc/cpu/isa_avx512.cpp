@@ -35,6 +35,7 @@ extern const Kernels kAvx512Kernels = {"avx512",
                                         probe_from_kernel,
                                         accumulate_from_kernel,
                                         &kAvx512PopulationKernels,
-                                        &kAvx512DncKernels};
+                                        &kAvx512DncKernels,
+                                        &kAvx512ActivityKernels};
 
 }  // namespace zo::cpu

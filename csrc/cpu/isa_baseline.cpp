@@ -33,6 +33,7 @@ extern const Kernels kBaselineKernels = {"baseline",
                                         probe_from_kernel,
                                         accumulate_from_kernel,
                                         &kBaselinePopulationKernels,
-                                        &kBaselineDncKernels};
+                                        &kBaselineDncKernels,
+                                        &kBaselineActivityKernels};
 
 }  // namespace zo::cpu

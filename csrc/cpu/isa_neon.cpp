@@ -35,6 +35,7 @@ extern const Kernels kNeonKernels = {"neon",
                                         probe_from_kernel,
                                         accumulate_from_kernel,
                                         &kNeonPopulationKernels,
-                                        &kNeonDncKernels};
+                                        &kNeonDncKernels,
+                                        &kNeonActivityKernels};
 
 }  // namespace zo::cpu

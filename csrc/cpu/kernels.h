@@ -87,6 +87,7 @@ struct AccumulateFromArgs {
 
 struct PopulationKernels;  // population/kernels.h
 struct DncKernels;         // dnc/kernels.h
+struct ActivityKernels;    // activity/kernels.h
 
 struct Kernels {
   const char* name;
@@ -100,6 +101,7 @@ struct Kernels {
   void (*accumulate_from)(const AccumulateFromArgs&, int64_t first_tile, int64_t last_tile);
   const PopulationKernels* population;
   const DncKernels* dnc;
+  const ActivityKernels* activity;
 };
 
 const PopulationKernels* bfloat16_kernels();  // null where the instruction set in use has none
@@ -108,16 +110,20 @@ const Kernels& kernels();  // those in use; throws std::runtime_error if ZO_KERN
 extern const Kernels kBaselineKernels;
 extern const PopulationKernels kBaselinePopulationKernels;
 extern const DncKernels kBaselineDncKernels;
+extern const ActivityKernels kBaselineActivityKernels;
 #if defined(ZO_X86)
 extern const Kernels kAvx2Kernels;
 extern const PopulationKernels kAvx2PopulationKernels;
 extern const DncKernels kAvx2DncKernels;
+extern const ActivityKernels kAvx2ActivityKernels;
 extern const Kernels kAvx512Kernels;
 extern const PopulationKernels kAvx512PopulationKernels;
 extern const DncKernels kAvx512DncKernels;
+extern const ActivityKernels kAvx512ActivityKernels;
 extern const PopulationKernels kAvx512BFloat16PopulationKernels;
 #elif defined(ZO_ARM64)
 extern const Kernels kNeonKernels;
+extern const ActivityKernels kNeonActivityKernels;
 extern const PopulationKernels kNeonPopulationKernels;
 extern const DncKernels kNeonDncKernels;
 #endif

@@ -29,6 +29,7 @@ KINDS = {
     "batched": ["--forward", "batched"],
     "flashrnn": ["--forward", "flashrnn", "--model", "gru"],
     "bptt": ["--solver", "bptt", "--lr", "0.01"],
+    "activity": ["--solver", "activity", "--lr", "0.01", "--probes", "2"],
     "truncated": ["--solver", "bptt", "--lr", "0.01", "--segment-length", "3"],
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .dnc.weights import DncWeights
 from .pieces import Pieces
+
+if TYPE_CHECKING:
+    from .activity.problem import ActivityGradient, ActivityProblem
 
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Element types of every op; a position in this tuple is the kernels' dtype code."""
@@ -269,6 +272,13 @@ class Backend(ABC):
         """Returns logits [B, V] after the last of tokens int64 [B, T], at theta.
 
         states, each [L * N, B, D], are those before the first token, and are overwritten with those after the last.
+        """
+
+    @abstractmethod
+    def recurrent_activity(self, problem: ActivityProblem) -> ActivityGradient:
+        """Returns the gradient of the sum of nats by activity perturbation; see `zo_kernels.backends.activity`.
+
+        tokens and targets are int64 [B, T] on the weights' device. The states are not changed.
         """
 
     @abstractmethod

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from ..distributions import parse
+from .activity import kernel
+from .activity.batched import activity as batched_activity
+from .activity.problem import ActivityGradient, ActivityProblem
 from .base import CELLS, DTYPES, PRECISIONS, WEIGHT_NAMES, Backend, RecurrentWeights, Update
 from .dnc import reference as dnc_reference
 from .dnc.weights import DNC_MODELS, DncWeights
@@ -171,6 +174,9 @@ class CpuBackend(Backend):
         nats, correct = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
         _evaluate(weights, tokens, targets, np.zeros(1, np.int64), 1, 0.0, False, states, nats, correct=correct)
         return nats[0], correct[0]
+
+    def recurrent_activity(self, problem: ActivityProblem) -> ActivityGradient:
+        return kernel.activity(_C, problem) if kernel.has_kernel(problem) else batched_activity(problem)
 
     def dnc_nats(
         self,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..philox import BLOCK_SIGNS
+from .activity.batched import activity as batched_activity
+from .activity.problem import ActivityGradient, ActivityProblem
 from .base import PRECISIONS, RecurrentWeights
 from .pieces import DeviceTable, Pieces
 from .recurrent import batched, choice
@@ -105,3 +107,6 @@ class GpuBackend(ReferenceBackend):
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         return batched.recurrent_logits(weights, tokens, states)
+
+    def recurrent_activity(self, problem: ActivityProblem) -> ActivityGradient:
+        return batched_activity(problem)

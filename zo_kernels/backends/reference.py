@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..distributions import draw
 from ..philox import rounding_bits
+from .activity.problem import ActivityGradient, ActivityProblem
+from .activity.reference import activity
 from .base import Backend, RecurrentWeights, Update
 from .dnc import reference as dnc
 from .dnc.weights import DncWeights
@@ -139,6 +141,9 @@ class ReferenceBackend(Backend):
 
     def recurrent_logits(self, weights: RecurrentWeights, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
         return reference.recurrent_logits(weights, tokens, states)
+
+    def recurrent_activity(self, problem: ActivityProblem) -> ActivityGradient:
+        return activity(problem)
 
     def dnc_nats(
         self,

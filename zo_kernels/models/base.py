@@ -18,6 +18,7 @@ from ..backends.base import CELLS, NORM_EPS, CellShape, RecurrentWeights
 from ..ops import recurrent_forward, recurrent_logits, recurrent_nats, recurrent_score
 from ..ops.checks import IGNORE_INDEX, check_targets, check_targets_form, check_tokens, check_tokens_form
 from ..params.space import flat_offsets
+from .activity import ActivityBatch
 from .language import CALL_WORK, States
 from .recurrent_layer import RecurrentLayerLM
 
@@ -161,6 +162,27 @@ class RecurrentLM(RecurrentLayerLM):
     def forward_name(self, batch_size: int, precision: str = "float32") -> str:
         """See `LanguageModel.forward_name` and `zo_kernels.ops.recurrent_forward`."""
         return recurrent_forward(self._weights(perturbed=False), batch_size, precision, self.population_forward)
+
+    def activity(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        credit_length: int | None = None,
+        local_gradient: bool = False,
+        micro_batch_size: int | None = None,
+        states: States | None = None,
+    ) -> ActivityBatch:
+        """The loss on this batch for `zo_kernels.optim.ActivityPerturbation.step`.
+
+        credit_length, local_gradient: as for `zo_kernels.ops.recurrent_activity`.
+        micro_batch_size: number of sequences evaluated at once; None means all. It changes results by rounding only.
+        states: states before the first token, as `forward` returns them; None starts from zeros. They are not changed.
+
+        Raises the errors of `loss`, and ValueError for a model with several layers or a layer norm, if a size is below
+        1, no position is scored, or the states are of another batch or model.
+        """
+        return ActivityBatch(self, tokens_BT, targets_BT, credit_length, local_gradient, micro_batch_size, states)
 
     def _scored_at_once(self, batch_size: int) -> int:
         if not self._has_kernel():

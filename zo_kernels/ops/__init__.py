@@ -19,6 +19,7 @@ offset or distribution and for a scalar that is not finite. No tensor has been w
 from __future__ import annotations
 
 from .accumulate import accumulate_probes_
+from .activity import recurrent_activity
 from .apply import apply_probe, apply_probe_, apply_probes, probe, swap_probe_
 from .dnc import dnc_nats, dnc_score
 from .recurrent import recurrent_forward, recurrent_logits, recurrent_nats, recurrent_score
@@ -31,6 +32,7 @@ __all__ = [
     "dnc_nats",
     "dnc_score",
     "probe",
+    "recurrent_activity",
     "recurrent_forward",
     "recurrent_logits",
     "recurrent_nats",

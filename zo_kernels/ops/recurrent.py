@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..backends import backend_for
-from ..backends.base import CELLS, FORWARDS, PRECISIONS, Backend, RecurrentWeights
+from ..backends.base import FORWARDS, PRECISIONS, Backend, RecurrentWeights
 from ..backends.recurrent import batched
 from ..errors import GridRangeError
-from .checks import check_offset, check_scalar, check_seeds, check_targets, check_tensor, check_tokens
+from .checks import check_scalar, check_seeds, check_targets, check_tokens
 from .library import register
+from .recurrent_checks import check_meta, check_states, check_weights
 
 _ROUNDED = ("recurrent_weight", "output_weight", "upper_input_weight", "upper_recurrent_weight")
 """The weights that multiply hidden states or outputs of layers."""
@@ -103,72 +104,6 @@ def recurrent_logits(weights: RecurrentWeights, tokens: Tensor, states: Sequence
     return _recurrent_logits_op(list(weights.tensors), weights.cell, tokens, list(states), weights.residual)
 
 
-def _check_weights(tensors: Sequence[Tensor], cell: str, offsets: Sequence[int], residual: bool) -> RecurrentWeights:
-    """The op's arguments as weights, once all of them fit each other."""
-    if cell not in CELLS:
-        raise ValueError(f"unknown cell {cell!r}: choose one of {', '.join(CELLS)}")
-    weights = RecurrentWeights.of(cell, offsets, tensors, residual)
-    embedding, bias, upper = weights.embedding, weights.bias, weights.upper_bias
-    if bias.dim() != 3 or embedding.dim() != 2:
-        raise ValueError("embedding must be [V, E] and bias [G, N, D]")
-    if upper is not None and (upper.dim() != 4 or len(upper) == 0):
-        raise ValueError("upper_bias must be [L - 1, G, N, D]")
-    if residual and weights.num_layers == 1:
-        raise ValueError("residual connections need a second layer")
-    (vocab, embed), (_, heads, dim), shape = embedding.shape, bias.shape, CELLS[cell]
-    above, hidden = weights.num_layers - 1, heads * dim
-    sizes = {
-        "embedding": (vocab, embed),
-        "input_weight": (shape.input_rows, heads, dim, embed),
-        "recurrent_weight": (shape.recurrent_rows, heads, dim, dim),
-        "bias": (shape.biases, heads, dim),
-        "output_weight": (vocab, hidden),
-        "output_bias": (vocab,),
-        "upper_input_weight": (above, shape.input_rows, heads, dim, hidden),
-        "upper_recurrent_weight": (above, shape.recurrent_rows, heads, dim, dim),
-        "upper_bias": (above, shape.biases, heads, dim),
-        "norm_weight": (weights.num_layers, hidden),
-        "norm_bias": (weights.num_layers, hidden),
-    }
-    dtype, device = bias.dtype, bias.device
-    for name, x, offset in zip(weights.names, tensors, offsets, strict=True):
-        if x.shape != sizes[name]:
-            raise ValueError(f"{name} must have shape {list(sizes[name])}, not {list(x.shape)}")
-        if x.dtype != dtype or x.device != device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, but bias {dtype} on {device}")
-        check_tensor(x, name)
-        if offset != -1:
-            check_offset(offset, x.numel())
-    return weights
-
-
-def _check_states(weights: RecurrentWeights, states: Sequence[Tensor], leading: tuple[int, ...], batch: int) -> None:
-    (_, heads, dim), device = weights.bias.shape, weights.bias.device
-    wide = torch.float64 if weights.bias.dtype == torch.float64 else torch.float32
-    expected, count = [*leading, weights.num_layers * heads, batch, dim], CELLS[weights.cell].states
-    if len(states) != count:
-        raise ValueError(f"the cell {weights.cell} has {count} states, but {len(states)} were given")
-    for name, state in zip("hc", states, strict=False):
-        if list(state.shape) != expected or state.dtype != wide or state.device != device:
-            raise ValueError(
-                f"state {name} must be {wide} of shape {expected} on {device}, "
-                f"not {state.dtype} of shape {list(state.shape)} on {state.device}"
-            )
-        check_tensor(state, f"state {name}")
-    if count == 2:
-        (h, c), size = (state.data_ptr() for state in states), states[0].numel() * states[0].element_size()
-        if abs(h - c) < size:
-            raise ValueError("states h and c overlap in memory: give each memory of its own")
-
-
-def _check_meta(weights: Sequence[Tensor], states: Sequence[Tensor], **others: Tensor) -> None:
-    """Refuses meta tensors among real ones: where one tensor has no values there is nothing to compute."""
-    others |= {f"state {name}": state for name, state in zip("hc", states, strict=False)}
-    for name, x in others.items():
-        if x.is_meta != weights[0].is_meta:
-            raise ValueError(f"{name} is on {x.device}, but the weights on {weights[0].device}")
-
-
 def check_precision(backend: Backend, precision: str) -> None:
     """Raises ValueError for an unknown precision and RuntimeError for one that is not to be had here."""
     if precision not in PRECISIONS:
@@ -227,7 +162,7 @@ def _recurrent_nats_fake(
     residual: bool = False,
     forward: str = "auto",
 ) -> Tensor:
-    _check_meta(weights, states, tokens=tokens, targets=targets, seeds=seeds)
+    check_meta(weights, states, tokens=tokens, targets=targets, seeds=seeds)
     return torch.empty(seeds.shape[0], 2, dtype=torch.float64, device=seeds.device)
 
 
@@ -244,14 +179,14 @@ def _recurrent_nats(
     residual: bool = False,
     forward: str = "auto",
 ) -> Tensor:
-    checked = _check_weights(weights, cell, offsets, residual)
+    checked = check_weights(weights, cell, offsets, residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     check_targets(tokens, targets, vocab_size)
     check_seeds(seeds)
     check_scalar(eps, "eps", checked.bias.dtype)
     if states:
-        _check_states(checked, states, (len(seeds), 2), len(tokens))
+        check_states(checked, states, (len(seeds), 2), len(tokens))
     backend = backend_for(device.type)
     if precision != "float32" or forward != "auto":  # which all backends have
         _choose_forward(backend, checked, len(tokens), precision, forward)
@@ -269,17 +204,17 @@ def _recurrent_nats(
 def _recurrent_logits_fake(
     weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor], residual: bool = False
 ) -> Tensor:
-    _check_meta(weights, states, tokens=tokens)
+    check_meta(weights, states, tokens=tokens)
     return states[0].new_empty(tokens.shape[0], weights[0].shape[0])
 
 
 def _recurrent_logits(
     weights: Sequence[Tensor], cell: str, tokens: Tensor, states: Sequence[Tensor], residual: bool = False
 ) -> Tensor:
-    checked = _check_weights(weights, cell, [-1] * len(weights), residual)
+    checked = check_weights(weights, cell, [-1] * len(weights), residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
-    _check_states(checked, states, (), len(tokens))
+    check_states(checked, states, (), len(tokens))
     logits = backend_for(device.type).recurrent_logits(checked, tokens.to(device, torch.int64).contiguous(), states)
     increment_version(states)
     return logits
@@ -293,7 +228,7 @@ def _recurrent_score_fake(
     states: Sequence[Tensor],
     residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _check_meta(weights, states, tokens=tokens, targets=targets)
+    check_meta(weights, states, tokens=tokens, targets=targets)
     device = "meta" if weights[0].is_meta else "cpu"
     return torch.empty((), dtype=torch.float64, device=device), torch.empty((), dtype=torch.int64, device=device)
 
@@ -306,11 +241,11 @@ def _recurrent_score(
     states: Sequence[Tensor],
     residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    checked = _check_weights(weights, cell, [-1] * len(weights), residual)
+    checked = check_weights(weights, cell, [-1] * len(weights), residual)
     (vocab_size, _), device = checked.embedding.shape, checked.bias.device
     check_tokens(tokens, vocab_size)
     check_targets(tokens, targets, vocab_size)
-    _check_states(checked, states, (), len(tokens))
+    check_states(checked, states, (), len(tokens))
     nats, correct = backend_for(device.type).recurrent_score(
         checked, tokens.to(device, torch.int64).contiguous(), targets.to(device).contiguous(), states
     )

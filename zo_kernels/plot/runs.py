@@ -115,7 +115,9 @@ def _label(name: str, config: Mapping[str, Any], differing: Sequence[str]) -> st
     parts = [f"{flag.replace('_', ' ')} {config[flag]}" for flag in differing if config.get(flag) not in (None, "", [])]
     more = [] if len(parts) <= _MOST_SHOWN else ["..."]
     flags = [*parts[:_MOST_SHOWN], *more]
-    solver = "bptt" if config.get("solver") == "bptt" else f"zo with {config.get('probes')} probes"
+    solver = str(config.get("solver", "zo"))
+    if solver != "bptt":
+        solver += f" with {config.get('probes')} probes"
     if "solver" in differing or "probes" in differing:
         flags = [part for part in flags if not part.startswith(("solver ", "probes "))]
     return f"{', '.join([*flags, solver])} ({name})"

@@ -24,6 +24,9 @@ BATCHED_VERSION = 2
 MEMORY_KERNEL_VERSION = 1
 """Likewise for the kernels of models with a memory (csrc/cpu/dnc)."""
 
+ACTIVITY_KERNEL_VERSION = 1
+"""Likewise for activity perturbation (csrc/cpu/activity)."""
+
 Arithmetic = dict[str, str]
 
 NAMES = {

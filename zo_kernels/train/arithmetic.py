@@ -13,6 +13,7 @@ from ..models import LanguageModel
 from ..models.build import has_memory
 from ..models.cells import MODELS
 from ..run.arithmetic import (
+    ACTIVITY_KERNEL_VERSION,
     BATCHED_VERSION,
     KERNEL_VERSION,
     MEMORY_KERNEL_VERSION,
@@ -67,6 +68,9 @@ def arithmetic_of(config: TrainConfig, model: LanguageModel | None = None) -> Ar
     elif backend.name == "cpu" and _C is not None and has_kernel:
         isa = _C.active_isa()
         kernel = f"kernel {kernel_version(isa)}"
+    elif backend.name == "cpu" and _C is not None and config.solver == "activity" and not config.local_gradient:
+        isa, has_kernel = _C.active_isa(), True
+        kernel = f"activity kernel {ACTIVITY_KERNEL_VERSION}, {in_torch}"  # the token table and what follows it
     elif backend.name == "cpu" and _C is not None and in_kernels and has_memory(config.model):
         isa, has_kernel, kernel = _C.active_isa(), True, f"{_MEMORY_KERNEL} {MEMORY_KERNEL_VERSION}"
         if config.stateful:

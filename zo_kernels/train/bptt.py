@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,10 +93,9 @@ class BPTT:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
             raise ValueError("the model has no trainable parameter")
-        if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(self._parameters, lr, momentum=momentum, weight_decay=weight_decay)
-        else:
-            self.optimizer = torch.optim.AdamW(self._parameters, lr, weight_decay=weight_decay)
+        self.optimizer = make_optimizer(
+            optimizer, self._parameters, lr=lr, weight_decay=weight_decay, momentum=momentum
+        )
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor, states: States | None = None) -> float:
         """One update: `backward`, then `update`. Returns the loss before it, and raises, as `backward` does."""
@@ -223,6 +223,15 @@ class BPTT:
             for p, gradient in zip(self._parameters, mean_d.split([p.numel() for p in self._parameters]), strict=True):
                 p.grad = gradient.view_as(p)
         return len(kept)
+
+
+def make_optimizer(
+    name: str, parameters: Sequence[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.0
+) -> torch.optim.Optimizer:
+    """Returns torch's optimizer of this name in `OPTIMIZERS`."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

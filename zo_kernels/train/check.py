@@ -50,13 +50,26 @@ _FINDERS: dict[str, Callable[[str], object]] = {
 """Fields whose value may be the name of code outside the package."""
 _POSITIVE = (
     *("steps", "validate_every", "threads", "micro_batch_size", "eval_batch_size", "eval_tokens"),
-    *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length", "patience"),
+    *("checkpoint_every", "keep_checkpoints", "check_every", "segment_length", "patience", "credit_length"),
 )
 _MOST_THREADS = 128
 """Of any machine, and four for each core of a larger one. OpenMP ends the process if it can't create a thread."""
 
-_ZO_ONLY = ("estimator", "distribution", "transforms", "dense", "forward")
-_BPTT_ONLY = ("optimizer", "checkpoint_length")
+_OPTIONS_OF = {
+    "zo": (
+        "estimator",
+        "distribution",
+        "transforms",
+        "dense",
+        "segment_length",
+        "max_cosine_distance",
+        "precision",
+        "forward",
+    ),
+    "activity": ("credit_length", "local_gradient", "optimizer"),
+    "bptt": ("optimizer", "checkpoint_length", "segment_length", "max_cosine_distance", "precision"),
+}
+"""The options that not all solvers have, of each."""
 
 
 def check(config: TrainConfig) -> None:
@@ -139,7 +152,8 @@ def _check_ranges(config: TrainConfig) -> None:
 
 
 def _check_solver(config: TrainConfig) -> None:
-    others = _BPTT_ONLY if config.solver == "zo" else _ZO_ONLY
+    own = _OPTIONS_OF[config.solver]
+    others = {name for names in _OPTIONS_OF.values() for name in names if name not in own}
     for field in fields(TrainConfig):
         if field.name in others and getattr(config, field.name) != field.default:
             raise UsageError(f"{flag(field.name)} does not apply to --solver {config.solver}")

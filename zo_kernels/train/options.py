@@ -21,8 +21,8 @@ from ..tasks import TASKS
 from .bptt import OPTIMIZERS
 from .loggers import LOGGERS
 
-SOLVERS = ("zo", "bptt")
-"""Zero-order training from forward passes alone, and back-propagation through time."""
+SOLVERS = ("zo", "activity", "bptt")
+"""Perturbed parameters and perturbed activities, with forward passes alone, and back-propagation through time."""
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -159,7 +159,7 @@ class SolverOptions:
     """How an estimated gradient becomes an update."""
 
     solver: Annotated[str, choice(SOLVERS)] = "zo"
-    """zo: zero-order, from forward passes alone. bptt: back-propagation through time, as a baseline."""
+    """zo: perturbs parameters. activity: perturbs activities (node perturbation). bptt: back-propagation (baseline)."""
     lr: Annotated[float, option("FLOAT|search")]
     """Learning rate of the first step. search tries several in short trial runs and takes half of the best."""
     lr_search: Annotated[bool, tyro.conf.Suppress] = False
@@ -177,19 +177,23 @@ class SolverOptions:
     max_cosine_distance: Annotated[float | None, option("FLOAT", "default: no filter")] = None
     """Gradient Agreement Filtering: drop micro-batches whose gradient is at a larger cosine distance from the rest."""
     optimizer: Annotated[str, choice(OPTIMIZERS)] = "adamw"
-    """Optimizer of the back-propagation baseline (--solver bptt only)."""
+    """Optimizer that takes the gradients (--solver activity and bptt only)."""
     checkpoint_length: Annotated[int | None, option("INT", "default: no gradient checkpointing")] = None
     """Gradient checkpointing: number of tokens whose activations are in memory at a time (--solver bptt only)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """How the gradient is estimated (--solver zo only)."""
+    """How the gradient is estimated (--solver zo and activity only)."""
 
     probes: int = 96
     """Random directions per step. Central differences take two forward passes for each."""
     eps: float
-    """Step size of the finite differences: how far a probe moves the parameters to either side."""
+    """Step size of the finite differences: how far a probe moves the parameters, or activities, to either side."""
+    credit_length: Annotated[int | None, option("INT", "default: all that follow")] = None
+    """Number of losses that a step of the context is credited with, from its own on (--solver activity only)."""
+    local_gradient: bool = False
+    """Compute a step's effect on its own loss exactly instead of estimating it (--solver activity only)."""
     estimator: Annotated[str, choice(ESTIMATORS)] = "cd"
     """Central (cd), forward (fd) or antithetic differences, those divided by the curvature (spsa), or module:Class."""
     distribution: Annotated[str, option("NAME")] = "rademacher"

@@ -55,7 +55,8 @@ class Ranks:
         if self.replicas is None:
             return
         if not isinstance(solver, ZeroOrderSolver):
-            raise UsageError("back-propagation runs in one process only: start --solver bptt without torchrun")
+            name = solver.name
+            raise UsageError(f"--solver {name} runs in one process only: start it without torchrun")
         solver.optimizer.replicas = self.replicas
 
     def broadcast(self, decide: Callable[[], Any], read: Callable[[Any], T]) -> T:

@@ -38,8 +38,8 @@ def restore(
         return None
     if not solver.replays and step is not None and checkpoint.step != target:
         raise UsageError(
-            f"step {target} of {run} can't be rebuilt: the journal of back-propagation holds no gradients, and the "
-            f"nearest checkpoint is that of step {checkpoint.step}"
+            f"step {target} of {run} can't be rebuilt: the journal of --solver {config.solver} holds no gradients, and "
+            f"the nearest checkpoint is that of step {checkpoint.step}"
         )
     try:
         solver.model.load_state_dict(checkpoint.model)

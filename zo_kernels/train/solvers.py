@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,122 +10,21 @@ from torch import Tensor
 
 from ..estimators import Estimate, Population
 from ..interrupts import InterruptGate
-from ..models import IGNORE_INDEX, LanguageModel
+from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
 from ..models.language import States
-from ..optim import ZeroOrder
+from ..optim import ActivityPerturbation, ZeroOrder
 from ..run.journal import Row
 from ..tasks import Batch
-from .bptt import BPTT
+from .bptt import BPTT, make_optimizer
 from .config import TrainConfig
 from .forward import takes_populations
-
-_STATES = "carried_states"
-"""Key of the states in a solver's state."""
-
-
-class Solver(ABC):
-    """Trains a model step by step.
-
-    forwards: forward passes of a step. The backward pass of back-propagation counts as two.
-    replays: whether a step can be repeated from its row in the journal.
-    states: for a stateful run, the states that the next step starts from; else None. They are those of the unperturbed
-        model: each step carries them on with the parameters before its update.
-    """
-
-    model: LanguageModel
-    forwards: int
-    replays: bool
-    states: States | None = None
-
-    def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
-        self.model = model
-        self._config = config
-        self._gate = gate
-        self._states_after: States | None = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Makes the next step of a stateful run start from the initial states."""
-        if self._config.stateful:
-            states = self.model.initial_states(self._config.batch_size)
-            self.states = tuple(state.detach().to(self.model.wide_dtype) for state in states)
-
-    def _read(self, batch: Batch) -> None:
-        """Carries the states of a stateful run over the batch; `_go_on` then makes them those of the next step."""
-        if self.states is None:
-            return
-        parts = []
-        micro_batches = _split(batch, self._config.micro_batch_size)
-        starts = self.model.split_states(self.states, [len(part.tokens) for part in micro_batches])
-        for part, start in zip(micro_batches, starts, strict=True):
-            with self._gate.open():
-                parts.append(self.model.next_logits(part.tokens, start)[1])
-        self._states_after = tuple(torch.cat(each, self.model.batch_dim) for each in zip(*parts, strict=True))
-
-    def _go_on(self) -> None:
-        if self.states is not None:
-            self.states = self._states_after
-
-    @abstractmethod
-    def estimate(self, batch: Batch, lr: float) -> Estimate:
-        """Estimates the gradient of the next step and sets its lr. The parameters stay the same."""
-
-    @abstractmethod
-    def apply(self, estimate: Estimate) -> None:
-        """Takes the step along its estimate. If it raises, the parameters have not changed."""
-
-    def step(self, batch: Batch, lr: float) -> Estimate:
-        """`estimate`, then `apply`."""
-        estimate = self.estimate(batch, lr)
-        self.apply(estimate)
-        return estimate
-
-    def replay(self, row: Row, batch: Batch | None) -> None:
-        """Repeats the step of a journal row, bit for bit, if the solver `replays`.
-
-        batch: that of the step, to carry the states of a stateful run over; None leaves them where they are.
-        """
-        if batch is not None:
-            self._read(batch)
-        self._replay(row)
-        if batch is not None:
-            self._go_on()
-
-    @abstractmethod
-    def _replay(self, row: Row) -> None:
-        """Repeats the update of a journal row."""
-
-    def state(self) -> Any:
-        """Returns all that the next step depends on besides the model's state_dict, as `save_checkpoint` takes it."""
-        state = self._optimizer_state()
-        return state if self.states is None else {**state, _STATES: list(self.states)}
-
-    def load_state(self, state: Any) -> None:
-        """Restores a `state`, after the model's state_dict. Hyper-parameters remain those of the config.
-
-        Raises ValueError, changing nothing, if it is another solver's.
-        """
-        self._load_optimizer_state({key: value for key, value in state.items() if key != _STATES})
-        if self.states is not None:
-            device = self.model.device
-            self.states = tuple(each.to(device) for each in state.get(_STATES, self.states))
-
-    @abstractmethod
-    def _optimizer_state(self) -> dict[str, Any]:
-        """The state of the optimizer."""
-
-    @abstractmethod
-    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Restores the state of the optimizer. Raises as `load_state` does."""
-
-    @abstractmethod
-    def start_at(self, step: int) -> None:
-        """Numbers the next step, where there is no state to restore."""
+from .solver import Solver, split
 
 
 class ZeroOrderSolver(Solver):
     """Trains with `ZeroOrder`: on populations where a kernel evaluates them, else one loss at a time."""
 
+    name = "zo"
     replays = True
 
     def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
@@ -153,7 +51,7 @@ class ZeroOrderSolver(Solver):
         size = self._config.micro_batch_size
         if self._config.max_cosine_distance is None:
             return self.optimizer.estimate(self._loss(batch, self.states, size), guard=self._gate.open)
-        micro_batches = _split(batch, size)
+        micro_batches = split(batch, size)
         starts = self.model.split_states(self.states, [len(part.tokens) for part in micro_batches])
         parts = [self._loss(part, start, None) for part, start in zip(micro_batches, starts, strict=True)]
         return self.optimizer.estimate(parts, guard=self._gate.open)
@@ -196,7 +94,7 @@ class ZeroOrderSolver(Solver):
                 states=states,
                 precision=config.precision,
             )
-        micro_batches = _split(batch, micro_batch_size)
+        micro_batches = split(batch, micro_batch_size)
         starts = self.model.split_states(states, [len(part.tokens) for part in micro_batches])
         return lambda: mean_loss(self.model, micro_batches, config.segment_length, starts)
 
@@ -204,6 +102,7 @@ class ZeroOrderSolver(Solver):
 class BPTTSolver(Solver):
     """Trains with `BPTT`, gradients by back-propagation."""
 
+    name = "bptt"
     replays = False
 
     def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
@@ -247,7 +146,62 @@ class BPTTSolver(Solver):
         pass  # its steps do not depend on their number
 
 
-SOLVERS: dict[str, type[ZeroOrderSolver] | type[BPTTSolver]] = {"zo": ZeroOrderSolver, "bptt": BPTTSolver}
+class ActivitySolver(Solver):
+    """Trains with `ActivityPerturbation`, on models whose activities it can reach."""
+
+    name = "activity"
+    replays = False
+
+    def __init__(self, config: TrainConfig, model: LanguageModel, gate: InterruptGate) -> None:
+        super().__init__(config, model, gate)
+        if not isinstance(model, RecurrentLM) or model.num_layers > 1 or model.layer_norm:
+            raise ValueError("--solver activity trains lstm, gru and elman with one layer and no layer norm")
+        probes = 0 if config.local_gradient and config.credit_length == 1 else config.probes
+        self.forwards = 1 + 2 * probes + config.stateful
+        optimizer = make_optimizer(
+            config.optimizer, list(model.parameters()), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self._activity = ActivityPerturbation(optimizer, probes=config.probes, eps=config.eps, seed=config.seed)
+
+    def estimate(self, batch: Batch, lr: float) -> Estimate:
+        config = self._config
+        assert isinstance(self.model, RecurrentLM)
+        for group in self._activity.optimizer.param_groups:
+            group["lr"] = lr
+        self._read(batch)
+        activities = self.model.activity(
+            *batch,
+            credit_length=config.credit_length,
+            local_gradient=config.local_gradient,
+            micro_batch_size=config.micro_batch_size,
+            states=self.states,
+        )
+        with self._gate.open():  # stopped within, `estimate` leaves no gradients
+            loss = self._activity.estimate(activities)
+        return Estimate(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.tensor([loss], dtype=torch.float64))
+
+    def apply(self, estimate: Estimate) -> None:
+        self._activity.update()
+        self._go_on()
+
+    def _replay(self, row: Row) -> None:
+        raise NotImplementedError("the rows of activity perturbation do not hold its gradients")
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return self._activity.state_dict()
+
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        self._activity.load_state_dict(state)
+        for group in self._activity.optimizer.param_groups:
+            group["weight_decay"] = self._config.weight_decay
+
+    def start_at(self, step: int) -> None:
+        self._activity.steps_taken = step
+
+
+SOLVERS: dict[str, type[ZeroOrderSolver] | type[ActivitySolver] | type[BPTTSolver]] = {
+    solver.name: solver for solver in (ZeroOrderSolver, ActivitySolver, BPTTSolver)
+}
 """Every solver by the name of its flag."""
 
 
@@ -291,9 +245,3 @@ def _nats(
         nats, states = model.segment_nats(tokens, targets, states)
         total = total + nats
     return total
-
-
-def _split(batch: Batch, size: int | None) -> list[Batch]:
-    if size is None:
-        return [batch]
-    return [Batch(*parts) for parts in zip(*(x.split(size) for x in batch), strict=True)]

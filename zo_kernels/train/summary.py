@@ -61,14 +61,31 @@ def _learning_rate(config: TrainConfig) -> str:
 
 def title(config: TrainConfig, model: LanguageModel) -> str:
     """Returns the title of a run's picture."""
-    estimator = "CD-RGE" if config.estimator == "cd" else config.estimator
-    how = f"BPTT with {config.optimizer}" if config.solver == "bptt" else f"{estimator} with {config.probes} probes"
+    if config.solver == "bptt":
+        how = f"BPTT with {config.optimizer}"
+    elif config.solver == "activity":
+        how = f"{_activity(config)}, {config.optimizer}"
+    else:
+        how = f"{'CD-RGE' if config.estimator == 'cd' else config.estimator} with {config.probes} probes"
     return f"{config.task}: {type(model).__name__}, hidden size {config.hidden_size}, {how}"
+
+
+def _activity(config: TrainConfig) -> str:
+    """What of the gradient is estimated by perturbing activities, and what is not."""
+    if config.local_gradient and config.credit_length == 1:
+        return "local gradient"
+    parts = ["activity perturbation with " + _count(config.probes, "probe")]
+    parts += ["local gradient"] * config.local_gradient
+    if config.credit_length is not None:
+        parts.append(f"credit length {config.credit_length}")
+    return ", ".join(parts)
 
 
 def _step(config: TrainConfig) -> str:
     if config.solver == "bptt":
         return f"back-propagation, {config.optimizer},"
+    if config.solver == "activity":
+        return f"{_activity(config)} (eps {config.eps:g}), {config.optimizer},"
     kind = "" if config.distribution == "rademacher" else f"{config.distribution} "
     parts = [f"{config.probes} {kind}probes"]
     if config.estimator != "cd":

@@ -8,6 +8,8 @@
 #include "project.h"
 
 #include "narrow.h"
+#include "tile_step.h"
+
 #include "wide.h"
 
 #include "recurrence.h"

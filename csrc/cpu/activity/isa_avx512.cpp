@@ -1,0 +1,38 @@
+// Activity perturbation for AVX-512 F, BW, DQ and VL; CMakeLists.txt gives this file its instruction set.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define ZO_VECTOR_BYTES 64
+
+namespace zo::cpu {
+namespace {
+
+#include "../simd.h"
+#include "../simd_avx512.h"
+
+#include "../generate.h"
+
+#include "../elements.h"
+
+#include "../population/perturb.h"
+
+#include "../population/float32.h"
+
+#include "../population/cells.h"
+
+#include "../population/tiles.h"
+
+#include "../population/multiply.h"
+
+#include "../population/tile_step.h"
+
+#include "losses.h"
+
+#include "tile.h"
+
+}  // namespace
+
+extern const ActivityKernels kAvx512ActivityKernels = {kLanes, kTileVectors * kLanes, run_tile_kernel};
+
+}  // namespace zo::cpu

@@ -1,0 +1,50 @@
+// The kernel of one instruction set for activity perturbation, and its buffers.
+//
+// Sequences are cut into tiles, one sequence per lane, and a tile runs alone from its first step to its gradient.
+#pragma once
+
+#include "../kernels.h"
+#include "../population/kernels.h"
+#include "activity.h"
+
+namespace zo::cpu {
+
+struct ActivityPlan {
+  const ActivityArgs* args;
+  CellShape cell;
+  int tile_lanes;
+  int64_t hidden_size, members;
+  int64_t units;        // pre-activations of a sequence at a step, N * D * G
+  int64_t blocks;       // Philox blocks that hold the signs of a step
+  int64_t chunk_steps;  // steps whose hidden states are kept for the gradient
+  int64_t panel_rows;   // rows of the output projection computed at once
+};
+
+// The gradients that the tiles of one group add up to. Sums are in the order of the tiles.
+struct ActivitySums {
+  double* nats;  // [members]
+  float *table, *recurrent, *output_weight, *output_bias;
+};
+
+// Of one group of tiles. A state is [unit][lane], W lanes wide.
+struct ActivityBuffers {
+  float* clean;         // [chunk_steps + 1][H][W]: hidden states before each step of a chunk, and after the last
+  float* hidden;        // [members - 1][2][H][W]
+  float* cell;          // [members][H][W]
+  uint32_t* signs;      // [chunk_steps][num_seeds][4 * blocks][W]: bit j % 32 of word j / 32 is the sign of unit j
+  float* differences;   // [num_seeds][T][W], then the credits
+  float* logsumexp;     // [T][W], of the clean pass
+  float* pre;           // [lanes of a vector][W]
+  float* products;      // [panel_rows][W]
+  float* errors;        // [chunk_steps][panel_rows][W]
+  float* deltas;        // [chunk_steps][head_columns][W], of a head
+  float* losses;        // [members][W]
+  float* row_of_lanes;  // [5][W]: maximum, sum, logit of the target, and what is scored
+};
+
+struct ActivityKernels {
+  int lanes, tile_lanes;
+  void (*run_tile)(const ActivityPlan&, const ActivityBuffers&, const ActivitySums&, int64_t tile);
+};
+
+}  // namespace zo::cpu
