@@ -11,7 +11,7 @@
 #include "arguments.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/population.h"
+#include "cuda/resident.h"
 
 namespace py = pybind11;
 
@@ -145,31 +145,50 @@ void accumulate_probes_list_from(int distribution, int sparsity, uintptr_t x, in
                                    queue_of(device, stream));
 }
 
-zo::cuda::PopulationArgs population_args(const std::array<int64_t, 4>& sizes, int64_t batch_size) {
-  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size})
+// sizes: V, E, N, D, rows of the token table.
+zo::cuda::ResidentArgs resident_args(const std::array<int64_t, 5>& sizes, int64_t batch_size) {
+  for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], batch_size})
     if (size < 1 || size > std::numeric_limits<int32_t>::max())
       throw std::invalid_argument("a size is not in [1, 2^31)");
-  zo::cuda::PopulationArgs args = {};
+  zo::cuda::ResidentArgs args = {};
   args.vocab_size = sizes[0];
   args.embed_dim = sizes[1];
   args.num_heads = sizes[2];
   args.head_dim = sizes[3];
+  args.num_rows = sizes[4];
   args.batch_size = batch_size;
   return args;
 }
 
-int64_t population_tiles(const std::array<int64_t, 4>& sizes, int64_t batch_size, int device) {
-  const int64_t tiles = zo::cuda::batch_tiles(population_args(sizes, batch_size), device);
-  if (tiles == 0) throw std::invalid_argument(zo::cuda::kPopulationLimits);
-  return tiles;
+void set_steps(zo::cuda::ResidentArgs& args, int64_t num_steps, int64_t steps_at_once) {
+  if (num_steps < 1 || num_steps > std::numeric_limits<int32_t>::max() / args.batch_size)
+    throw std::invalid_argument("the number of positions is not in [1, 2^31)");
+  if (steps_at_once < 1 || steps_at_once > num_steps)
+    throw std::invalid_argument("steps_at_once is not in [1, num_steps]");
+  args.num_steps = num_steps;
+  args.steps_at_once = steps_at_once;
 }
 
-// The fields of PopulationArgs: float32 parameters as (address, offset) in its order, sizes V, E, N, D.
-void population(const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters, const std::array<int64_t, 4>& sizes,
-                uintptr_t tokens, uintptr_t targets, int64_t batch_size, int64_t num_steps, uintptr_t seeds,
-                int64_t num_seeds, double eps, uintptr_t h, uintptr_t c, uintptr_t table, uintptr_t nats, int device,
-                uintptr_t stream) {
-  zo::cuda::PopulationArgs args = population_args(sizes, batch_size);
+int64_t resident_embed_dim(int device) { return zo::cuda::most_embed_dim(zo::cuda::device_limits(device)); }
+
+std::pair<int64_t, int64_t> resident_bytes(const std::array<int64_t, 5>& sizes, int64_t batch_size) {
+  const zo::cuda::ResidentBytes bytes = zo::cuda::resident_bytes(resident_args(sizes, batch_size));
+  return {bytes.weights, bytes.step};
+}
+
+int64_t resident_parts(int64_t batch_size, int64_t num_steps, int64_t steps_at_once) {
+  zo::cuda::ResidentArgs args = resident_args({1, 1, 1, 1, 1}, batch_size);
+  set_steps(args, num_steps, steps_at_once);
+  return zo::cuda::num_parts(args);
+}
+
+// The fields of ResidentArgs: float32 parameters as (address, offset) in its order.
+void resident(const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters, const std::array<int64_t, 5>& sizes,
+              uintptr_t rows, uintptr_t tokens, uintptr_t targets, int64_t batch_size, int64_t num_steps,
+              int64_t steps_at_once, uintptr_t seeds, int64_t num_seeds, double eps, uintptr_t h, uintptr_t c,
+              uintptr_t scratch, uintptr_t nats, int device, uintptr_t stream) {
+  zo::cuda::ResidentArgs args = resident_args(sizes, batch_size);
+  set_steps(args, num_steps, steps_at_once);
   const int64_t V = sizes[0], E = sizes[1], D = sizes[3], H = sizes[2] * D;
   const int64_t numels[6] = {V * E, 4 * H * E, 4 * H * D, 4 * H, V * H, V};
   zo::cuda::Parameter* const fields[6] = {&args.embedding, &args.input_weight,  &args.recurrent_weight,
@@ -180,19 +199,19 @@ void population(const std::array<std::pair<uintptr_t, int64_t>, 6>& parameters, 
     *fields[i] = {reinterpret_cast<const float*>(address), offset};
   }
   check_seeds(seeds, num_seeds);
-  if (num_steps < 1 || tokens == 0 || targets == 0 || nats == 0 || table == 0 || (h == 0) != (c == 0))
+  if (rows == 0 || tokens == 0 || targets == 0 || nats == 0 || scratch == 0 || (h == 0) != (c == 0))
     throw std::invalid_argument("null address");
-  args.tokens = reinterpret_cast<const int64_t*>(tokens);
-  args.targets = reinterpret_cast<const int64_t*>(targets);
-  args.num_steps = num_steps;
+  args.rows = reinterpret_cast<const int64_t*>(rows);
+  args.tokens = reinterpret_cast<const int32_t*>(tokens);
+  args.targets = reinterpret_cast<const int32_t*>(targets);
   args.seeds = reinterpret_cast<const uint64_t*>(seeds);
   args.num_seeds = num_seeds;
   args.eps = static_cast<float>(eps);
   args.h = reinterpret_cast<float*>(h);
   args.c = reinterpret_cast<float*>(c);
-  args.table = reinterpret_cast<float*>(table);
+  args.scratch = reinterpret_cast<char*>(scratch);
   args.nats = reinterpret_cast<double*>(nats);
-  zo::cuda::evaluate_population(args, queue_of(device, stream));
+  zo::cuda::evaluate_resident(args, queue_of(device, stream));
 }
 
 }  // namespace
@@ -217,8 +236,10 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_accumulate_probes_from", &accumulate_probes_from, no_gil);
   m.def("cuda_apply_probe_list_from", &apply_probe_list_from, no_gil);
   m.def("cuda_accumulate_probes_list_from", &accumulate_probes_list_from, no_gil);
-  m.def("cuda_population_tiles", &population_tiles);
-  m.def("cuda_population", &population, no_gil);
+  m.def("cuda_resident_embed_dim", &resident_embed_dim);
+  m.def("cuda_resident_bytes", &resident_bytes);
+  m.def("cuda_resident_parts", &resident_parts);
+  m.def("cuda_resident", &resident, no_gil);
 }
 
 }  // namespace zo_python

@@ -323,20 +323,24 @@ def cuda_accumulate_probes_list_from(
     device: int,
     stream: int,
 ) -> None: ...
-def cuda_population_tiles(sizes: Sequence[int], batch_size: int, device: int) -> int: ...
-def cuda_population(
+def cuda_resident_embed_dim(device: int) -> int: ...
+def cuda_resident_bytes(sizes: Sequence[int], batch_size: int) -> tuple[int, int]: ...
+def cuda_resident_parts(batch_size: int, num_steps: int, steps_at_once: int) -> int: ...
+def cuda_resident(
     parameters: Sequence[tuple[int, int]],
     sizes: Sequence[int],
+    rows: int,
     tokens: int,
     targets: int,
     batch_size: int,
     num_steps: int,
+    steps_at_once: int,
     seeds: int,
     num_seeds: int,
     eps: float,
     h: int,
     c: int,
-    table: int,
+    scratch: int,
     nats: int,
     device: int,
     stream: int,

@@ -3,7 +3,7 @@
 
 #include "device.h"
 #include "launch.h"
-#include "population.h"
+#include "resident.h"
 
 namespace zo::cuda {
 namespace {
@@ -40,9 +40,11 @@ void accumulate_probes_from(Distribution, const PieceList&, const DrawnRow*, int
   refuse();
 }
 
-int64_t tile_sequences(const PopulationArgs&, int) { refuse(); }
-int64_t batch_tiles(const PopulationArgs&, int) { refuse(); }
-int64_t table_floats(const PopulationArgs&) { refuse(); }
-void evaluate_population(const PopulationArgs&, Queue) { refuse(); }
+DeviceLimits device_limits(int) { refuse(); }
+ResidentPlan plan_resident(int64_t, int64_t, DeviceLimits) { refuse(); }
+ResidentBytes resident_bytes(const ResidentArgs&) { refuse(); }
+int64_t num_parts(const ResidentArgs&) { refuse(); }
+int64_t most_embed_dim(DeviceLimits) { refuse(); }
+void evaluate_resident(const ResidentArgs&, Queue) { refuse(); }
 
 }  // namespace zo::cuda

@@ -11,7 +11,7 @@ class KernelsOnTheCpu:
     """Stands in for _C: a CUDA call does with CPU memory what the kernel does with the device's."""
 
     def __init__(self):
-        self.queues = []
+        self.queues, self.steps_at_once = [], []
         self.problem = ""
 
     def cuda_build(self):
@@ -90,18 +90,30 @@ class KernelsOnTheCpu:
         rows_of_cpu = coeffs.data_ptr(), seeds.data_ptr(), count
         _C.accumulate_probes_list_from(kind, sparsity, table, dtype, *rows_of_cpu, *rest[:-2])
 
-    def cuda_population_tiles(self, sizes, batch_size, device):
+    def cuda_resident_embed_dim(self, device):
+        return 8000
+
+    def cuda_resident_bytes(self, sizes, batch_size):
+        return 1024, 256
+
+    def cuda_resident_parts(self, batch_size, num_steps, steps_at_once):
+        self.steps_at_once.append(steps_at_once)
         return 1
 
-    def cuda_population(
-        self, parameters, sizes, tokens, targets, batch, steps, seeds, n, eps, h, c, table, nats, *queue
+    def cuda_resident(
+        self, parameters, sizes, rows, tokens, targets, batch, steps, at_once, seeds, n, eps, h, c, scratch, nats, *rest
     ):
-        self._at(queue)
-        assert table
-        vocab_size, embed_dim, heads, head_dim = sizes
+        self._at(rest)
+        assert scratch
+        assert h or at_once == steps
+        vocab_size, embed_dim, heads, head_dim, num_rows = sizes
+        token_of_row = _read(rows, num_rows, torch.int64)
+        index, targets = (_read(x, steps * batch, torch.int32).view(steps, batch).t() for x in (tokens, targets))
+        tokens, targets = token_of_row[index].contiguous(), targets.long().contiguous()
         weights, shape = [*parameters, *[(0, -1)] * 5], [vocab_size, embed_dim, 1, heads, head_dim]
+        data = tokens.data_ptr(), targets.data_ptr()
         _C.evaluate_population(
-            0, 0, weights, shape, False, tokens, targets, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0, 0
+            0, 0, weights, shape, False, *data, batch, steps, seeds, n, 2, eps, False, h, c, nats, 0, 0
         )
 
     def _at(self, args):
@@ -109,8 +121,9 @@ class KernelsOnTheCpu:
 
 
 def _read(address, count, dtype):
-    """A copy of `count` numbers of eight bytes."""
-    return torch.frombuffer(bytearray(ctypes.string_at(address, 8 * count) or b" " * 8), dtype=dtype)[:count]
+    """A copy of `count` numbers."""
+    size = dtype.itemsize
+    return torch.frombuffer(bytearray(ctypes.string_at(address, size * count) or b" " * size), dtype=dtype)[:count]
 
 
 def _read_list(address, count, num_tiles):

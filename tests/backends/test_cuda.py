@@ -16,12 +16,12 @@ from tests.backends.kernels_on_the_cpu import KernelsOnTheCpu
 from tests.backends.list_checks import CHECKS
 from tests.backends.op_checks import Place
 from tests.cases import DISTRIBUTIONS, FEW_CASES, SEEDS, assert_same_bits, make_values
-from tests.recurrent import SMALL, TOLERANCE, make_batch, make_model, make_seeds, make_states
+from tests.recurrent import SMALL, TOLERANCE, Shape, make_batch, make_model, make_seeds, make_states
 from zo_kernels import _C, backends
 from zo_kernels.backends import BACKENDS, cpu, cuda, gpu
 from zo_kernels.backends.base import Update
 from zo_kernels.backends.pieces import Pieces
-from zo_kernels.backends.recurrent import population_kernel
+from zo_kernels.backends.recurrent import resident
 from zo_kernels.ops.lists import accumulate_probes_list, apply_probe_list, swap_probe_list
 
 CALLS = {
@@ -49,7 +49,9 @@ LIST_CALLS_FROM = {
 }
 ALL_CALLS = CALLS | CALLS_FROM | LIST_CALLS | LIST_CALLS_FROM
 
-POPULATION = ([(256, -1)] * 6, (5, 3, 1, 2), 256, 256, 2, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)
+START = r"^no kernel of backend 'cuda' computes this model with bfloat16 products \(resident: it computes "
+
+RESIDENT = ([(256, -1)] * 6, (5, 3, 1, 2, 5), 256, 256, 256, 2, 1, 1, 256, 1, 0.5, 0, 0, 256, 256, 0, 0)
 
 
 @pytest.fixture
@@ -109,26 +111,22 @@ def test_hands_over_distributions(distribution, kernels):
     assert kernels.queues == [(1, 77)] * 3
 
 
-def refuse(*_):
-    raise ValueError("heads must be even")
-
-
-class TestPopulationKernel:
-    """bfloat16 on the GPU: off unless asked for, and then what the kernel makes of it (here, that of the CPU)."""
+class TestResidentForward:
+    """bfloat16 on the GPU: off unless asked for, and then what the kernels make of it (here, that of the CPU)."""
 
     @pytest.fixture(autouse=True)
     def fresh_warning(self):
-        population_kernel._warn_once.cache_clear()
+        resident._warn_once.cache_clear()
 
-    def nats(self, cell="lstm", precision="bfloat16", dtype=torch.float32, states=()):
-        model, (tokens, targets) = make_model(cell, dtype=dtype), make_batch()
+    def nats(self, cell="lstm", precision="bfloat16", dtype=torch.float32, states=(), shape=SMALL):
+        model, (tokens, targets) = make_model(cell, shape, dtype), make_batch(shape)
         with zo.backend("cuda"), torch.no_grad():
             for weight in (model.recurrent_weight, model.output_weight):
                 weight.clamp_(-1, 1)
             return model.population_nats(tokens, targets, make_seeds(5), 2**-6, states=states, precision=precision)
 
     def test_is_off(self, kernels, monkeypatch):
-        monkeypatch.delenv(population_kernel.VARIABLE, raising=False)
+        monkeypatch.delenv(resident.VARIABLE, raising=False)
         with pytest.raises(
             RuntimeError, match=r"not yet verified on a GPU \(ZO_KERNELS_POPULATION_KERNEL=1 turns it on\)"
         ):
@@ -138,10 +136,9 @@ class TestPopulationKernel:
     @pytest.mark.parametrize("chunk", [None, 2])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
     def test_turned_on(self, kernels, monkeypatch, caplog, chunk, dtype):
-        monkeypatch.setenv(population_kernel.VARIABLE, "1")
+        monkeypatch.setenv(resident.VARIABLE, "1")
         if chunk:
-            per_probe = 4 * 2 * SMALL.vocab * SMALL.heads * SMALL.head_dim * 4
-            monkeypatch.setattr(population_kernel, "_TABLE_BUDGET", chunk * per_probe)
+            monkeypatch.setattr(resident, "_SCRATCH", chunk * (1024 + SMALL.time * 256))
         model = make_model("lstm")
         states, expected_states = (make_states(model, 5, SMALL.batch) for _ in range(2))
         nats = self.nats(dtype=dtype, states=states)
@@ -150,30 +147,61 @@ class TestPopulationKernel:
         for state, wanted in zip(states, expected_states, strict=True):
             assert (state - wanted).abs().max() < TOLERANCE
         assert kernels.queues.count((1, 77)) >= (3 if chunk else 1)
+        assert kernels.steps_at_once == [SMALL.time]
         assert [r.message for r in caplog.records if "verified" in r.message] == [
-            "ZO_KERNELS_POPULATION_KERNEL=1: the population kernel is not yet verified on a GPU"
+            "ZO_KERNELS_POPULATION_KERNEL=1: the resident forward is not yet verified on a GPU"
         ]
 
-    def test_lstms_alone(self, kernels, monkeypatch):
-        monkeypatch.setenv(population_kernel.VARIABLE, "1")
-        start = r"^no kernel of backend 'cuda' computes this model with bfloat16 products \(population: it computes "
-        with pytest.raises(RuntimeError, match=start + r"LSTMs of up to 32 bits, not gru of torch.float32\): use "):
+    @pytest.mark.parametrize("shape", [Shape(11, 5, 2, 6, 3, 40), Shape(2000, 5, 2, 6, 3, 4)], ids=str)
+    def test_long_contexts_and_large_vocabularies(self, kernels, monkeypatch, shape):
+        """Hidden states are kept for some of the steps, with states that nobody gave. Tokens that occur have rows."""
+        monkeypatch.setenv(resident.VARIABLE, "1")
+        states = 2 * 4 * 2 * shape.heads * shape.batch * shape.head_dim
+        monkeypatch.setattr(resident, "_SCRATCH", 5 * (1024 + 20 * 256 + states))
+        expected = self.nats(precision="float32", shape=shape)
+        assert (self.nats(shape=shape) - expected).abs().max() < TOLERANCE * shape.batch * shape.time
+        assert kernels.steps_at_once == [min(20, shape.time)]
+
+    def test_what_it_refuses(self, kernels, monkeypatch):
+        monkeypatch.setenv(resident.VARIABLE, "1")
+        with pytest.raises(RuntimeError, match=START + r"LSTMs of up to 32 bits, not gru of torch.float32\): use "):
             self.nats(cell="gru")
         with pytest.raises(RuntimeError, match=r"not lstm of torch.float64\): use precision='float32'$"):
             self.nats(dtype=torch.float64)
+        with pytest.raises(RuntimeError, match=START + r"a single layer without layer norm\): use"):
+            self.nats(shape=SMALL._replace(layers=2))
+        with pytest.raises(RuntimeError, match=START + r"heads of up to 64 units, not 65\): use"):
+            self.nats(shape=SMALL._replace(head_dim=65))
+        with pytest.raises(RuntimeError, match=START + r"embeddings of up to 8000 numbers on this GPU, not 8001\)"):
+            self.nats(shape=SMALL._replace(embed=8001))
+        assert not kernels.steps_at_once
 
     def test_refuses_before_the_first_step(self, kernels, monkeypatch):
-        monkeypatch.setenv(population_kernel.VARIABLE, "1")
+        monkeypatch.setenv(resident.VARIABLE, "1")
         model, batch = make_model("gru"), make_batch()
         with zo.backend("cuda"):
-            assert make_model("lstm").forward_name(3, "bfloat16") == "population"
+            assert make_model("lstm").forward_name(3, "bfloat16") == "resident"
             assert model.forward_name(3) == "batched"
             with pytest.raises(RuntimeError, match=r"not gru of torch\.float32"):
                 model.population(*batch, precision="bfloat16")
-            monkeypatch.setattr(kernels, "cuda_population_tiles", refuse)
-            with pytest.raises(RuntimeError, match=r"\(population: heads must be even\)"):
-                make_model("lstm").population(*batch, precision="bfloat16")
         assert not kernels.queues
+
+
+@pytest.mark.parametrize(
+    ("probes", "steps", "expected"),
+    [
+        (96, 10, (32, 10)),  # 33 have room: three calls of equal size
+        (5, 10, (5, 10)),
+        (96, 1000, (24, 19)),  # 26 have room for 16 steps
+        (2, 1000, (2, 397)),
+        (1, 10**6, (1, 810)),
+        (10**6, 1, (51, 1)),
+    ],
+)
+def test_chunks_of_the_resident_forward(probes, steps, expected):
+    assert resident.chunks(probes, steps, 30, 2, 1650) == expected
+    assert resident.chunks(probes, steps, 10**9, 10**9, 1000) == (1, 1)
+    assert resident.chunks(probes, steps, 0, 1, 10**18) == (min(probes, 62500), steps)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -323,9 +351,9 @@ def test_what_the_module_says_of_no_driver():
 def test_population_without_a_device():
     expected = "^no CUDA device: " if _C.cuda_build() else "^built without CUDA: no nvcc from CUDA 11.8 on was used"
     with pytest.raises(RuntimeError, match=expected):
-        _C.cuda_population(*POPULATION)
+        _C.cuda_resident(*RESIDENT)
     with pytest.raises(RuntimeError, match=expected):
-        _C.cuda_population_tiles((5, 3, 1, 2), 4, 0)
+        _C.cuda_resident_embed_dim(0)
 
 
 @pytest.mark.parametrize(
@@ -333,19 +361,22 @@ def test_population_without_a_device():
     [
         (0, [(0, -1)] * 6, "null address"),
         (0, [(256, 64)] * 6, "offset 64 is not a multiple of 128"),
-        (1, (5, 3, 0, 2), r"a size is not in \[1, 2\^31\)"),
+        (1, (5, 3, 0, 2, 5), r"a size is not in \[1, 2\^31\)"),
         (2, 0, "null address"),
-        (4, 0, "a size is not in"),
-        (5, 0, "null address"),
-        (6, 0, "no seeds at this address"),
-        (9, 256, "null address"),
-        (11, 0, "null address"),
-        (12, 0, "null address"),
-        (13, -1, "device is negative"),
+        (4, 0, "null address"),
+        (5, 0, "a size is not in"),
+        (6, 0, r"the number of positions is not in \[1, 2\^31\)"),
+        (6, 2**30, "the number of positions is not in"),
+        (7, 2, r"steps_at_once is not in \[1, num_steps\]"),
+        (8, 0, "no seeds at this address"),
+        (11, 256, "null address"),
+        (13, 0, "null address"),
+        (14, 0, "null address"),
+        (15, -1, "device is negative"),
     ],
 )
 def test_population_arguments_that_no_kernel_survives(at, wrong, message):
-    arguments = list(POPULATION)
+    arguments = list(RESIDENT)
     arguments[at] = wrong
     with pytest.raises(ValueError, match=message):
-        _C.cuda_population(*arguments)
+        _C.cuda_resident(*arguments)

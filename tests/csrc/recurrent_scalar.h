@@ -1,5 +1,5 @@
 // Recurrent language models one number at a time, for the tests to compare the kernels with: written from the
-// definitions in csrc/cpu/population/population.h, cells.h and bfloat16.h, and in csrc/cuda/population.h. Perturbed
+// definitions in csrc/cpu/population/population.h, cells.h and bfloat16.h, and in csrc/cuda/resident.h. Perturbed
 // weights are rounded to float32 as the kernels' are, and what the kernels round to bfloat16 is; everything else is
 // double.
 #pragma once
@@ -50,7 +50,6 @@ struct Case {
   std::vector<float> h = {}, c = {};  // before the first token; h may be empty: zeros, and none come out
   bool logits = false;
   bool bfloat16 = false;
-  bool signs_apart = false;  // of bfloat16: weights are rounded, then perturbed, as csrc/cuda/population.h says
 
   int64_t members() const { return static_cast<int64_t>(seeds.size()) * num_signs; }
   int64_t scored() const { return std::count_if(targets.begin(), targets.end(), [](int64_t t) { return t >= 0; }); }
@@ -93,12 +92,11 @@ inline std::vector<double> perturbed(const Case& x, int parameter, uint64_t seed
   std::vector<double> values(w.numel());
   for (int64_t i = 0; i < w.numel(); ++i) {
     float value = static_cast<float>(w.get(i));
-    if (in_bfloat16 && x.signs_apart) value = static_cast<float>(to_bfloat16(value));
     if (offset >= 0 && step != 0.0f) {
-      if (in_bfloat16 && !x.signs_apart) value = on_bfloat16_grid(value, std::fabs(step));
+      if (in_bfloat16) value = on_bfloat16_grid(value, std::fabs(step));
       value += step * static_cast<float>(sign(seed, offset + i));
     }
-    values[i] = in_bfloat16 && !x.signs_apart ? to_bfloat16(value) : value;
+    values[i] = in_bfloat16 ? to_bfloat16(value) : value;
   }
   return values;
 }

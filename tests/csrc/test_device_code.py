@@ -21,8 +21,11 @@ EXPECTED = {
     r"\bapply_kernel<.*, false, 1>": Demands(40, stores=4),
     r"\baccumulate_from_kernel<": Demands(40),
     r"\bapply_from_kernel<": Demands(40),
-    r"\bpopulation_kernel<": Demands(200, exact=False),
-    r"\bproject_kernel\b": Demands(64, exact=False),
+    r"\brecurrence_kernel<.*, false>": Demands(128, loads=16, exact=False),  # two thread blocks of up to 256
+    r"\brecurrence_kernel<.*, true>": Demands(128, exact=False),
+    r"\boutput_kernel\b": Demands(168, exact=False),
+    r"\boutput_weights_kernel\b": Demands(64, stores=2, exact=False),
+    r"\btoken_table_kernel\b": Demands(64, exact=False),
     r"\btrial_kernel\b": Demands(32),  # which does nothing, for the sake of loading it
 }
 

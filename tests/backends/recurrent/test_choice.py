@@ -6,7 +6,7 @@ import torch
 from tests.recurrent import SMALL, make_batch, make_model, make_seeds
 from zo_kernels import backend
 from zo_kernels.backends import BACKENDS
-from zo_kernels.backends.recurrent import choice, population_kernel
+from zo_kernels.backends.recurrent import choice, resident
 from zo_kernels.backends.recurrent.choice import Candidate
 
 
@@ -27,7 +27,7 @@ class Stub:
 
 @pytest.fixture
 def stubs(monkeypatch):
-    monkeypatch.delenv(population_kernel.VARIABLE, raising=False)
+    monkeypatch.delenv(resident.VARIABLE, raising=False)
     small, large = Stub(2), Stub(3)
     candidates = Candidate("small", small, ("cuda",)), Candidate("large", large, ("cuda", "triton"))
     monkeypatch.setattr(choice, "_CANDIDATES", candidates)
@@ -59,7 +59,7 @@ def test_precisions_and_names(stubs, monkeypatch):
         assert BACKENDS[name].recurrent_forward(weights, 3, "bfloat16") == "large"
     monkeypatch.setattr(choice, "_CANDIDATES", ())
     assert BACKENDS["cuda"].precisions() == ("float32",)
-    monkeypatch.setenv(population_kernel.VARIABLE, "1")
+    monkeypatch.setenv(resident.VARIABLE, "1")
     assert BACKENDS["cuda"].precisions() == ("float32", "bfloat16")
     assert BACKENDS["triton"].precisions() == ("float32",)
 

@@ -235,6 +235,7 @@ inline int64_t __double_as_longlong(double value) {
   return bits;
 }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
@@ -271,14 +272,21 @@ inline float __shfl_xor_sync(uint32_t all, float value, int mask) {
 
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
-inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
-// The device has 227 KB a thread block (sm_90), which a kernel gets on request, and as many multiprocessors as a test
+// The device is an H100 (sm_90): it has 227 KB for a thread block that asks. It has as many multiprocessors as a test
 // wants.
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMultiProcessorCount
+};
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount ? 3 : 227 * 1024;
+  switch (which) {
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 * 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 228 * 1024; break;
+    case cudaDevAttrMultiProcessorCount: *value = 3;
+  }
   return cudaSuccess;
 }
 struct cudaFuncAttributes {

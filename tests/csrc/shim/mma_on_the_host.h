@@ -1,4 +1,5 @@
-// mma.m16n8k16 for the fibers of shim/cuda_runtime.h: lanes show each other their fragments and compute four sums each.
+// mma.m16n8k16 and ldmatrix for the fibers of shim/cuda_runtime.h. Lanes show each other their fragments, or the
+// addresses of their rows, and take what is theirs.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,5 +24,18 @@ inline void mma_on_the_host(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
       sum += static_cast<double>(shim_half_of(of_a, k % 2)) * static_cast<double>(shim_half_of(of_b, k % 2));
     }
     d[i] = static_cast<float>(sum);
+  }
+}
+
+inline void load_matrices_on_the_host(uint32_t (&out)[4], const void* row) {
+  const uint64_t address = reinterpret_cast<uintptr_t>(row);
+  const uint32_t mine[2] = {static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)};
+  const int lane = shim::machine().current % 32;
+  const uint32_t(*shown)[8] = shim::exchange(mine, 2);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint32_t* of_row = shown[8 * matrix + lane / 4];
+    const uint4 words = *reinterpret_cast<const uint4*>(uint64_t{of_row[1]} << 32 | of_row[0]);
+    const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+    out[matrix] = all[lane % 4];
   }
 }

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .. import cpu
 from ..base import RecurrentWeights
-from . import population_kernel
+from . import resident
 
 
 class Kernel(Protocol):
@@ -45,34 +44,15 @@ class Candidate(NamedTuple):
     backends: tuple[str, ...]
 
 
-class _PopulationKernel:
-    """population_kernel.py as a `Kernel`."""
-
-    recurrent_nats = staticmethod(population_kernel.recurrent_nats)
-
-    @staticmethod
-    def refusal(weights: RecurrentWeights, batch_size: int, device: torch.device) -> str | None:
-        if weights.cell != "lstm" or weights.bias.dtype == torch.float64:
-            return f"it computes LSTMs of up to 32 bits, not {weights.cell} of {weights.bias.dtype}"
-        if weights.num_layers > 1 or weights.norm_weight is not None:
-            return "it computes a single layer without layer norm"
-        (_, heads, dim), (vocab_size, embed_dim) = weights.bias.shape, weights.embedding.shape
-        try:
-            cpu._C.cuda_population_tiles([vocab_size, embed_dim, heads, dim], batch_size, device.index or 0)
-        except (RuntimeError, ValueError) as error:
-            return str(error)
-        return None
-
-
 _CANDIDATES: tuple[Candidate, ...] = ()
 
-_IF_TURNED_ON = Candidate("population", _PopulationKernel(), ("cuda",))
-"""Offered where the environment variable of population_kernel.py is set."""
+_IF_TURNED_ON = Candidate("resident", resident, ("cuda",))
+"""Offered where the environment variable of resident.py is set."""
 
 
 def candidates(backend: str) -> list[Candidate]:
     """Returns the kernels that a backend may use, in order of preference."""
-    offered = (*_CANDIDATES, *([_IF_TURNED_ON] if population_kernel.turned_on() else []))
+    offered = (*_CANDIDATES, *([_IF_TURNED_ON] if resident.turned_on() else []))
     return [candidate for candidate in offered if backend in candidate.backends]
 
 

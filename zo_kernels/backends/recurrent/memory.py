@@ -35,8 +35,15 @@ def members_bytes(parameters: Sequence[Tensor], cpu_bytes: int) -> int:
     device = parameters[0].device
     if device.type != "cuda":
         return cpu_bytes
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + cached
+    free = free_bytes(device)
     size = 8 if parameters[0].dtype == torch.float64 else 4
     wanted = max(_GPU_BYTES, _GPU_COPIES * size * sum(x.numel() for x in parameters))
     return max(min(int(free * _SHARE) - _LOGITS, wanted), 0)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the bytes of a GPU that are free, or that torch has cached; on a CPU, `CPU_BYTES`."""
+    if device.type != "cuda":
+        return CPU_BYTES
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
