@@ -49,19 +49,28 @@ class Compiler:
 
     def compiled(self, capability: int, launch: str | Callable[..., object], *args: object):
         """Triton's compiled kernel. launch: a function that launches it, or the name of the backend's method."""
+        (kernel,) = self._all_compiled(capability, launch, *args)
+        return kernel
+
+    def __call__(self, capability: int, launch: str | Callable[..., object], *args: object) -> Kernel:
+        (kernel,) = self.kernels(capability, launch, *args)
+        return kernel
+
+    def kernels(self, capability: int, launch: str | Callable[..., object], *args: object) -> list[Kernel]:
+        """As a call, for a function that launches several kernels: each of them once."""
+        path, found = self._folder / "kernel.cubin", []
+        for compiled in {id(kernel): kernel for kernel in self._all_compiled(capability, launch, *args)}.values():
+            path.write_bytes(compiled.asm["cubin"])
+            found += read(path)
+        return found
+
+    def _all_compiled(self, capability: int, launch: str | Callable[..., object], *args: object) -> list:
         before = dict(vars(self._driver))
         self._driver.set_active(Driver(capability))
         try:
             (getattr(BACKEND, launch) if isinstance(launch, str) else launch)(*args)
-            (kernel,) = self._launched
+            return list(self._launched)
         finally:
             vars(self._driver).clear()
             vars(self._driver).update(before)
             self._launched.clear()
-        return kernel
-
-    def __call__(self, capability: int, launch: str | Callable[..., object], *args: object) -> Kernel:
-        path = self._folder / "kernel.cubin"
-        path.write_bytes(self.compiled(capability, launch, *args).asm["cubin"])
-        (kernel,) = read(path)
-        return kernel

@@ -82,9 +82,8 @@ def scalar(bits: tl.int64, stored: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def load(x: tl.tensor, i: tl.tensor, left: tl.tensor) -> tl.tensor:
-    """Elements i, in the dtype they are computed in, of a tile that begins at x and has `left`, or all if None."""
-    v = tl.load(x + i) if left is None else tl.load(x + i, mask=i < left)
+def widened(v: tl.tensor) -> tl.tensor:
+    """Elements in the dtype they are computed in."""
     if v.dtype == tl.float64:
         return v
     elif v.dtype == tl.bfloat16:  # a shift, as the cast is on the GPU; the interpreter's cast misreads subnormals
@@ -94,22 +93,32 @@ def load(x: tl.tensor, i: tl.tensor, left: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def store(out: tl.tensor, i: tl.tensor, v: tl.tensor, left: tl.tensor) -> None:
-    """Elements i of a tile, rounded to the dtype that `out` points to, float64 to 16 bits by way of float32."""
-    stored: tl.constexpr = out.dtype.element_ty
+def rounded(v: tl.tensor, stored: tl.constexpr) -> tl.tensor:
+    """Elements rounded to the dtype `stored`, float64 to 16 bits by way of float32."""
     if stored == tl.float64:
-        rounded = v.to(tl.float64)
+        return v.to(tl.float64)
     elif stored == tl.bfloat16 and INTERPRETED:  # whose cast truncates where the GPU's rounds
         u = v.to(tl.float32).to(tl.uint32, bitcast=True)
         is_nan = (u & 0x7FFFFFFF) > 0x7F800000
         to_even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        rounded = tl.where(is_nan, 0x7FC0, to_even).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        return tl.where(is_nan, 0x7FC0, to_even).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        rounded = v.to(tl.float32).to(stored)
+        return v.to(tl.float32).to(stored)
+
+
+@triton.jit
+def load(x: tl.tensor, i: tl.tensor, left: tl.tensor) -> tl.tensor:
+    """Elements i, in the dtype they are computed in, of a tile that begins at x and has `left`, or all if None."""
+    return widened(tl.load(x + i) if left is None else tl.load(x + i, mask=i < left))
+
+
+@triton.jit
+def store(out: tl.tensor, i: tl.tensor, v: tl.tensor, left: tl.tensor) -> None:
+    """Elements i of a tile, `rounded` to the dtype that `out` points to."""
     if left is None:
-        tl.store(out + i, rounded)
+        tl.store(out + i, rounded(v, out.dtype.element_ty))
     else:
-        tl.store(out + i, rounded, mask=i < left)
+        tl.store(out + i, rounded(v, out.dtype.element_ty), mask=i < left)
 
 
 @triton.jit

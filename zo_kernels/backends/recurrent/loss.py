@@ -27,6 +27,13 @@ def logits(hidden_MXH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor
     return products(hidden_MXH, output_weight_MVH.transpose(1, 2)) + output_bias_MV[:, None]
 
 
+def summed_nats(logits_MXV: Tensor, targets_X: Tensor) -> Tensor:
+    """Returns the cross-entropy in nats of M members, summed over X positions: float64 [M]."""
+    targets_MX = targets_X.expand(len(logits_MXV), -1)
+    losses = F.cross_entropy(logits_MXV.flatten(0, 1), targets_MX.flatten(), reduction="none")  # 0 where not scored
+    return losses.view(targets_MX.shape).sum(1, dtype=torch.float64)
+
+
 def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor, targets_TB: Tensor) -> Tensor:
     """Returns the cross-entropy in nats of M members, summed over the scored positions: float64 [M].
 
@@ -45,8 +52,6 @@ def nats(hidden_TBMH: Tensor, output_weight_MVH: Tensor, output_bias_MV: Tensor,
         total = torch.zeros(len(output_bias_MV[part]), dtype=torch.float64, device=hidden_TBMH.device)
         for start in range(0, positions, tile):
             scores = logits(hidden_MXH[part, start : start + tile], output_weight_MVH[part], output_bias_MV[part])
-            targets = targets_X[start : start + tile].expand(len(scores), -1)
-            losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")  # 0 where not scored
-            total = total + losses.view(targets.shape).sum(1, dtype=torch.float64)
+            total = total + summed_nats(scores, targets_X[start : start + tile])
         sums.append(total)
     return torch.cat(sums)

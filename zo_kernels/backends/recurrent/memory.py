@@ -35,10 +35,9 @@ def members_bytes(parameters: Sequence[Tensor], cpu_bytes: int) -> int:
     device = parameters[0].device
     if device.type != "cuda":
         return cpu_bytes
-    free = free_bytes(device)
     size = 8 if parameters[0].dtype == torch.float64 else 4
     wanted = max(_GPU_BYTES, _GPU_COPIES * size * sum(x.numel() for x in parameters))
-    return max(min(int(free * _SHARE) - _LOGITS, wanted), 0)
+    return min(usable_bytes(device), wanted)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -47,3 +46,13 @@ def free_bytes(device: torch.device) -> int:
         return CPU_BYTES
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + cached
+
+
+def usable_bytes(device: torch.device) -> int:
+    """Returns those of them that members and states may take."""
+    return max(int(free_bytes(device) * _SHARE) - _LOGITS, 0)
+
+
+def total_bytes(device: torch.device) -> int:
+    """Returns the bytes of a GPU's memory."""
+    return torch.cuda.mem_get_info(device)[1]
