@@ -32,10 +32,7 @@ from .plan import MINUTES, TESTS, Measure, plan
 from .timing import Figure
 
 _BEGUN = {"status": "begun"}
-VARIABLES = {
-    "ZO_KERNELS_POPULATION_KERNEL": "1",  # what is not yet verified is measured too
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
+VARIABLES = {"PYTHONDONTWRITEBYTECODE": "1"}
 CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCH_EXTENSIONS_DIR": "extensions",

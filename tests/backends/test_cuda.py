@@ -21,7 +21,7 @@ from zo_kernels import _C, backends
 from zo_kernels.backends import BACKENDS, cpu, cuda, gpu
 from zo_kernels.backends.base import Update
 from zo_kernels.backends.pieces import Pieces
-from zo_kernels.backends.recurrent import resident
+from zo_kernels.backends.recurrent import choice, resident
 from zo_kernels.ops.lists import accumulate_probes_list, apply_probe_list, swap_probe_list
 
 CALLS = {
@@ -112,11 +112,11 @@ def test_hands_over_distributions(distribution, kernels):
 
 
 class TestResidentForward:
-    """bfloat16 on the GPU: off unless asked for, and then what the kernels make of it (here, that of the CPU)."""
+    """bfloat16 on the GPU, where nothing else computes it: what the kernels make of it (here, that of the CPU)."""
 
     @pytest.fixture(autouse=True)
-    def fresh_warning(self):
-        resident._warn_once.cache_clear()
+    def alone(self, monkeypatch):
+        monkeypatch.setattr(choice, "_CANDIDATES", choice._CANDIDATES[:1])
 
     def nats(self, cell="lstm", precision="bfloat16", dtype=torch.float32, states=(), shape=SMALL):
         model, (tokens, targets) = make_model(cell, shape, dtype), make_batch(shape)
@@ -125,18 +125,9 @@ class TestResidentForward:
                 weight.clamp_(-1, 1)
             return model.population_nats(tokens, targets, make_seeds(5), 2**-6, states=states, precision=precision)
 
-    def test_is_off(self, kernels, monkeypatch):
-        monkeypatch.delenv(resident.VARIABLE, raising=False)
-        with pytest.raises(
-            RuntimeError, match=r"not yet verified on a GPU \(ZO_KERNELS_POPULATION_KERNEL=1 turns it on\)"
-        ):
-            self.nats()
-        assert self.nats(precision="float32").shape == (5, 2)
-
     @pytest.mark.parametrize("chunk", [None, 2])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-    def test_turned_on(self, kernels, monkeypatch, caplog, chunk, dtype):
-        monkeypatch.setenv(resident.VARIABLE, "1")
+    def test_losses_and_states(self, kernels, monkeypatch, chunk, dtype):
         if chunk:
             monkeypatch.setattr(resident, "_SCRATCH", chunk * (1024 + SMALL.time * 256))
         model = make_model("lstm")
@@ -148,14 +139,10 @@ class TestResidentForward:
             assert (state - wanted).abs().max() < TOLERANCE
         assert kernels.queues.count((1, 77)) >= (3 if chunk else 1)
         assert kernels.steps_at_once == [SMALL.time]
-        assert [r.message for r in caplog.records if "verified" in r.message] == [
-            "ZO_KERNELS_POPULATION_KERNEL=1: the resident forward is not yet verified on a GPU"
-        ]
 
     @pytest.mark.parametrize("shape", [Shape(11, 5, 2, 6, 3, 40), Shape(2000, 5, 2, 6, 3, 4)], ids=str)
     def test_long_contexts_and_large_vocabularies(self, kernels, monkeypatch, shape):
         """Hidden states are kept for some of the steps, with states that nobody gave. Tokens that occur have rows."""
-        monkeypatch.setenv(resident.VARIABLE, "1")
         states = 2 * 4 * 2 * shape.heads * shape.batch * shape.head_dim
         monkeypatch.setattr(resident, "_SCRATCH", 5 * (1024 + 20 * 256 + states))
         expected = self.nats(precision="float32", shape=shape)
@@ -163,7 +150,6 @@ class TestResidentForward:
         assert kernels.steps_at_once == [min(20, shape.time)]
 
     def test_what_it_refuses(self, kernels, monkeypatch):
-        monkeypatch.setenv(resident.VARIABLE, "1")
         with pytest.raises(RuntimeError, match=START + r"LSTMs of up to 32 bits, not gru of torch.float32\): use "):
             self.nats(cell="gru")
         with pytest.raises(RuntimeError, match=r"not lstm of torch.float64\): use precision='float32'$"):
@@ -177,7 +163,6 @@ class TestResidentForward:
         assert not kernels.steps_at_once
 
     def test_refuses_before_the_first_step(self, kernels, monkeypatch):
-        monkeypatch.setenv(resident.VARIABLE, "1")
         model, batch = make_model("gru"), make_batch()
         with zo.backend("cuda"):
             assert make_model("lstm").forward_name(3, "bfloat16") == "resident"

@@ -18,7 +18,7 @@ from tests.cases import each_device, right_beside
 from tests.models.flashrnn.models import make_flash
 from tests.models.test_population_bfloat16 import EPS, emulated
 from tests.recurrent import SMALL, TOLERANCE, Shape, each_cell, make_batch, make_model, make_seeds, make_states
-from zo_kernels.backends.recurrent import fused_cell, resident, streamed
+from zo_kernels.backends.recurrent import fused_cell, streamed
 from zo_kernels.models import IGNORE_INDEX, MODEL_NAMES, LanguageModel, build_model
 from zo_kernels.models.build import has_memory
 from zo_kernels.train.bptt import BPTT
@@ -93,14 +93,13 @@ def test_forwards(dtype: torch.dtype, cell: str, device: str) -> None:
 
 
 @each_device
-def test_the_resident_forward(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_resident_forward(device: str) -> None:
     """bfloat16 products against their arithmetic in float64: hidden states are rounded after every step.
 
     Half of the losses are within 2e-5 nats a position, all within 1e-3, and nine tenths of the states within 2e-5:
     where a float32's last bit decides, a state is rounded to the other side. On a GPU, of heads of up to 64 units, and
     the token table is once too large for shared memory.
     """
-    monkeypatch.setenv(resident.VARIABLE, "1")
     if "bfloat16" not in zo.backends.backend_for(device).precisions():
         pytest.skip("this processor or this build has no bfloat16 products")
     shapes = [Shape(11, 5, 2, 6, 3, 4), Shape(30, 16, 3, 15, 33, 8), Shape(100, 100, 12, 20, 50, 5)]

@@ -16,7 +16,6 @@ from . import cpu
 from .base import DTYPES, Update
 from .gpu import GpuBackend, queue_of, rows_beside, table_of, tables_of
 from .pieces import Pieces
-from .recurrent import resident
 
 _CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MASK = 2**64 - 1
@@ -27,7 +26,6 @@ class CudaBackend(GpuBackend):
 
     name = "cuda"
     device_types = ("cuda",)
-    bfloat16_needs = f"the GPU's resident forward, not yet verified on a GPU ({resident.VARIABLE}=1 turns it on)"
 
     def unavailable(self) -> str | None:
         if cpu._C is None:

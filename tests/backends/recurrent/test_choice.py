@@ -6,7 +6,7 @@ import torch
 from tests.recurrent import SMALL, make_batch, make_model, make_seeds
 from zo_kernels import backend
 from zo_kernels.backends import BACKENDS
-from zo_kernels.backends.recurrent import choice, resident
+from zo_kernels.backends.recurrent import choice
 from zo_kernels.backends.recurrent.choice import Candidate
 
 
@@ -27,7 +27,6 @@ class Stub:
 
 @pytest.fixture
 def stubs(monkeypatch):
-    monkeypatch.delenv(resident.VARIABLE, raising=False)
     small, large = Stub(2), Stub(3)
     candidates = Candidate("small", small, ("cuda",)), Candidate("large", large, ("cuda", "triton"))
     monkeypatch.setattr(choice, "_CANDIDATES", candidates)
@@ -57,11 +56,16 @@ def test_precisions_and_names(stubs, monkeypatch):
         assert BACKENDS[name].precisions() == ("float32", "bfloat16")
         assert BACKENDS[name].recurrent_forward(weights, 99, "float32") == "batched"
         assert BACKENDS[name].recurrent_forward(weights, 3, "bfloat16") == "large"
-    monkeypatch.setattr(choice, "_CANDIDATES", ())
-    assert BACKENDS["cuda"].precisions() == ("float32",)
-    monkeypatch.setenv(resident.VARIABLE, "1")
+    monkeypatch.setattr(choice, "_CANDIDATES", (Candidate("small", stubs[0], ("cuda",)),))
     assert BACKENDS["cuda"].precisions() == ("float32", "bfloat16")
     assert BACKENDS["triton"].precisions() == ("float32",)
+
+
+def test_the_kernels_that_there_are():
+    assert [candidate.name for candidate in choice.candidates("cuda")] == ["resident", "streamed"]
+    assert [candidate.name for candidate in choice.candidates("triton")] == ["streamed"]
+    with pytest.raises(RuntimeError, match=r"\(resident: it computes LSTMs .*; streamed: .*\): use "):
+        choice.choose("cuda", make_model("gru", SMALL._replace(layers=2))._weights(), 3)
 
 
 def test_the_chosen_kernel_computes(stubs, monkeypatch):

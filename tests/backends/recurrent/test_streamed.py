@@ -286,7 +286,7 @@ def test_what_it_can_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError):
         streamed.recurrent_nats(fine, *make_batch(), make_seeds(1).numpy(), EPS, (), None)
     monkeypatch.setattr(triton.TritonBackend, "unavailable", lambda self: None)
-    assert streamed.refusal(fine, 3, CPU) == "the streamed forward computes on GPUs, not on cpu"
+    assert streamed.refusal(fine, 3, CPU) == "it computes on GPUs, not on cpu"
     monkeypatch.setattr(triton.TritonBackend, "device_types", ("cuda", "cpu"))
     for cell in CELLS:
         assert streamed.refusal(weights_of(cell), 3, CPU) is None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base import RecurrentWeights
-from . import resident
+from . import resident, streamed
 
 
 class Kernel(Protocol):
@@ -44,16 +44,15 @@ class Candidate(NamedTuple):
     backends: tuple[str, ...]
 
 
-_CANDIDATES: tuple[Candidate, ...] = ()
-
-_IF_TURNED_ON = Candidate("resident", resident, ("cuda",))
-"""Offered where the environment variable of resident.py is set."""
+_CANDIDATES = (
+    Candidate("resident", resident, ("cuda",)),
+    Candidate("streamed", streamed, ("cuda", "triton")),
+)
 
 
 def candidates(backend: str) -> list[Candidate]:
     """Returns the kernels that a backend may use, in order of preference."""
-    offered = (*_CANDIDATES, *([_IF_TURNED_ON] if resident.turned_on() else []))
-    return [candidate for candidate in offered if backend in candidate.backends]
+    return [candidate for candidate in _CANDIDATES if backend in candidate.backends]
 
 
 def choose(backend: str, weights: RecurrentWeights, batch_size: int) -> Candidate:

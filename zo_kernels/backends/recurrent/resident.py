@@ -1,14 +1,11 @@
 """The resident forward of csrc/cuda/resident.cu: LSTMs in bfloat16 products, whose weights stay in a thread block.
 
-Not yet verified on a GPU, and so off unless the environment variable ZO_KERNELS_POPULATION_KERNEL is 1.
+Not yet verified on a GPU.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +16,6 @@ from torch import Tensor
 from .. import cpu
 from ..base import RecurrentWeights
 from .memory import free_bytes
-
-VARIABLE = "ZO_KERNELS_POPULATION_KERNEL"
 
 MOST_UNITS = 64
 """Of a head: what a thread block has registers for."""
@@ -39,17 +34,6 @@ _ALL_TOKENS = 1024
 
 _MOST_PROBES = 65535
 """Of one call: what gridDim.z holds."""
-
-_logger = logging.getLogger("zo_kernels")
-
-
-@functools.cache
-def _warn_once() -> None:
-    _logger.warning("%s=1: the resident forward is not yet verified on a GPU", VARIABLE)
-
-
-def turned_on() -> bool:
-    return os.environ.get(VARIABLE) == "1"
 
 
 def refusal(weights: RecurrentWeights, batch_size: int, device: torch.device) -> str | None:
@@ -103,7 +87,6 @@ def recurrent_nats(
     reason = refusal(weights, batch_size, device)
     if reason is not None:
         raise RuntimeError(f"the resident forward can't compute this: {reason}")
-    _warn_once()
     if len(seeds) == 0:
         return torch.zeros(0, 2, dtype=torch.float64)
     parameters = [x.detach().float().contiguous() for x in weights.tensors]

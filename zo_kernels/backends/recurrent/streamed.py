@@ -25,7 +25,7 @@ _ENOUGH_PROGRAMS = 1024
 
 
 def refusal(weights: RecurrentWeights, batch_size: int, device: torch.device) -> str | None:
-    """Returns why `recurrent_nats` can't compute this on the device, in a sentence, or None if it can."""
+    """Returns why the forward can't compute this on the device, or None if it can: a sentence without a full stop."""
     from ..triton import TritonBackend
 
     backend = TritonBackend()
@@ -33,14 +33,14 @@ def refusal(weights: RecurrentWeights, batch_size: int, device: torch.device) ->
     if reason is not None:
         return reason
     if device.type not in backend.device_types:
-        return f"the streamed forward computes on GPUs, not on {device.type}"
+        return f"it computes on GPUs, not on {device.type}"
     if weights.bias.dtype == torch.float64:
-        return "the streamed forward computes models of up to 32 bits, not torch.float64"
+        return "it computes models of up to 32 bits, not torch.float64"
     if weights.num_layers > 1 or weights.norm_weight is not None:
-        return "the streamed forward computes a single layer without layer norm"
+        return "it computes a single layer without layer norm"
     capability = _capability(device)
     if capability < (8, 0):
-        return f"bfloat16 products need a GPU of compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
+        return f"it needs a GPU of compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
     if device.type == "cuda":
         one, there = Sizes.of(weights, capability).probe_bytes(batch_size, 1), memory.total_bytes(device)
         if one > there:
@@ -64,7 +64,7 @@ def recurrent_nats(
     """
     reason = refusal(weights, len(tokens), tokens.device)
     if reason is not None:
-        raise RuntimeError(reason)
+        raise RuntimeError(f"the streamed forward can't compute this: {reason}")
     scored = (targets >= 0).any(0).tolist()
     num_steps = len(scored) if states else max((t + 1 for t, some in enumerate(scored) if some), default=0)
     if len(seeds) == 0 or len(tokens) == 0 or num_steps == 0:
