@@ -57,10 +57,15 @@ def commit() -> str | None:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing, whatever ends the process."""
+    """As JSON; all of it or nothing, whatever ends the process."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.write_text(text)
     os.replace(beside, path)
 
 
