@@ -110,15 +110,23 @@ def forwards_to(trial: dict[str, Any], goal: float) -> int | None:
 
 
 def draw(trials: Trials, path: Path) -> bool:
-    """The validations of the best trial of each cell at 100k and 1M."""
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    grid = figure.subplots(2, len(TASKS), squeeze=False)
-    for row, size in zip(grid, SIZES, strict=False):
+    """The validations of the best trial of each cell at 100k and 1M, as far as there are any."""
+    sizes = [z for z in SIZES[:2] if any(best_of(trials, task, z, way) for task in TASKS for way in WAYS)]
+    if not sizes:
+        return False
+    figure = Figure(figsize=(11, 0.6 + 2.6 * len(sizes)), layout="constrained")
+    grid = figure.subplots(len(sizes), len(TASKS), squeeze=False)
+    for row, size in zip(grid, sizes, strict=True):
         for axis, task in zip(row, TASKS, strict=True):
             draw_curves(axis, trials, task, size)
             axis.set_title(f"{task}, {size}", fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+        row[0].set_ylabel("validation loss, nats")
+    for axis in grid[-1]:
+        axis.set_xlabel("steps")
+    entries = {
+        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries), frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     return True
 
