@@ -16,7 +16,8 @@
 
 namespace zo_python {
 
-void bind_cuda(pybind11::module_& m);  // cuda.cpp
+void bind_forwards(pybind11::module_& m);  // forwards.cpp
+void bind_cuda(pybind11::module_& m);      // cuda.cpp
 
 inline zo::DType to_dtype(int code) {
   if (code < 0 || code > 3) throw std::invalid_argument("dtype code " + std::to_string(code) + " is not in 0..3");
