@@ -70,9 +70,9 @@ def randomise(model: RecurrentLM, seed: int = 0) -> RecurrentLM:
 
 def make_model(cell: str, shape: Shape = SMALL, dtype: torch.dtype = torch.float32, seed: int = 0) -> RecurrentLM:
     """A model with random parameters; float32 values, or what `dtype` makes of them."""
-    layers = {"num_layers": shape.layers, "layer_norm": shape.norm, "residual": shape.residual}
     sizes = shape.vocab, shape.embed, shape.heads * shape.head_dim, shape.heads
-    return randomise(MODELS[cell](*sizes, dtype=dtype, **layers), seed)
+    model = MODELS[cell](*sizes, num_layers=shape.layers, layer_norm=shape.norm, residual=shape.residual, dtype=dtype)
+    return randomise(model, seed)
 
 
 def tokens_for(model: RecurrentLM, batch: int, time: int, seed: int = 0) -> Tensor:
@@ -130,7 +130,7 @@ def written_out(
     """
     heads, after = model.num_heads, []
     for layer in range(model.num_layers):
-        weights = model.input_weight, model.recurrent_weight, model.bias
+        weights: tuple[Tensor, ...] = (model.input_weight, model.recurrent_weight, model.bias)
         if layer > 0:
             upper = model.upper_input_weight, model.upper_recurrent_weight, model.upper_bias
             weights = tuple(weight[layer - 1] for weight in upper)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class Driver:
     def get_current_stream(self, device: int) -> int:
         return 0
 
-    def get_current_target(self):
+    def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", self.capability, 32)
@@ -38,16 +39,17 @@ class Compiler:
         from triton.runtime import driver
         from triton.runtime.jit import JITFunction
 
-        self._folder, self._driver, self._launched, run = folder, driver, [], JITFunction.run
+        self._folder, self._driver, run = folder, driver, JITFunction.run
+        self._launched: list[Any] = []
 
-        def compile_only(kernel, *args, grid, warmup, **kwargs):
+        def compile_only(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
             assert all(size > 0 for size in grid)
             self._launched.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
 
         monkeypatch.setattr(JITFunction, "run", compile_only)
         monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
 
-    def compiled(self, capability: int, launch: str | Callable[..., object], *args: object):
+    def compiled(self, capability: int, launch: str | Callable[..., object], *args: object) -> Any:
         """Triton's compiled kernel. launch: a function that launches it, or the name of the backend's method."""
         (kernel,) = self._all_compiled(capability, launch, *args)
         return kernel
