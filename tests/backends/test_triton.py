@@ -110,4 +110,4 @@ def test_recurrent_forwards(monkeypatch):
     for actual, wanted in (logits, states):
         assert (actual - wanted).abs().max() <= TOLERANCE
     assert backend.fused_forward
-    assert backend.precisions() == ("float32",)
+    assert backend.precisions() == ("float32", "bfloat16")

@@ -176,7 +176,7 @@ class CountingBackend(Backend):
     def recurrent_nats(self, *args):
         raise AssertionError("a closure is evaluated by torch")
 
-    recurrent_logits = recurrent_score = dnc_nats = dnc_score = recurrent_nats
+    recurrent_activity = recurrent_logits = recurrent_score = dnc_nats = dnc_score = recurrent_nats
 
 
 def test_a_step_in_place_makes_2n_plus_1_passes(monkeypatch):

@@ -106,7 +106,7 @@ def test_back_propagation_has_its_checkpoints_only(tmp_path: Path, capsys: pytes
     assert replay_main([str(out), "--step", "24", "--out", str(tmp_path / "w")]) == 0
     capsys.readouterr()
     assert replay_main([str(out), "--step", "25", "--out", str(tmp_path / "v")]) == 2
-    assert "the journal of back-propagation holds no gradients, and the nearest checkpoint is that of step 24" in (
+    assert "the journal of --solver bptt holds no gradients, and the nearest checkpoint is that of step 24" in (
         capsys.readouterr().err
     )
 

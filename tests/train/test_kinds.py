@@ -71,7 +71,7 @@ def test_every_way_is_another(flags: list[str], plain: bytes, tmp_path: Path) ->
     ("flags", "sentence"),
     [
         (["--estimator", "magic"], "unknown estimator 'magic': choose one of cd, fd, antithetic, 1.5-spsa, 2-spsa"),
-        (["--solver", "magic"], "unknown solver 'magic': choose one of zo, bptt"),
+        (["--solver", "magic"], "unknown solver 'magic': choose one of zo, activity, bptt"),
         (["--optimizer", "magic", "--solver", "bptt"], "unknown optimizer 'magic': choose one of sgd, adamw"),
         (["--dense", "magic"], "unknown dense 'magic': choose one of adam, momentum"),
         (["--log", "magic"], "unknown log 'magic': choose one of tensorboard, wandb"),

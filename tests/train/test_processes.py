@@ -258,4 +258,4 @@ def test_refusals(whole: Path, tmp_path: Path) -> None:
     sharing = read_refusal([*RUN, "--split", "batch", "--out", str(tmp_path / "run")])
     assert "--split batch splits the micro-batches: give --micro-batch-size too" in sharing
     bptt = read_refusal([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
-    assert "back-propagation runs in one process only" in bptt
+    assert "--solver bptt runs in one process only" in bptt

@@ -37,6 +37,8 @@ _ADDED: dict[str, Any] = {
     "keep": None,
     "patience": None,
     "forward": "auto",
+    "credit_length": None,
+    "local_gradient": False,
 }
 """Fields that version 0.1 did not have, and the values that mean what it did."""
 
