@@ -64,6 +64,9 @@ def name_forward(config: TrainConfig, model: LanguageModel) -> str:
 
 def describe_forward(config: TrainConfig, model: LanguageModel) -> str:
     """What the header of a run says about its forward passes."""
+    if config.solver == "activity":
+        in_kernel = backend_for(model.device.type).name == "cpu" and not config.local_gradient
+        return "the kernel of activity perturbation" if in_kernel else "torch"
     if config.solver != "zo":
         return "torch, and back-propagation through it"
     if not takes_populations(config, model):
