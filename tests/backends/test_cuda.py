@@ -275,7 +275,7 @@ def test_each_thing_that_can_be_missing(missing, kernels, monkeypatch):
         kernels.problem = "the NVIDIA driver is older than CUDA 13.0"
     reasons = {
         "the module": r"its compiled module is missing \(gone\); install the package with `pip install .`",
-        "nvcc": "it was not built, for no nvcc from CUDA 11.8 on was used when zo_kernels was installed",
+        "nvcc": "it was not built: zo_kernels was installed without a working nvcc of CUDA 11.8 or newer",
         "torch's CUDA": "this torch was built without CUDA; install a CUDA build of torch",
         "a device": "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES",
         "its use": r"torch can't use its CUDA device \(Cannot re-initialize CUDA in forked subprocess\)",

@@ -31,7 +31,7 @@ class CudaBackend(GpuBackend):
         if cpu._C is None:
             return cpu.missing_module()
         if not cpu._C.cuda_build():
-            return "it was not built, for no nvcc from CUDA 11.8 on was used when zo_kernels was installed"
+            return "it was not built: zo_kernels was installed without a working nvcc of CUDA 11.8 or newer"
         if torch.version.cuda is None:
             return "this torch was built without CUDA; install a CUDA build of torch"
         if not torch.cuda.is_available():

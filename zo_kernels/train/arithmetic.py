@@ -26,7 +26,7 @@ from ..run.arithmetic import (
 from ..tasks import reads_numbers
 from .config import TrainConfig
 from .device import choose_device
-from .forward import is_flash, name_forward
+from .forward import has_activity_kernel, is_flash, name_forward
 from .options import FLASHRNN
 
 _MEMORY_KERNEL = "memory kernel"
@@ -68,7 +68,7 @@ def arithmetic_of(config: TrainConfig, model: LanguageModel | None = None) -> Ar
     elif backend.name == "cpu" and _C is not None and has_kernel:
         isa = _C.active_isa()
         kernel = f"kernel {kernel_version(isa)}"
-    elif backend.name == "cpu" and _C is not None and config.solver == "activity" and not config.local_gradient:
+    elif _C is not None and has_activity_kernel(config, device):
         isa, has_kernel = _C.active_isa(), True
         kernel = f"activity kernel {ACTIVITY_KERNEL_VERSION}, {in_torch}"  # the token table and what follows it
     elif backend.name == "cpu" and _C is not None and in_kernels and has_memory(config.model):

@@ -50,6 +50,11 @@ def takes_populations(config: TrainConfig, model: LanguageModel) -> bool:
     return at_once or config.forward != "auto"
 
 
+def has_activity_kernel(config: TrainConfig, device: str) -> bool:
+    """Whether a kernel computes the activity perturbation of a run on this type of device, or else torch."""
+    return config.solver == "activity" and not config.local_gradient and backend_for(device).name == "cpu"
+
+
 def name_forward(config: TrainConfig, model: LanguageModel) -> str:
     """The forward pass of a population, by its `LanguageModel.forward_name`.
 
@@ -65,7 +70,7 @@ def name_forward(config: TrainConfig, model: LanguageModel) -> str:
 def describe_forward(config: TrainConfig, model: LanguageModel) -> str:
     """What the header of a run says about its forward passes."""
     if config.solver == "activity":
-        in_kernel = backend_for(model.device.type).name == "cpu" and not config.local_gradient
+        in_kernel = has_activity_kernel(config, model.device.type)
         return "the kernel of activity perturbation" if in_kernel else "torch"
     if config.solver != "zo":
         return "torch, and back-propagation through it"
