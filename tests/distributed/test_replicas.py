@@ -12,8 +12,10 @@ from tests.distributed.cells import expected_cells
 from tests.distributed.replicas import (
     be_late,
     build_other_models,
+    change_one_by_activities,
     count_balanced_rows,
     count_sent_bytes,
+    fail_in_activities,
     fail_on_one,
     flip_bit,
     get_out_of_step,
@@ -22,6 +24,7 @@ from tests.distributed.replicas import (
     return_too_few_losses,
     run_on_ranks,
     train,
+    train_by_activities,
 )
 from zo_kernels.distributed.partition import split_by_speed, split_evenly
 from zo_kernels.distributed.replicas import _HEADER, Replicas, digest
@@ -55,6 +58,40 @@ def test_any_number_of_processes_gives_the_same_bits(kind: str, name: str, world
     if (kind, name) not in ALONE:
         ALONE[kind, name] = train(0, kind, name, 4)
     assert run_on_ranks(world_size, train, kind, name, 4) == [ALONE[kind, name]] * world_size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"credit_length": 2, "local_gradient": True}),
+        (torch.bfloat16, {}),
+        (torch.float64, {}),
+    ],
+)
+def test_activities_on_any_number_of_processes_give_the_same_bits(dtype: torch.dtype, options: dict[str, int]) -> None:
+    """Four micro-batches: with three processes the shares differ, with five one process has none."""
+    alone = train_by_activities(0, dtype, options)
+    assert alone[0][-1] < alone[0][0]
+    for world_size in (2, 3, 5):
+        assert run_on_ranks(world_size, train_by_activities, dtype, options) == [alone] * world_size
+
+
+def test_activities_of_one_micro_batch_can_not_be_shared() -> None:
+    for reply in run_on_ranks(2, train_by_activities, torch.float32, {}, None):
+        assert reply.startswith("ValueError: replicas share the micro-batches of a batch, and this has one")
+
+
+def test_a_rank_whose_activities_fail_stops_the_others() -> None:
+    other = "ReplicaError: rank 1 failed to evaluate its share: see its output"
+    assert run_on_ranks(3, fail_in_activities, 1, KeyError) == [other, "KeyError: 'no batch'", other]
+    other = "ReplicaStoppedError: rank 0 was interrupted"
+    assert run_on_ranks(2, fail_in_activities, 0, KeyboardInterrupt) == ["KeyboardInterrupt: no batch", other]
+
+
+def test_other_parameters_are_noticed_before_activities_are_perturbed() -> None:
+    for reply in run_on_ranks(3, change_one_by_activities, 2):
+        assert reply.startswith("ReplicasDifferError: rank 2 holds other parameters than the rest before step 0")
 
 
 @pytest.mark.parametrize("split", ["probes", "batch", "both"])

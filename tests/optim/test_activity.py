@@ -10,6 +10,7 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.errors import DivergenceError
 from zo_kernels.models import LSTM
+from zo_kernels.optim.parts import mean_gradient
 
 BATCH = torch.randint(7, (2, 6, 5), generator=torch.Generator().manual_seed(0)).unbind()
 
@@ -56,12 +57,23 @@ def test_micro_batches_and_states_do_not_show() -> None:
     states = model.next_logits(BATCH[0])[1]
     seeds = torch.tensor([1, 2])
     whole, parts = (model.activity(*BATCH, states=states, micro_batch_size=size) for size in (None, 4))
-    (loss, gradients), (loss_of_parts, sums) = (batch.gradient(seeds, 0.01) for batch in (whole, parts))
+    (loss, gradients), (loss_of_parts, sums) = (mean_gradient(batch, seeds, 0.01) for batch in (whole, parts))
     assert (whole.parts, parts.parts) == (1, 2)
     assert loss == pytest.approx(loss_of_parts)
     for gradient, sum_ in zip(gradients, sums, strict=True):
         torch.testing.assert_close(gradient, sum_, rtol=1e-10, atol=1e-14)
-    assert loss != pytest.approx(model.activity(*BATCH).gradient(seeds, 0.01)[0])
+    assert loss != pytest.approx(mean_gradient(model.activity(*BATCH), seeds, 0.01)[0])
+
+
+def test_a_gradient_that_is_too_large_to_add_up_is_divergence() -> None:
+    class Loss:
+        parts, scored, parameters = 2, 1, [torch.nn.Parameter(torch.zeros(3))]
+
+        def part_gradient(self, part: int, seeds: Tensor, eps: float) -> tuple[float, list[Tensor]]:
+            return 1.0, [torch.tensor([0.0, 2.0**45 * (1 + part), 0.0])]
+
+    with pytest.raises(DivergenceError, match="its gradient is not finite"):
+        mean_gradient(Loss(), torch.tensor([1]), 0.1)
 
 
 def test_frozen_parameters_stay() -> None:

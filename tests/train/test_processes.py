@@ -19,6 +19,8 @@ from zo_kernels.train.__main__ import main
 RUN = [*SMALL, "--steps", "24", "--checkpoint-every", "7", "--validate-every", "9"]
 """Three probes a step."""
 
+ACTIVITY = ["--solver", "activity", "--lr", "0.01"]
+
 
 def is_same_run(a: Path, b: Path) -> bool:
     return runs_alike(a, b) and without_times(a) == without_times(b) and files_of(a) == FILES
@@ -42,6 +44,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--dense", "adam", "--lr", "0.01", "--estimator", "1.5-spsa"], 2, ("losses heard", 33)),
         (["--max-cosine-distance", "1.2", "--micro-batch-size", "2"], 2, ("losses heard", 33)),
         (["--task", "text", "--data", __file__, "--stateful", "--segment-length", "4"], 2, ("losses heard", 17)),
+        ([*ACTIVITY, "--micro-batch-size", "1"], 2, None),
+        ([*ACTIVITY, "--micro-batch-size", "2", "--credit-length", "2", "--local-gradient"], 3, None),
+        ([*ACTIVITY, "--micro-batch-size", "1"], 3, ("losses heard", 17)),
     ],
 )
 def test_any_number_of_processes_is_the_run_of_one(
@@ -259,3 +264,5 @@ def test_refusals(whole: Path, tmp_path: Path) -> None:
     assert "--split batch splits the micro-batches: give --micro-batch-size too" in sharing
     bptt = read_refusal([*RUN, "--solver", "bptt", "--out", str(tmp_path / "bptt")])
     assert "--solver bptt runs in one process only" in bptt
+    activity = read_refusal([*RUN, *ACTIVITY, "--out", str(tmp_path / "activity")])
+    assert "processes share the micro-batches of --solver activity: give a --micro-batch-size" in activity

@@ -156,6 +156,20 @@ class Replicas:
         ]
         return torch.from_numpy(np.concatenate(rows_of)).view(count, *shape)
 
+    def add_up(self, x: Tensor) -> None:
+        """Replaces an int64 tensor by the sum of those of all ranks. To be called after `exchange`, on every rank.
+
+        Raises ReplicaError if a rank has died or does not answer in time.
+        """
+        mine, group = x.to(self.device), self._group
+        patience = self._patience()
+        options = dist.AllreduceOptions()
+        if math.isfinite(patience) and not self._is_nccl:  # as for `_send_to_all`
+            options.timeout = timedelta(seconds=patience + _LAST_WORDS)
+        assert group is not None
+        self._finish(lambda: group.allreduce([mine], options), patience)
+        x.copy_(mine)
+
     def _raise_failure(self, headers: np.ndarray) -> None:
         """Raises what these headers report, if anything."""
         seconds = headers["seconds"]
@@ -187,17 +201,27 @@ class Replicas:
     def _all_gather(self, message: bytes) -> list[bytes]:
         mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
         received = torch.empty(self.world_size, len(message), dtype=torch.uint8, device=self.device)
-        timeout = self.timeout if self._steps_begun > 1 else self._start_timeout
-        patience = math.inf if timeout is None else timeout + 10 * self._longest
-        try:
+        patience = self._patience()
+
+        def start() -> dist.Work:
             if self._is_nccl:
-                work = dist.all_gather(list(received.unbind()), mine, group=self._group, async_op=True)
-            else:
-                work = self._send_to_all(mine, received, patience)
-            wait_for(work, patience, self._group)
+                return dist.all_gather(list(received.unbind()), mine, group=self._group, async_op=True)
+            return self._send_to_all(mine, received, patience)
+
+        self._finish(start, patience)
+        return [bytes(reply.numpy()) for reply in received.cpu()]
+
+    def _patience(self) -> float:
+        """Seconds to wait for the other ranks."""
+        timeout = self.timeout if self._steps_begun > 1 else self._start_timeout
+        return math.inf if timeout is None else timeout + 10 * self._longest
+
+    def _finish(self, start: Callable[[], dist.Work], patience: float) -> None:
+        """Starts a collective operation and waits until it is over. Raises ReplicaError if it fails."""
+        try:
+            wait_for(start(), patience, self._group)
         except RuntimeError as error:
             raise ReplicaError(f"step {self._step} can't be taken: {first_line(error)}") from error
-        return [bytes(reply.numpy()) for reply in received.cpu()]
 
     def _send_to_all(self, mine: Tensor, received: Tensor, patience: float) -> dist.Work:
         """Starts an all_gather on gloo, whose own goes round a ring: this sends as many bytes in one hop.

@@ -73,13 +73,3 @@ class ActivityBatch:
             first_sequence=sum(len(before) for before, _ in self._batches[:part]),
         )
         return float(clean), gradients
-
-    def gradient(self, seeds: Tensor, eps: float) -> tuple[float, list[Tensor]]:
-        """The mean loss over the scored positions, and an estimate of its gradient; as `part_gradient` otherwise."""
-        nats, total = self.part_gradient(0, seeds, eps)
-        for part in range(1, self.parts):
-            more, gradients = self.part_gradient(part, seeds, eps)
-            nats += more
-            for sum_, gradient in zip(total, gradients, strict=True):
-                sum_ += gradient
-        return nats / self.scored, [sum_ / self.scored for sum_ in total]

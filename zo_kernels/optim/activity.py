@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ..errors import DivergenceError
+from ..distributed.replicas import Replicas, digest
 from ..interrupts import deferred_interrupts
 from ..philox import probe_seeds
-
-
-class ActivityLoss(Protocol):
-    """A loss whose gradient can be estimated by perturbing activities, such as `RecurrentLM.activity` returns."""
-
-    parameters: list[nn.Parameter]
-
-    def gradient(self, seeds: Tensor, eps: float) -> tuple[float, Sequence[Tensor]]:
-        """The loss without perturbation, and the estimate for each of `parameters`."""
-        ...
+from .parts import Guard, LossInParts, mean_gradient
 
 
 class ActivityPerturbation:
@@ -39,6 +29,9 @@ class ActivityPerturbation:
     probes: n, at least 1.
     eps: by how much a pre-activation is moved, positive and finite. The bias grows with its square.
     seed: of the run, in [0, 2^64). The seeds of all probes follow from it.
+    replicas: processes that share the micro-batches of each step, and add up their gradients exactly. None takes those
+        of the default process group of torch.distributed, if one of several processes is initialised. All must be built
+        alike and take the same steps on the same batches; they get the bits that one process would.
 
     Raises ValueError for values out of range.
 
@@ -51,7 +44,13 @@ class ActivityPerturbation:
     """Number of steps taken, which is also the number of the next step. The seeds of its probes follow from it."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, probes: int = 4, eps: float = 2.0**-7, seed: int = 0
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        probes: int = 4,
+        eps: float = 2.0**-7,
+        seed: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
         if not isinstance(probes, int) or probes < 1:
             raise ValueError(f"probes must be a positive integer, not {probes!r}")
@@ -60,27 +59,33 @@ class ActivityPerturbation:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be an integer in [0, 2^64), not {seed!r}")
         self.optimizer, self.probes, self.eps, self.seed = optimizer, probes, eps, seed
-        self.steps_taken = 0
+        self.replicas, self.steps_taken = replicas, 0
 
-    def step(self, loss: ActivityLoss) -> float:
+    def step(self, loss: LossInParts) -> float:
         """Takes a step, and returns the loss before it. If it raises, the parameters have not changed.
 
-        Raises DivergenceError if the loss or its gradient is not finite, and the errors of `loss.gradient`.
+        loss: such as `RecurrentLM.activity` returns.
+
+        Raises DivergenceError if the loss or its gradient is not finite, what the loss raises, and with replicas
+        ReplicaError as `Replicas.exchange` does, and ValueError for a batch of a single part.
         """
         value = self.estimate(loss)
         self.update()
         return value
 
-    def estimate(self, loss: ActivityLoss) -> float:
+    def estimate(self, loss: LossInParts, *, guard: Guard = nullcontext) -> float:
         """Writes the estimate to `p.grad` of the parameters that require gradients, and returns the loss.
+
+        guard: makes a context that is entered while gradients are computed, such as `InterruptGate.open`.
 
         Raises as `step` does, and then leaves no gradients.
         """
         self.optimizer.zero_grad()
         seeds = torch.from_numpy(probe_seeds(self.seed, self.steps_taken, self.probes))
-        value, gradients = loss.gradient(seeds, self.eps)
-        if not (math.isfinite(value) and all(bool(gradient.isfinite().all()) for gradient in gradients)):
-            raise DivergenceError(f"the loss is {value} or its gradient is not finite: lower lr, or check the batch")
+        replicas = self.replicas or Replicas.find_default()
+        if replicas is not None:
+            replicas.begin_step(self.steps_taken, self.digest)
+        value, gradients = mean_gradient(loss, seeds, self.eps, replicas, guard)
         with deferred_interrupts():
             for parameter, gradient in zip(loss.parameters, gradients, strict=True):
                 if parameter.requires_grad:
@@ -93,6 +98,10 @@ class ActivityPerturbation:
             self.optimizer.step()
             self.steps_taken += 1
             self.optimizer.zero_grad()
+
+    def digest(self) -> int:
+        """64 bits that tell the parameters from any that differ in one bit: what replicas compare."""
+        return digest(*(p for group in self.optimizer.param_groups for p in group["params"]))
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state of the optimizer, and the number of steps: saved with the model's, the run continues."""

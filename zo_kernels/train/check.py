@@ -65,6 +65,8 @@ _OPTIONS_OF = {
         "max_cosine_distance",
         "precision",
         "forward",
+        "split",
+        "repair",
     ),
     "activity": ("credit_length", "local_gradient", "optimizer"),
     "bptt": ("optimizer", "checkpoint_length", "segment_length", "max_cosine_distance", "precision"),

@@ -32,7 +32,7 @@ from .memory import peak_memory
 from .ranks import Ranks
 from .record import Record
 from .repair import repair
-from .solvers import ZeroOrderSolver, lr_at
+from .solvers import lr_at
 
 T = TypeVar("T")
 
@@ -145,9 +145,8 @@ class _Loop:
 
     def _compare(self, done: int) -> None:
         """Compares the parameters of all ranks, so that none are saved that differ."""
-        replicas, solver = self._ranks.replicas, self._run.solver
-        if replicas is not None and isinstance(solver, ZeroOrderSolver):
-            self._with_repair(lambda: replicas.check_same(done, solver.optimizer.digest))
+        if (replicas := self._ranks.replicas) is not None:
+            self._with_repair(lambda: replicas.check_same(done, self._run.solver.digest))
 
     def _with_repair(self, act: Callable[[], T]) -> T:
         """Calls `act`, and once more if the ranks were found to differ and could be repaired."""

@@ -231,12 +231,12 @@ class ProcessOptions:
     """How the processes of torchrun share the work."""
 
     split: Annotated[str, choice(SPLITS)] = "probes"
-    """What is split among the processes: the probes, the micro-batches of --micro-batch-size, or both."""
+    """What processes split: probes, the micro-batches of --micro-batch-size, or both (--solver zo only)."""
     balance: bool = False
     """Give faster processes a larger share. The results do not change."""
     check_every: int = 100
     """Steps between checks that all processes hold the same parameters."""
     repair: bool = False
-    """If a process holds other parameters, rebuild them from the journal and continue instead of failing."""
+    """If a process holds other parameters, rebuild them from the journal and continue (--solver zo only)."""
     timeout: float = 30.0
     """Seconds to wait for another process, plus ten times the longest step; at least 60 until the first step ends."""

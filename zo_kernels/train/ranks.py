@@ -14,9 +14,8 @@ from ..distributed.launch import is_launched
 from ..distributed.process_group import shared_store
 from ..distributed.replicas import Replicas
 from ..durable.share import SharedState
-from ..errors import UsageError
 from .config import TrainConfig
-from .solvers import Solver, ZeroOrderSolver
+from .solver import Solver
 
 T = TypeVar("T")
 
@@ -52,12 +51,8 @@ class Ranks:
 
     def join(self, solver: Solver) -> None:
         """Divides the solver's steps among all ranks. Raises UsageError if the solver can't be divided."""
-        if self.replicas is None:
-            return
-        if not isinstance(solver, ZeroOrderSolver):
-            name = solver.name
-            raise UsageError(f"--solver {name} runs in one process only: start it without torchrun")
-        solver.optimizer.replicas = self.replicas
+        if self.replicas is not None:
+            solver.join(self.replicas)
 
     def broadcast(self, decide: Callable[[], Any], read: Callable[[Any], T]) -> T:
         """Calls `decide` on rank 0, and returns what `read` makes of its result, on all ranks.

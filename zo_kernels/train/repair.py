@@ -10,25 +10,23 @@ from .config import read_config
 from .ranks import Ranks
 from .record import Record
 from .restore import restore
-from .solvers import ZeroOrderSolver
 
 
 def repair(error: ReplicasDifferError, beginning: Beginning, ranks: Ranks, record: Record) -> None:
     """Rebuilds the parameters of all ranks from the journal, if the config's `repair` is set. Every rank calls this.
 
     Raises ReplicaError, naming the ranks that were wrong, if `repair` is not set, or if no rank has the parameters of
-    the journal.
+    the journal. Raises the error itself if steps of the solver can't be replayed.
     """
     run, folder = beginning.run, beginning.folder
-    if error.step == beginning.first_step:
-        raise error  # the journal has no row yet to compare with
     solver = run.solver
-    assert isinstance(solver, ZeroOrderSolver)
+    if error.step == beginning.first_step or not solver.replays:
+        raise error  # the journal has nothing to compare with
 
     def rebuild() -> list[int]:
         assert folder is not None
         restore(folder.path, read_config(folder.path), folder.journal, solver, error.step, record.warn, run.batch)
-        right = solver.optimizer.digest()
+        right = solver.digest()
         return [rank for rank, digest in enumerate(error.digests) if digest != right]
 
     def read(value: Any) -> list[int]:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..distributed.replicas import Replicas, digest
+from ..errors import UsageError
 from ..estimators import Estimate
 from ..interrupts import InterruptGate
 from ..models import LanguageModel
@@ -63,6 +65,14 @@ class Solver(ABC):
     def _go_on(self) -> None:
         if self.states is not None:
             self.states = self._states_after
+
+    def join(self, replicas: Replicas) -> None:
+        """Divides each step among all replicas. Raises UsageError if the solver can't."""
+        raise UsageError(f"--solver {self.name} runs in one process only: start it without torchrun")
+
+    def digest(self) -> int:
+        """64 bits that tell the parameters from others, for replicas to compare."""
+        return digest(*self.model.parameters())
 
     @abstractmethod
     def estimate(self, batch: Batch, lr: float) -> Estimate:

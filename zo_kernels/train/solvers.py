@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed.replicas import Replicas
+from ..errors import UsageError
 from ..estimators import Estimate, Population
 from ..interrupts import InterruptGate
 from ..models import IGNORE_INDEX, LanguageModel, RecurrentLM
@@ -44,6 +47,12 @@ class ZeroOrderSolver(Solver):
             check_every=0,  # the models are deterministic, and forward passes are counted
         )
         self.forwards = self.optimizer.estimator.forwards(config.probes) + config.stateful
+
+    def join(self, replicas: Replicas) -> None:
+        self.optimizer.replicas = replicas
+
+    def digest(self) -> int:
+        return self.optimizer.digest()
 
     def estimate(self, batch: Batch, lr: float) -> Estimate:
         self._set_lr(lr)
@@ -163,6 +172,13 @@ class ActivitySolver(Solver):
         )
         self._activity = ActivityPerturbation(optimizer, probes=config.probes, eps=config.eps, seed=config.seed)
 
+    def join(self, replicas: Replicas) -> None:
+        if (self._config.micro_batch_size or math.inf) >= self._config.batch_size:
+            raise UsageError(
+                "processes share the micro-batches of --solver activity: give a --micro-batch-size below the batch size"
+            )
+        self._activity.replicas = replicas
+
     def estimate(self, batch: Batch, lr: float) -> Estimate:
         config = self._config
         assert isinstance(self.model, RecurrentLM)
@@ -176,8 +192,7 @@ class ActivitySolver(Solver):
             micro_batch_size=config.micro_batch_size,
             states=self.states,
         )
-        with self._gate.open():  # stopped within, `estimate` leaves no gradients
-            loss = self._activity.estimate(activities)
+        loss = self._activity.estimate(activities, guard=self._gate.open)
         return Estimate(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.tensor([loss], dtype=torch.float64))
 
     def apply(self, estimate: Estimate) -> None:
