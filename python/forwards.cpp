@@ -188,6 +188,16 @@ void perturb_activities(int cell, const std::array<int64_t, 5>& sizes, uintptr_t
   zo::cpu::perturb_activities(args);
 }
 
+// sizes: rows, inner size and columns. strides: of a, between rows and along the inner size.
+void multiply(const std::array<int64_t, 3>& sizes, uintptr_t a, const std::array<int64_t, 2>& strides, uintptr_t b,
+              uintptr_t c) {
+  if (sizes[0] < 1 || sizes[1] < 1 || sizes[2] < 16 || sizes[2] % 16 != 0)
+    throw std::invalid_argument("a size is below 1, or the columns are not a multiple of 16");
+  if (a == 0 || b == 0 || c == 0) throw std::invalid_argument("null address");
+  zo::cpu::multiply({sizes[0], sizes[1], sizes[2], reinterpret_cast<const float*>(a), strides[0], strides[1],
+                     reinterpret_cast<const float*>(b), reinterpret_cast<float*>(c)});
+}
+
 }  // namespace
 
 void bind_forwards(py::module_& m) {
@@ -195,6 +205,7 @@ void bind_forwards(py::module_& m) {
   m.def("evaluate_population", &evaluate_population, no_gil);
   m.def("evaluate_dnc", &evaluate_dnc, no_gil);
   m.def("perturb_activities", &perturb_activities, no_gil);
+  m.def("multiply", &multiply, no_gil);
   m.def("has_bfloat16", &zo::cpu::has_bfloat16);
 }
 

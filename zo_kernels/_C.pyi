@@ -129,6 +129,7 @@ def evaluate_dnc(
     nats: int,
     correct: int,
 ) -> None: ...
+def multiply(sizes: Sequence[int], a: int, strides: Sequence[int], b: int, c: int, /) -> None: ...
 def perturb_activities(
     cell: int,
     sizes: Sequence[int],

@@ -48,4 +48,16 @@ struct ActivityArgs {
 // arguments depends on T only by 4 bytes for each probe and position, and as much once more.
 void perturb_activities(const ActivityArgs& args);
 
+// c = a b, float32: [rows, columns], with a [rows, inner] of any strides. Each sum is in the order of `inner`.
+struct MatrixProduct {
+  int64_t rows, inner, columns;  // columns: a multiple of 16
+  const float* a;
+  int64_t a_row, a_inner;  // strides
+  const float* b;          // [inner, columns]
+  float* c;                // [rows, columns]
+};
+
+// Results do not depend on the number of threads; instruction sets agree to float32 rounding.
+void multiply(const MatrixProduct& product);
+
 }  // namespace zo::cpu

@@ -27,10 +27,12 @@ namespace {
 
 #include "losses.h"
 
+#include "products.h"
+
 #include "tile.h"
 
 }  // namespace
 
-extern const ActivityKernels kBaselineActivityKernels = {kLanes, kTileVectors * kLanes, run_tile_kernel};
+extern const ActivityKernels kBaselineActivityKernels = {kLanes, kTileVectors * kLanes, run_tile_kernel, multiply_rows};
 
 }  // namespace zo::cpu

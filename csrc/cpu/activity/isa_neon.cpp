@@ -29,10 +29,12 @@ namespace {
 
 #include "losses.h"
 
+#include "products.h"
+
 #include "tile.h"
 
 }  // namespace
 
-extern const ActivityKernels kNeonActivityKernels = {kLanes, kTileVectors * kLanes, run_tile_kernel};
+extern const ActivityKernels kNeonActivityKernels = {kLanes, kTileVectors * kLanes, run_tile_kernel, multiply_rows};
 
 }  // namespace zo::cpu

@@ -45,6 +45,7 @@ struct ActivityBuffers {
 struct ActivityKernels {
   int lanes, tile_lanes;
   void (*run_tile)(const ActivityPlan&, const ActivityBuffers&, const ActivitySums&, int64_t tile);
+  void (*multiply_rows)(const MatrixProduct&, int64_t first, int64_t last);
 };
 
 }  // namespace zo::cpu

@@ -120,4 +120,9 @@ void perturb_activities(const ActivityArgs& args) {
   add_up(groups, sizes.output_bias, args.output_bias_gradient, [](const ActivitySums& s) { return s.output_bias; });
 }
 
+void multiply(const MatrixProduct& product) {
+  const ActivityKernels& isa = *kernels().activity;
+  parallel_for(product.rows, 8, [&](int64_t first, int64_t last) { isa.multiply_rows(product, first, last); });
+}
+
 }  // namespace zo::cpu

@@ -181,8 +181,7 @@ def test_the_kernel_has_the_same_bits_on_any_number_of_threads():
         torch.set_num_threads(before)
     for other in found[1:]:
         assert torch.equal(found[0].nats, other.nats)
-        assert torch.equal(found[0].gradients[2], other.gradients[2])
-        assert torch.equal(flat(found[0])[-100:], flat(other)[-100:])
+        assert torch.equal(flat(found[0]), flat(other))
 
 
 @pytest.mark.parametrize("isa", _C.supported_isas())

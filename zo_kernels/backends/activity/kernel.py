@@ -1,6 +1,7 @@
 """Activity perturbation by the CPU kernel (csrc/cpu/activity), for float32 and without the local gradient.
 
-The token table and the gradients of the weights behind it are small products, made in torch.
+The token table and the gradients of the weights behind it are small products, of the kernel too: the sums of torch's
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..base import CELLS
 from .problem import ActivityGradient, ActivityProblem
 
 _COLUMNS = 16
-"""What the columns of a head are padded to a multiple of, for vectors of any instruction set."""
+"""What columns are padded to a multiple of, for vectors of any instruction set."""
 
 
 def has_kernel(problem: ActivityProblem) -> bool:
@@ -32,10 +32,16 @@ def activity(compiled: ModuleType, problem: ActivityProblem) -> ActivityGradient
     (rows, heads, dim), (batch, steps) = bias.shape, problem.tokens.shape
     first_input = rows - CELLS[weights.cell].input_rows
     distinct, index_BT = problem.tokens.unique(return_inverse=True)
-    inputs_VIND = torch.einsum("ve,inde->vind", embedding[distinct], input_weight)
-    table_VGND = bias + F.pad(inputs_VIND, (0, 0, 0, 0, first_input, 0))
-    columns = -(-dim * rows // _COLUMNS) * _COLUMNS
-    table_VNC = F.pad(table_VGND.permute(0, 2, 3, 1).flatten(2), (0, columns - dim * rows)).contiguous()
+    columns, size = _padded(dim * rows), embedding.shape[1]
+    # Inputs have a last element of 1, whose weights are the biases.
+    inputs_VE = embedding.new_zeros(len(distinct), _padded(size + 1))
+    inputs_VE[:, :size], inputs_VE[:, size] = embedding[distinct], 1.0
+    weights_NCE = embedding.new_zeros(heads, columns, inputs_VE.shape[1])
+    of_units_NDGE = weights_NCE[:, : dim * rows].unflatten(1, (dim, rows))
+    of_units_NDGE[:, :, first_input:, :size] = input_weight.permute(1, 2, 0, 3)
+    of_units_NDGE[..., size] = bias.permute(1, 2, 0)
+    weights_CE = weights_NCE.flatten(0, 1)
+    table_VNC = _multiply(compiled, inputs_VE, weights_CE.t().contiguous()).unflatten(1, (heads, columns))
     index_TB, targets_TB = (x.t().to(torch.int32).contiguous() for x in (index_BT, problem.targets))
     states = [state.float().contiguous() for state in problem.states]
     nats = torch.empty(1 + 2 * probes, dtype=torch.float64)
@@ -61,10 +67,22 @@ def activity(compiled: ModuleType, problem: ActivityProblem) -> ActivityGradient
         nats.data_ptr(),
         [x.data_ptr() for x in found],
     )
-    of_rows_VGND = found[0][..., : dim * rows].unflatten(2, (dim, rows)).permute(0, 3, 1, 2)
-    of_inputs_VIND = of_rows_VGND[:, first_input:]
-    of_embedding: Tensor = torch.zeros_like(embedding)
-    of_embedding[distinct] = torch.einsum("vind,inde->ve", of_inputs_VIND, input_weight)
-    of_input = torch.einsum("vind,ve->inde", of_inputs_VIND, embedding[distinct])
-    gradients = of_embedding, of_input, found[1], of_rows_VGND.sum(0), found[2], found[3]
+    of_table_VC = found[0].flatten(1)
+    of_embedding = torch.zeros_like(embedding)
+    of_embedding[distinct] = _multiply(compiled, of_table_VC, weights_CE)[:, :size]
+    of_weights_NCE = _multiply(compiled, of_table_VC.t(), inputs_VE).unflatten(0, (heads, columns))
+    of_units_GNDE = of_weights_NCE[:, : dim * rows].unflatten(1, (dim, rows)).permute(2, 0, 1, 3)
+    of_input, of_bias = of_units_GNDE[first_input:, ..., :size].contiguous(), of_units_GNDE[..., size].contiguous()
+    gradients = of_embedding, of_input, found[1], of_bias, found[2], found[3]
     return ActivityGradient(nats[0], nats[1:].view(2, -1).t(), gradients)
+
+
+def _padded(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
+
+
+def _multiply(compiled: ModuleType, a: Tensor, b: Tensor) -> Tensor:
+    """Returns a b, with the same bits on any number of threads: [m, k] of any strides times contiguous [k, n]."""
+    c = a.new_empty(len(a), b.shape[1])
+    compiled.multiply([*a.shape, b.shape[1]], a.data_ptr(), a.stride(), b.data_ptr(), c.data_ptr())
+    return c
