@@ -146,8 +146,8 @@ void evaluate_dnc(int model, int dtype, const std::vector<std::pair<uintptr_t, i
 void perturb_activities(int cell, const std::array<int64_t, 5>& sizes, uintptr_t table, uintptr_t table_row,
                         uintptr_t recurrent_weight, uintptr_t output_weight, uintptr_t output_bias, uintptr_t targets,
                         int64_t batch_size, int64_t num_steps, uintptr_t h, uintptr_t c, uintptr_t seeds,
-                        int64_t num_seeds, uint32_t first_sequence, float sigma, int64_t credit_length, uintptr_t nats,
-                        const std::array<uintptr_t, 4>& gradients) {
+                        int64_t num_seeds, uint32_t first_sequence, float sigma, int64_t credit_length, bool local_gradient,
+                        uintptr_t nats, const std::array<uintptr_t, 4>& gradients) {
   if (cell < 0 || cell > 2) throw std::invalid_argument("cell code " + std::to_string(cell) + " is not in 0..2");
   for (const int64_t size : {sizes[0], sizes[1], sizes[2], sizes[3], batch_size, num_steps, credit_length})
     if (size < 1) throw std::invalid_argument("a size is below 1");
@@ -180,6 +180,7 @@ void perturb_activities(int cell, const std::array<int64_t, 5>& sizes, uintptr_t
   args.first_sequence = first_sequence;
   args.sigma = sigma;
   args.credit_length = credit_length;
+  args.local_gradient = local_gradient;
   args.nats = reinterpret_cast<double*>(nats);
   args.table_gradient = reinterpret_cast<float*>(gradients[0]);
   args.recurrent_gradient = reinterpret_cast<float*>(gradients[1]);

@@ -148,6 +148,7 @@ def perturb_activities(
     first_sequence: int,
     sigma: float,
     credit_length: int,
+    local_gradient: bool,
     nats: int,
     gradients: Sequence[int],
 ) -> None: ...

@@ -51,7 +51,8 @@ inline uint32_t rounding_bits(uint64_t seed, int64_t j) {
 void test_distributions();  // test_distributions.cpp
 void test_lists();          // test_cuda_lists.cpp
 void test_cuda_distributions();  // test_cuda_distributions.cpp
-void test_dnc(void (*set_threads)(int));  // test_dnc.cpp; null: one thread only
+void test_dnc(void (*set_threads)(int));       // test_dnc.cpp; null: one thread only
+void test_activity(void (*set_threads)(int));  // test_activity.cpp; likewise
 
 struct Range {
   int64_t numel, offset;

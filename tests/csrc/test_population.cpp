@@ -347,6 +347,7 @@ int main() {
   }
   test_refusals(random);
   test_dnc(g_set_threads);
+  test_activity(g_set_threads);
 
   CHECK(g_bfloat16_near >= 0.9 * static_cast<double>(g_bfloat16_results));
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

@@ -47,6 +47,16 @@ def test_what_describes_it() -> None:
         assert arithmetic_of(default_config("copy", device="cpu", **change))["forward"].startswith("torch ")
 
 
+def test_activity_perturbation_is_that_of_its_kernel() -> None:
+    for local in (False, True):
+        config = default_config("text", device="cpu", solver="activity", local_gradient=local)
+        of_torch = f"torch {torch.__version__}"
+        assert arithmetic_of(config)["forward"] == f"activity kernel 1, {of_torch}"
+        assert arithmetic_of(config)["isa"] == _C.active_isa()
+        with backend("reference"):
+            assert arithmetic_of(config)["forward"] == of_torch
+
+
 def test_an_instruction_set_may_have_a_version_of_its_own() -> None:
     forwards = {}
     try:

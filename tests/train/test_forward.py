@@ -61,7 +61,11 @@ def test_the_header_says_which(forward: str, tmp_path: Path, capsys: pytest.Capt
         (["--backend", "reference"], "forward torch, one loss at a time\n"),
         (["--solver", "bptt", "--lr", "0.01"], "forward torch, and back-propagation through it\n"),
         (["--solver", "activity", "--lr", "0.01"], "forward the kernel of activity perturbation\n"),
-        (["--solver", "activity", "--lr", "0.01", "--local-gradient"], "forward torch\n"),
+        (
+            ["--solver", "activity", "--lr", "0.01", "--local-gradient"],
+            "forward the kernel of activity perturbation\n",
+        ),
+        (["--solver", "activity", "--lr", "0.01", "--backend", "reference"], "forward torch\n"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -52,7 +52,7 @@ def takes_populations(config: TrainConfig, model: LanguageModel) -> bool:
 
 def has_activity_kernel(config: TrainConfig, device: str) -> bool:
     """Whether a kernel computes the activity perturbation of a run on this type of device, or else torch."""
-    return config.solver == "activity" and not config.local_gradient and backend_for(device).name == "cpu"
+    return config.solver == "activity" and backend_for(device).name == "cpu"
 
 
 def name_forward(config: TrainConfig, model: LanguageModel) -> str:

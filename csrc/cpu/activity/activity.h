@@ -36,6 +36,7 @@ struct ActivityArgs {
   uint32_t first_sequence;  // number of the first sequence, by which its signs are chosen
   float sigma;
   int64_t credit_length;
+  bool local_gradient;  // without seeds, it is all there is besides the gradient of the output layer
 
   double* nats;                   // [1 + 2 num_seeds]: of the clean pass, then +sigma of each probe, then -sigma
   float* table_gradient;          // as table

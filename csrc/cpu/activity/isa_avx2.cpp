@@ -27,6 +27,8 @@ namespace {
 
 #include "../population/tile_step.h"
 
+#include "slopes.h"
+
 #include "losses.h"
 
 #include "products.h"

@@ -1,4 +1,4 @@
-// The signs of a step, the losses of a member at a step, and sums of products over lanes.
+// The signs of a step, the losses of a member at a step, the errors at its logits, and sums of products over lanes.
 
 // words[word][lane] of a step: bit j % 32 of word j / 32 is the sign of unit j of the lane's sequence.
 template <int vectors>
@@ -21,10 +21,22 @@ ZO_INLINE F32 with_sign(F32 x, const uint32_t* words, int64_t width, int64_t j) 
   return reinterpret_cast<F32>(reinterpret_cast<U32>(x) ^ flip);
 }
 
+// The sum over all units of local[unit][row] with the signs of a step, both from the lane on.
+template <int rows>
+ZO_INLINE F32 along_signs(const ActivityPlan& plan, const float* local, const uint32_t* words, int64_t width) {
+  F32 sum[rows] = {}, all = {};
+  for (int64_t unit = 0; unit < plan.hidden_size; ++unit)
+    for (int r = 0; r < rows; ++r)
+      sum[r] += with_sign(load<F32>(local + (unit * rows + r) * width), words, width, r * plan.hidden_size + unit);
+  for (int r = 0; r < rows; ++r) all += sum[r];
+  return all;
+}
+
 // loss[lane] = logsumexp - logit of the target, 0 where it is not scored; the logsumexp too, if it is asked for.
+// `logits` has room for a panel, or for all of them if they are to be kept.
 template <int vectors>
 void member_losses(const ActivityPlan& plan, const ActivityBuffers& buffers, const float* hidden,
-                   const int32_t* target, float* loss, float* logsumexp) {
+                   const int32_t* target, float* logits, bool keeps_logits, float* loss, float* logsumexp) {
   constexpr int width = vectors * kLanes;
   const ActivityArgs& args = *plan.args;
   const int64_t V = args.vocab_size, H = plan.hidden_size;
@@ -35,27 +47,44 @@ void member_losses(const ActivityPlan& plan, const ActivityBuffers& buffers, con
   }
   for (int64_t first = 0; first < V; first += plan.panel_rows) {
     const int64_t rows = V - first < plan.panel_rows ? V - first : plan.panel_rows;
-    multiply_panel<kDepth, vectors>(args.output_weight + first * H, H, args.output_bias + first, hidden, H, rows,
-                                    buffers.products);
+    const float *weights = args.output_weight + first * H, *bias = args.output_bias + first;
+    float* panel = keeps_logits ? logits + first * width : logits;
+    multiply_panel<kDepth, vectors>(weights, H, bias, hidden, H, rows, panel);
     for (int lane = 0; lane < width; lane += kLanes) {
-      const float* logits = buffers.products + lane;
       const F32 before = load<F32>(maximum + lane);
       F32 top = before;
-      for (int64_t r = 0; r < rows; ++r) top = larger(top, load<F32>(logits + r * width));
+      for (int64_t r = 0; r < rows; ++r) top = larger(top, load<F32>(panel + r * width + lane));
       F32 total = load<F32>(sum + lane) * exp_of_negative(before - top);
-      for (int64_t r = 0; r < rows; ++r) total += exp_of_negative(load<F32>(logits + r * width) - top);
+      for (int64_t r = 0; r < rows; ++r) total += exp_of_negative(load<F32>(panel + r * width + lane) - top);
       store(maximum + lane, top);
       store(sum + lane, total);
     }
     for (int lane = 0; lane < width; ++lane) {
       const int64_t row = target[lane] - first;
-      if (row >= 0 && row < rows) at_target[lane] = buffers.products[row * width + lane];
+      if (row >= 0 && row < rows) at_target[lane] = panel[row * width + lane];
     }
   }
   for (int lane = 0; lane < width; ++lane) {
     const float log_of_sum = maximum[lane] + __builtin_logf(sum[lane]);
     loss[lane] = target[lane] < 0 ? 0.0f : log_of_sum - at_target[lane];
     if (logsumexp) logsumexp[lane] = log_of_sum;
+  }
+}
+
+// Turns the logits of `count` rows of the vocabulary into errors: softmax minus one-hot, 0 where nothing is scored.
+template <int vectors>
+void logits_to_errors(float* logits, int64_t first, int64_t count, const int32_t* target, const float* logsumexp,
+                      float* scored) {
+  constexpr int width = vectors * kLanes;
+  for (int lane = 0; lane < width; ++lane) scored[lane] = target[lane] < 0 ? 0.0f : 1.0f;
+  for (int64_t r = 0; r < count; ++r)
+    for (int lane = 0; lane < width; lane += kLanes) {
+      float* p = logits + r * width + lane;
+      store(p, exp_of_negative(load<F32>(p) - load<F32>(logsumexp + lane)) * load<F32>(scored + lane));
+    }
+  for (int lane = 0; lane < width; ++lane) {
+    const int64_t row = target[lane] - first;
+    if (row >= 0 && row < count) logits[row * width + lane] -= 1.0f;
   }
 }
 

@@ -2,7 +2,7 @@
 //
 // The first pass over time runs all members, and keeps a number per probe and step: the difference of its losses. The
 // second runs the clean member again, a chunk of steps at a time, and adds up the gradients. A context that fits one
-// chunk is not run again.
+// chunk is not run again, and without probes there is no first pass.
 
 template <class Cell, int vectors>
 class TileRun {
@@ -12,19 +12,19 @@ class TileRun {
         state_(plan.hidden_size * width) {}
 
   void run() {
+    const bool is_perturbed = args_.num_seeds > 0;
     begin();
-    for (int64_t t = 0; t < args_.num_steps; ++t) run_members(t);
-    make_credits();
-    const bool again = args_.num_steps > plan_.chunk_steps;
-    if (again) begin();
+    if (is_perturbed) {
+      for (int64_t t = 0; t < args_.num_steps; ++t) run_members(t);
+      make_credits();
+      if (plan_.reads_twice) begin();
+    }
     for (int64_t t = 0; t < args_.num_steps; t += plan_.chunk_steps) {
       const int64_t steps = args_.num_steps - t < plan_.chunk_steps ? args_.num_steps - t : plan_.chunk_steps;
-      for (int64_t s = 0; again && s < steps; ++s) {
-        find_step(t + s);
-        step_member(0, t + s, nullptr, 0.0f);
-      }
-      for (int64_t s = 0; s < steps && args_.num_seeds > 0; ++s) make_all_signs(t + s, s);
-      for (int64_t head = 0; head < args_.num_heads && args_.num_seeds > 0; ++head) add_head(head, t, steps);
+      for (int64_t s = 0; s < steps && (plan_.reads_twice || !is_perturbed); ++s) run_clean(t + s, !is_perturbed);
+      for (int64_t s = 0; s < steps; ++s) make_all_signs(t + s, s);
+      for (int64_t head = 0; head < args_.num_heads && (is_perturbed || args_.local_gradient); ++head)
+        add_head(head, t, steps);
       add_output(t, steps);
     }
   }
@@ -79,25 +79,76 @@ class TileRun {
   }
 
   void run_members(int64_t t) {
-    find_step(t);
+    run_clean(t, true);
     make_all_signs(t, 0);
     const int64_t n = args_.num_seeds;
-    for (int64_t m = 0; m < plan_.members; ++m) {
-      const bool is_plus = m <= n;
-      const uint32_t* signs = m == 0 ? nullptr : signs_of(0, (m - 1) % n);
-      step_member(m, t, signs, is_plus ? args_.sigma : -args_.sigma);
-      float* loss = b_.losses + m * width;
-      member_losses<vectors>(plan_, b_, after(m, t), target_, loss, m == 0 ? b_.logsumexp + t * width : nullptr);
-      double total = 0.0;
-      for (int lane = 0; lane < width; ++lane) total += static_cast<double>(loss[lane]);
-      sums_.nats[m] += total;
+    for (int64_t m = 1; m < plan_.members; ++m) {
+      step_member(m, t, signs_of(0, (m - 1) % n), m <= n ? args_.sigma : -args_.sigma);
+      score_member(m, t, b_.products, false, nullptr);
     }
     const F32 scale = splat<F32>(0.5f / args_.sigma);
     for (int64_t i = 0; i < n; ++i)
       for (int lane = 0; lane < width; lane += kLanes) {
         const F32 plus = load<F32>(b_.losses + (1 + i) * width + lane);
         const F32 minus = load<F32>(b_.losses + (1 + n + i) * width + lane);
-        store(b_.differences + (i * args_.num_steps + t) * width + lane, (plus - minus) * scale);
+        F32 difference = (plus - minus) * scale;
+        if (args_.local_gradient)
+          difference -= along_signs<rows>(plan_, local_of(t) + lane, signs_of(0, i) + lane, width);
+        store(b_.differences + (i * args_.num_steps + t) * width + lane, difference);
+      }
+  }
+
+  // The clean member at a step, and what follows from it for the gradients of the step. `is_first`: for the first time.
+  void run_clean(int64_t t, bool is_first) {
+    find_step(t);
+    step_member(0, t, nullptr, 0.0f);
+    const bool keeps = plan_.keeps_errors;
+    if (is_first) score_member(0, t, keeps ? errors_of(t) : b_.products, keeps, logsumexp_of(t));
+    if (keeps) make_errors(t, 0, is_first);
+    if (args_.local_gradient) make_local(t);
+  }
+
+  void score_member(int64_t m, int64_t t, float* logits, bool keeps_logits, float* logsumexp) {
+    float* loss = b_.losses + m * width;
+    member_losses<vectors>(plan_, b_, after(m, t), target_, logits, keeps_logits, loss, logsumexp);
+    double total = 0.0;
+    for (int lane = 0; lane < width; ++lane) total += static_cast<double>(loss[lane]);
+    sums_.nats[m] += total;
+  }
+
+  float* errors_of(int64_t t) const { return b_.errors + t % plan_.chunk_steps * plan_.error_rows * width; }
+  float* local_of(int64_t t) const { return b_.local + t % plan_.chunk_steps * plan_.units * width; }
+  float* logsumexp_of(int64_t t) const {
+    return b_.logsumexp + (plan_.reads_twice ? t : t % plan_.chunk_steps) * width;
+  }
+  int64_t error_rows(int64_t first) const {
+    const int64_t left = args_.vocab_size - first;
+    return left < plan_.error_rows ? left : plan_.error_rows;
+  }
+
+  // The errors at the logits of a step, from row `first` of the vocabulary on.
+  void make_errors(int64_t t, int64_t first, bool has_logits) {
+    const int64_t H = plan_.hidden_size, count = error_rows(first);
+    float* error = errors_of(t);
+    if (!has_logits)
+      multiply_panel<kDepth, vectors>(args_.output_weight + first * H, H, args_.output_bias + first, after(0, t), H,
+                                      count, error);
+    logits_to_errors<vectors>(error, first, count, target_, logsumexp_of(t), b_.row_of_lanes);
+  }
+
+  // The local gradient of a step: the error at its logits, back through the output layer and the cells.
+  void make_local(int64_t t) {
+    const int64_t V = args_.vocab_size;
+    __builtin_memset(b_.outer, 0, static_cast<uint64_t>(state_) * sizeof(float));
+    for (int64_t first = 0; first < V; first += plan_.error_rows) {
+      if (!plan_.keeps_errors) make_errors(t, first, false);
+      multiply_panel<kDepth, vectors>(plan_.output_columns + first, V, nullptr, errors_of(t), error_rows(first),
+                                      plan_.hidden_size, b_.outer);
+    }
+    for (int64_t i = 0; i < plan_.units; ++i)
+      for (int lane = 0; lane < width; lane += kLanes) {
+        float* p = local_of(t) + i * width + lane;
+        store(p, load<F32>(p) * load<F32>(b_.outer + i / rows * width + lane));
       }
   }
 
@@ -113,11 +164,13 @@ class TileRun {
       const float* table_rows[width];
       for (int lane = 0; lane < width; ++lane)
         table_rows[lane] = args_.table + (row_[lane] * N + head) * args_.head_columns;
-      step_head(s, table_rows, head, signs, sigma);
+      float* slopes = member == 0 && args_.local_gradient ? local_of(t) + at * rows : nullptr;
+      step_head(s, table_rows, head, signs, sigma, slopes);
     }
   }
 
-  void step_head(const TileStep& s, const float* const* table_rows, int64_t head, const uint32_t* signs, float sigma) {
+  void step_head(const TileStep& s, const float* const* table_rows, int64_t head, const uint32_t* signs, float sigma,
+                 float* slopes) {
     constexpr int at_once = kSums / (rows * vectors) > 1 ? kSums / (rows * vectors) : 1;
     constexpr int block_units = kLanes / rows;
     constexpr int group = at_once < block_units ? at_once : block_units;
@@ -140,7 +193,10 @@ class TileRun {
         add_recurrence<Cell, vectors, group>(s, weights + u * s.head_words, b_.pre + u * rows * width);
       for (; group > 1 && u < units; ++u)
         add_recurrence<Cell, vectors, 1>(s, weights + u * s.head_words, b_.pre + u * rows * width);
-      update_units<Cell, vectors>(s, b_.pre, unit, units);
+      if (slopes)
+        update_with_slopes<Cell, vectors>(s, b_.pre, unit, units, slopes + unit * rows * width);
+      else
+        update_units<Cell, vectors>(s, b_.pre, unit, units);
     }
   }
 
@@ -148,20 +204,22 @@ class TileRun {
     return (row * args_.num_heads + head) * args_.head_dim + unit;
   }
 
-  // The differences of the losses from each step on, within the credit length, over the number of probes.
+  // The differences of the losses from each step on, within the credit length, over the number of probes. With the
+  // local gradient, from the next step on.
   void make_credits() {
+    const int64_t skipped = args_.local_gradient ? 1 : 0;
     const int64_t T = args_.num_steps, K = args_.credit_length < T ? args_.credit_length : T;
     const double scale = 1.0 / static_cast<double>(args_.num_seeds);
     for (int64_t i = 0; i < args_.num_seeds; ++i)
       for (int lane = 0; lane < width; ++lane) {
         float* d = b_.differences + i * T * width + lane;
         double window = 0.0;
-        for (int64_t t = 0; t < K; ++t) window += static_cast<double>(d[t * width]);
+        for (int64_t t = skipped; t < K; ++t) window += static_cast<double>(d[t * width]);
         for (int64_t t = 0; t < T; ++t) {
           const double next = t + K < T ? static_cast<double>(d[(t + K) * width]) : 0.0;
-          const double own = static_cast<double>(d[t * width]);
+          const double first = t + skipped < T ? static_cast<double>(d[(t + skipped) * width]) : 0.0;
           d[t * width] = static_cast<float>(window * scale);
-          window += next - own;
+          window += next - first;
         }
       }
   }
@@ -175,6 +233,8 @@ class TileRun {
         const int64_t j = unit_number(head, column / rows, column % rows);
         for (int lane = 0; lane < width; lane += kLanes) {
           F32 sum = {};
+          if (args_.local_gradient && column < D * rows)
+            sum = load<F32>(local_of(first_step + s) + (head * D * rows + column) * width + lane);
           for (int64_t i = 0; i < args_.num_seeds && column < D * rows; ++i)
             sum += with_sign(load<F32>(b_.differences + (i * T + first_step + s) * width + lane), signs_of(s, i) + lane,
                              width, j);
@@ -203,34 +263,19 @@ class TileRun {
       }
   }
 
-  // The gradients of the output layer over the steps of a chunk: softmax minus one-hot, times the hidden state.
+  // The gradients of the output layer over the steps of a chunk: the errors, times the hidden state.
   void add_output(int64_t first_step, int64_t steps) {
-    const int64_t V = args_.vocab_size, H = plan_.hidden_size;
-    const float one = 1.0f;
-    float* scored = b_.row_of_lanes + 3 * width;
-    for (int64_t first = 0; first < V; first += plan_.panel_rows) {
-      const int64_t count = V - first < plan_.panel_rows ? V - first : plan_.panel_rows;
-      for (int64_t s = 0; s < steps; ++s) {
-        float* error = b_.errors + s * plan_.panel_rows * width;
-        find_step(first_step + s);
-        for (int lane = 0; lane < width; ++lane) scored[lane] = target_[lane] < 0 ? 0.0f : one;
-        multiply_panel<kDepth, vectors>(args_.output_weight + first * H, H, args_.output_bias + first,
-                                        b_.clean + (s + 1) * state_, H, count, error);
-        for (int64_t r = 0; r < count; ++r)
-          for (int lane = 0; lane < width; lane += kLanes) {
-            float* p = error + r * width + lane;
-            const F32 logsumexp = load<F32>(b_.logsumexp + (first_step + s) * width + lane);
-            store(p, exp_of_negative(load<F32>(p) - logsumexp) * load<F32>(scored + lane));
-          }
-        for (int lane = 0; lane < width; ++lane) {
-          const int64_t row = target_[lane] - first;
-          if (row >= 0 && row < count) error[row * width + lane] -= one;
-        }
+    const int64_t H = plan_.hidden_size;
+    float* ones = b_.row_of_lanes;
+    for (int64_t first = 0; first < args_.vocab_size; first += plan_.error_rows) {
+      for (int64_t t = first_step; t < first_step + steps && !plan_.keeps_errors; ++t) {
+        find_step(t);
+        make_errors(t, first, false);
       }
-      const Rows errors = {b_.errors, count, width, plan_.panel_rows * width};
+      const Rows errors = {b_.errors, error_rows(first), width, plan_.error_rows * width};
       add_products<vectors>(errors, {b_.clean + state_, H, width, state_}, steps, sums_.output_weight + first * H, H);
-      for (int lane = 0; lane < width; ++lane) scored[lane] = one;
-      add_products<vectors>(errors, {scored, 1, width, 0}, steps, sums_.output_bias + first, 1);
+      for (int lane = 0; lane < width; ++lane) ones[lane] = 1.0f;
+      add_products<vectors>(errors, {ones, 1, width, 0}, steps, sums_.output_bias + first, 1);
     }
   }
 

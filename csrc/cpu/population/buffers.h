@@ -33,11 +33,11 @@ class Carver {
 void carve(Carver& carver, const OwnedPlan& plan, Member& member);
 void carve(Carver& carver, const OwnedPlan& plan, Scratch& scratch);
 
-// A Member or Scratch with the memory behind its pointers.
-template <class Buffers>
+// Buffers such as Member or Scratch, with the memory behind their pointers. `carve` says how much a plan needs.
+template <class Buffers, class Plan = OwnedPlan>
 class Owned {
  public:
-  explicit Owned(const OwnedPlan& plan) {
+  explicit Owned(const Plan& plan) {
     Carver count(nullptr);
     carve(count, plan, buffers);
     memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, static_cast<size_t>(count.bytes()))));
@@ -57,31 +57,31 @@ class Owned {
 
 // Buffers that threads take and return. As many are reserved as will be in use at once: nothing is allocated by the
 // threads, where a failure would leave some members done and others not.
-template <class Buffers>
+template <class Buffers, class Plan = OwnedPlan>
 class Pool {
  public:
-  explicit Pool(const OwnedPlan& plan) : plan_(plan) {}
+  explicit Pool(const Plan& plan) : plan_(plan) {}
 
   void reserve(int64_t count) {
-    for (int64_t i = 0; i < count; ++i) idle_.push_back(std::make_unique<Owned<Buffers>>(plan_));
+    for (int64_t i = 0; i < count; ++i) idle_.push_back(std::make_unique<Owned<Buffers, Plan>>(plan_));
   }
 
-  std::unique_ptr<Owned<Buffers>> take() {
+  std::unique_ptr<Owned<Buffers, Plan>> take() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<Owned<Buffers>> taken = std::move(idle_.back());
+    std::unique_ptr<Owned<Buffers, Plan>> taken = std::move(idle_.back());
     idle_.pop_back();
     return taken;
   }
 
-  void give_back(std::unique_ptr<Owned<Buffers>> buffers) {
+  void give_back(std::unique_ptr<Owned<Buffers, Plan>> buffers) {
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_back(std::move(buffers));
   }
 
  private:
-  const OwnedPlan& plan_;
+  const Plan& plan_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Owned<Buffers>>> idle_;
+  std::vector<std::unique_ptr<Owned<Buffers, Plan>>> idle_;
 };
 
 }  // namespace zo::cpu

@@ -1,16 +1,11 @@
 """Activity perturbation: batched torch against the reference, and the reference against exact gradients."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.recurrent import SMALL, TOLERANCE, Shape, each_cell, make_batch, make_model, make_seeds, make_states
-from zo_kernels import _C
-from zo_kernels.backends.activity import batched, kernel, reference, signs
+from tests.recurrent import SMALL, Shape, each_cell, make_batch, make_model, make_seeds, make_states
+from zo_kernels.backends.activity import batched, reference, signs
 from zo_kernels.backends.activity.problem import ActivityGradient, ActivityProblem
 from zo_kernels.models import RecurrentLM
 
@@ -140,63 +135,6 @@ def test_losses_before_a_step_and_beyond_the_credit_length_do_not_count(cell):
         others = [token for token in range(FEW.vocab) if token not in tokens_inside]
         assert embedding[others].abs().max() == 0 if others else True
         assert embedding[tokens_inside].abs().min() > 0
-
-
-KERNEL_SHAPES = (
-    *SHAPES,
-    Shape(vocab=40, embed=9, heads=2, head_dim=21, batch=70, time=35),  # tiles, chunks, blocks of signs
-    Shape(vocab=3, embed=2, heads=1, head_dim=300, batch=17, time=5),
-    Shape(vocab=300, embed=2, heads=2, head_dim=70, batch=5, time=3),  # panels of the output
-)
-
-
-@each_cell
-@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
-def test_the_kernel_is_batched_torch(cell, shape):
-    """Both are float32; a difference of losses, rounded to 1e-6, is divided by 2 sigma."""
-    for dtype in (torch.float32, torch.bfloat16):
-        model, batch = make_model(cell, shape, dtype), make_batch(shape)
-        states = tuple(state[0, 0] for state in make_states(model, 1, shape.batch))
-        for credit, start, probes in ((1, states, 1), (3, (), 3), (99, states, 2), (99, (), 0)):
-            problem = problem_of(model, batch, probes=probes, sigma=2**-4, credit=credit, states=start, first=2**31)
-            assert kernel.has_kernel(problem)
-            actual, expected = kernel.activity(_C, problem), batched.activity(problem)
-            for gradient, wanted in zip(actual.gradients, expected.gradients, strict=True):
-                assert gradient.shape == wanted.shape
-                assert (gradient - wanted).abs().max() <= 1e-3 * float(flat(expected).abs().max())
-            scored = int((batch[1] >= 0).sum())
-            assert (actual.nats - expected.nats).abs().max() <= TOLERANCE * scored if probes else True
-            assert abs(actual.clean - expected.clean) <= TOLERANCE * scored
-
-
-def test_the_kernel_has_the_same_bits_on_any_number_of_threads():
-    shape = KERNEL_SHAPES[3]._replace(batch=300)
-    problem, before = problem_of(make_model("lstm", shape), make_batch(shape)), torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(kernel.activity(_C, problem))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert torch.equal(found[0].nats, other.nats)
-        assert torch.equal(flat(found[0]), flat(other))
-
-
-@pytest.mark.parametrize("isa", _C.supported_isas())
-def test_instruction_sets(isa):
-    code = (
-        "import torch\n"
-        "from tests.backends.activity.test_estimator import KERNEL_SHAPES, test_the_kernel_is_batched_torch as check\n"
-        "[check(cell, shape) for cell in ('lstm', 'gru', 'elman') for shape in KERNEL_SHAPES[2:4]]\n"
-        "from zo_kernels import _C\n"
-        "print(_C.active_isa())"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "ZO_KERNELS_ISA": isa}, capture_output=True, text=True
-    )
-    assert (ran.returncode, ran.stdout.strip()) == (0, isa), ran.stderr
 
 
 def test_signs_are_those_of_the_reference(monkeypatch):

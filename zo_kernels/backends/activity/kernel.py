@@ -1,4 +1,4 @@
-"""Activity perturbation by the CPU kernel (csrc/cpu/activity), for float32 and without the local gradient.
+"""Activity perturbation by the CPU kernel (csrc/cpu/activity), for float32.
 
 The token table and the gradients of the weights behind it are small products, of the kernel too: the sums of torch's
 depend on the number of threads.
@@ -20,13 +20,13 @@ _COLUMNS = 16
 
 def has_kernel(problem: ActivityProblem) -> bool:
     """Whether the kernel computes what is asked for."""
-    return problem.dtype == torch.float32 and not problem.local_gradient
+    return problem.dtype == torch.float32
 
 
 @torch.no_grad()
 def activity(compiled: ModuleType, problem: ActivityProblem) -> ActivityGradient:
     """See `Backend.recurrent_activity`. compiled: zo_kernels._C."""
-    weights, probes = problem.weights, len(problem.seeds)
+    weights, probes = problem.weights, len(problem.seeds) if problem.is_perturbed else 0
     tensors = [x.detach().float() for x in weights.tensors]
     embedding, input_weight, recurrent, bias, output_weight, output_bias = tensors
     (rows, heads, dim), (batch, steps) = bias.shape, problem.tokens.shape
@@ -64,6 +64,7 @@ def activity(compiled: ModuleType, problem: ActivityProblem) -> ActivityGradient
         problem.first_sequence,
         problem.sigma,
         problem.credit_length,
+        problem.local_gradient,
         nats.data_ptr(),
         [x.data_ptr() for x in found],
     )
@@ -74,7 +75,8 @@ def activity(compiled: ModuleType, problem: ActivityProblem) -> ActivityGradient
     of_units_GNDE = of_weights_NCE[:, : dim * rows].unflatten(1, (dim, rows)).permute(2, 0, 1, 3)
     of_input, of_bias = of_units_GNDE[first_input:, ..., :size].contiguous(), of_units_GNDE[..., size].contiguous()
     gradients = of_embedding, of_input, found[1], of_bias, found[2], found[3]
-    return ActivityGradient(nats[0], nats[1:].view(2, -1).t(), gradients)
+    of_probes = nats[1:].view(2, -1).t() if probes else nats.new_zeros(len(problem.seeds), 2)
+    return ActivityGradient(nats[0], of_probes, gradients)
 
 
 def _padded(columns: int) -> int:
