@@ -70,7 +70,7 @@ def arithmetic_of(config: TrainConfig, model: LanguageModel | None = None) -> Ar
         kernel = f"kernel {kernel_version(isa)}"
     elif _C is not None and has_activity_kernel(config, device):
         isa, has_kernel = _C.active_isa(), True
-        kernel = f"activity kernel {ACTIVITY_KERNEL_VERSION}, {in_torch}"  # the token table and what follows it
+        kernel = f"activity kernel {ACTIVITY_KERNEL_VERSION}, {in_torch}"  # which steps along the gradient
     elif backend.name == "cpu" and _C is not None and in_kernels and has_memory(config.model):
         isa, has_kernel, kernel = _C.active_isa(), True, f"{_MEMORY_KERNEL} {MEMORY_KERNEL_VERSION}"
         if config.stateful:
