@@ -81,4 +81,5 @@ def _status(field: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_take_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3:])), flush=True)
+    # In one write: the lines of several processes must not run into each other.
+    sys.stdout.write(json.dumps(_take_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3:])) + "\n")
