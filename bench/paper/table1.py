@@ -28,6 +28,9 @@ WAYS: dict[str, tuple[int, int]] = {
 MEASURED_PROBES = {"100k": 512, "1m": 96, "10m": 8, "100m": 2}
 """Most probes that are measured: the losses of a step are scaled from these to all of its probes."""
 
+TOO_LARGE = {("100m", "BPTT")}
+"""Not run: the activations alone are beyond 16 GB."""
+
 BATCH_SIZE, CONTEXT_LENGTH = 1024, 10
 
 
@@ -36,8 +39,8 @@ def measure(trials: Trials, options: Options) -> None:
         for way, (probes, processes) in WAYS.items():
             if options.quick and (probes > 96 or processes > 1):
                 continue
-            if way == "BPTT" and size == "100m":
-                continue  # its activations alone are beyond 16 GB
+            if (size, way) in TOO_LARGE:
+                continue
             settings = {
                 "size": size,
                 "way": way,
@@ -115,13 +118,14 @@ def tables(trials: Trials) -> str:
             row = _row(trials, size, way)
             scaled = "" if WAYS[way][0] <= MEASURED_PROBES[size] else f", scaled from {MEASURED_PROBES[size]} probes"
             seconds, gigabytes, price = row["seconds"], row["gigabytes"], row["dollars"]
+            missing = "not run" if (size, way) in TOO_LARGE else "not yet measured"
             rows.append(
                 [
                     size,
                     way,
-                    "not yet measured" if seconds is None else f"{seconds:.3g}{scaled}",
-                    "not yet measured" if gigabytes is None else f"{gigabytes:.2f}",
-                    "not yet measured" if price is None else f"{price:,.2f}",
+                    missing if seconds is None else f"{float(f'{seconds:.3g}'):,g}{scaled}",
+                    missing if gigabytes is None else f"{gigabytes:.2f}",
+                    missing if price is None else f"{price:,.2f}",
                     f"{SECONDS_PER_STEP[size]:g}",
                     f"{GIGABYTES[size]:g}",
                 ]
