@@ -25,10 +25,13 @@ WAYS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "BPTT, SGD": (["--solver", "bptt", "--optimizer", "sgd"], (1.0, 1.8, 0.55, 0.3)),
     "BPTT, AdamW": (["--solver", "bptt", "--optimizer", "adamw"], (0.055, 0.03, 0.1)),
     "CD-RGE@96": ([*_ZO, "--probes", "96"], (0.18, 0.3, 0.1)),
-    "CD-RGE@8": ([*_ZO, "--probes", "8"], (0.03, 0.055, 0.018)),
+    "CD-RGE@8": ([*_ZO, "--probes", "8"], (0.0055, 0.01, 0.018, 0.03)),
 }
 """Flags, and learning rates of the search with the first seed: the likeliest first. The other seeds use the best, and
 lower ones if that does not reach the goal."""
+
+RATE_SCALES = {"paper-dnc-1m": 0.3, "paper-dnc-3.5m": 0.1}
+"""Of CD-RGE's learning rates: the noise of an estimate grows with the number of parameters."""
 
 SEEDS, MOST_STEPS = 5, 1000
 
@@ -37,7 +40,8 @@ def measure(trials: Trials, options: Options) -> None:
     torch.set_num_threads(options.threads)
     for model in MODELS[:1] if options.quick else MODELS:
         for seed in range(1 if options.quick else SEEDS):
-            for way, (_, rates) in WAYS.items():
+            for way in WAYS:
+                rates = rates_of(model, way)
                 known = _best_rate(trials, model, way)
                 if seed == 0:
                     some = list(rates[: 1 if options.quick else None])
@@ -48,6 +52,12 @@ def measure(trials: Trials, options: Options) -> None:
                     settings |= {"most_steps": 2} if options.quick else {}
                     if seed == 0 or not _reached(trials, model, way, seed):
                         trials.run(settings, partial(_trial, trials, settings))
+
+
+def rates_of(model: str, way: str) -> tuple[float, ...]:
+    """The learning rates of a search."""
+    scale = RATE_SCALES.get(model, 1.0) if "RGE" in way else 1.0
+    return tuple(float(f"{scale * rate:.2g}") for rate in WAYS[way][1])
 
 
 def _reached(trials: Trials, model: str, way: str, seed: int) -> list[int]:
