@@ -94,11 +94,12 @@ def _steps(trials: Trials, model: str, way: str) -> list[float]:
 def draw(trials: Trials, path: Path) -> bool:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
-    for way, color in zip(WAYS, ("#d62728", "#1f77b4", "#17becf", "#ff7f0e", "#ffbb78"), strict=True):
+    colors = ("#d62728", "#1f77b4", "#17becf", "#ff7f0e", "#ffbb78")
+    for place, (way, color) in enumerate(zip(WAYS, colors, strict=True)):
         for model in MODELS:
             steps = [count for count in _steps(trials, model, way) if math.isfinite(count)]
             if steps:
-                x = trials.select(model=model, way=way)[0]["found"]["parameters"]
+                x = trials.select(model=model, way=way)[0]["found"]["parameters"] * 1.03 ** (place - 2)  # side by side
                 label = way if model == MODELS[0] else None
                 spread = [[median(steps) - min(steps)], [max(steps) - median(steps)]]
                 axis.errorbar([x], [median(steps)], spread, fmt="o", color=color, capsize=3, label=label)

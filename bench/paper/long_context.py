@@ -120,6 +120,7 @@ def draw(trials: Trials, path: Path) -> bool:
             memory.plot(*zip(*points, strict=True) if points else ([], []), marker, color=color, label=f"{way}, {size}")
     memory.axhline(MOST_MB, color="black", linewidth=0.8, linestyle=":")
     memory.set(xscale="log", yscale="log", xlabel="tokens of the sequence", ylabel="peak memory, MB")
+    memory.set_ylim(top=10 * MOST_MB)  # room for the legend
     memory.legend(fontsize=8, frameon=False)
     for each in trials.select(part="run"):
         steps, losses, _ = zip(*each["found"]["curve"], strict=True)

@@ -87,7 +87,7 @@ def train(rank: int, kind: str, name: str, steps: int) -> bytes:
 
 def train_by_activities(rank: int, dtype: torch.dtype, options: dict[str, Any], size: int | None = 2) -> Any:
     """Trains a small model by activity perturbation, eight sequences in micro-batches; its bits and all losses."""
-    model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0).to(dtype)
+    model = zo.models.LSTM(7, 4, 8, 2, seed=0, dtype=dtype)
     opt = zo.optim.ActivityPerturbation(torch.optim.AdamW(model.parameters(), lr=0.05), probes=2, seed=3)
     batch = torch.randint(7, (2, 8, 5), generator=torch.Generator().manual_seed(1)).unbind()
     losses = [opt.step(model.activity(*batch, micro_batch_size=size, **options)) for _ in range(4)]
@@ -96,13 +96,13 @@ def train_by_activities(rank: int, dtype: torch.dtype, options: dict[str, Any], 
 
 def fail_in_activities(rank: int, failing: int, error: type[BaseException]) -> str:
     """One rank's gradient raises; nothing has changed then on any of them, and the next step is taken."""
-    model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0)
+    model = zo.models.LSTM(7, 4, 8, 2, seed=0)
     opt = zo.optim.ActivityPerturbation(torch.optim.AdamW(model.parameters(), lr=0.05), probes=1)
     batch = torch.randint(7, (2, 8, 5), generator=torch.Generator().manual_seed(1)).unbind()
     before = opt.digest()
     loss = model.activity(*batch, micro_batch_size=2)
     if rank == failing:
-        loss.part_gradient = mock.Mock(side_effect=error("no batch"))
+        loss.part_gradient = mock.Mock(side_effect=error("no batch"))  # type: ignore[method-assign]
     try:
         opt.step(loss)
     except (KeyError, KeyboardInterrupt, zo.errors.ReplicaError) as raised:
@@ -115,7 +115,7 @@ def fail_in_activities(rank: int, failing: int, error: type[BaseException]) -> s
 
 def change_one_by_activities(rank: int, changed: int) -> str:
     """A parameter of one rank is not that of the others."""
-    model = build_model("lstm", 7, embed_dim=4, hidden_size=8, num_heads=2, seed=0)
+    model = zo.models.LSTM(7, 4, 8, 2, seed=0)
     opt = zo.optim.ActivityPerturbation(torch.optim.AdamW(model.parameters(), lr=0.05), probes=1)
     if rank == changed:
         model.output_bias.data[0] += 1
