@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,7 +69,9 @@ class Clock(NamedTuple):
         return time.process_time() if self.threads == 1 else time.perf_counter()
 
     def described(self) -> dict[str, Any]:
-        return {"threads": self.threads, "times": self.name}
+        """With OMP_WAIT_POLICY, which decides how long threads of torch spin before they sleep."""
+        policy = os.environ.get("OMP_WAIT_POLICY", "default")
+        return {"threads": self.threads, "times": self.name, "wait_policy": policy}
 
 
 def curve(name: str, data: str, clock: Clock) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zo_kernels.distributed import exact_sum
 from zo_kernels.distributed.exact_sum import MOST, ExactSum
 
 ELEMENTS = st.floats(-MOST, MOST, width=32) | st.floats(-1.0, 1.0, width=32)
 
 
 def words_of(terms: list[list[Tensor]]) -> Tensor:
-    total = ExactSum([torch.zeros(2), torch.zeros(1, 1)])
+    total = ExactSum([torch.zeros(2), torch.zeros(1, 1)], len(terms))
     for term in terms:
         total.add(term)
     return total.words
@@ -35,7 +34,7 @@ def test_the_order_and_the_division_do_not_matter(rows: list[list[float]], seed:
 
 @given(rows=st.lists(st.lists(ELEMENTS, min_size=3, max_size=3), min_size=1, max_size=8))
 def test_a_sum_is_that_of_the_rounded_terms(rows: list[list[float]]) -> None:
-    total = ExactSum([torch.zeros(2), torch.zeros(1, 1)])
+    total = ExactSum([torch.zeros(2), torch.zeros(1, 1)], len(rows))
     for row in rows:
         total.add([torch.tensor(row[:2]), torch.tensor([row[2:]])])
     first, second = total.total()
@@ -46,21 +45,18 @@ def test_a_sum_is_that_of_the_rounded_terms(rows: list[list[float]]) -> None:
 
 
 def test_the_largest_sum_does_not_overflow() -> None:
-    total = ExactSum([torch.zeros(1)])
+    total = ExactSum([torch.zeros(1)], 2**16)
     term = [torch.tensor([MOST], dtype=torch.float64)]
     total.add(term)
     total.words *= 2**16
     assert total.total()[0].item() == math.ldexp(MOST, 16)
     assert int(total.words.abs().max()) < 2**62
-    half = ExactSum([torch.zeros(1)])
+    half = ExactSum([torch.zeros(1)], 2**16)
     half.add([torch.tensor([0.5], dtype=torch.float64)])
     assert 2**16 * int(half.words.abs().max()) <= 2**62
 
 
-def test_more_terms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact_sum, "_MOST_TERMS", 2)
-    total = ExactSum([torch.zeros(1)])
-    for _ in range(2):
-        total.add([torch.ones(1)])
-    with pytest.raises(ValueError, match="an exact sum has at most 2 terms: use larger parts"):
-        total.add([torch.ones(1)])
+def test_more_terms_are_refused() -> None:
+    ExactSum([torch.zeros(1)], 2**16)
+    with pytest.raises(ValueError, match="an exact sum has at most 65536 terms, not 65537: use larger micro-batches"):
+        ExactSum([torch.zeros(1)], 2**16 + 1)

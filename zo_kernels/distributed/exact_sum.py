@@ -22,19 +22,20 @@ class ExactSum:
     """The sum of some terms, each a list of tensors. It takes 16 bytes per element, for any number of terms.
 
     like: tensors with the shapes and the device of a term's. They must have one device.
+    terms: the number of terms, those of all processes together.
+
+    Raises ValueError for more than 65,536 terms, whose sum might overflow.
     """
 
-    def __init__(self, like: Sequence[Tensor]) -> None:
+    def __init__(self, like: Sequence[Tensor], terms: int) -> None:
+        if terms > _MOST_TERMS:
+            raise ValueError(f"an exact sum has at most {_MOST_TERMS} terms, not {terms}: use larger micro-batches")
         self._shapes = [x.shape for x in like]
-        self._terms = 0
         self.words = torch.zeros(2, sum(x.numel() for x in like), dtype=torch.int64, device=like[0].device)
         """int64 [2, elements]: those of several processes may be added up."""
 
     def add(self, term: Sequence[Tensor]) -> None:
-        """Adds a term, of finite elements up to `MOST`. Raises ValueError for more than 65,536 terms."""
-        self._terms += 1
-        if self._terms > _MOST_TERMS:
-            raise ValueError(f"an exact sum has at most {_MOST_TERMS} terms: use larger parts")
+        """Adds a term, of finite elements up to `MOST`."""
         x = torch.cat([each.detach().double().flatten() for each in term])
         whole = x.round()
         self.words[0] += whole.to(torch.int64)

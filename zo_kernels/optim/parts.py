@@ -44,8 +44,8 @@ def mean_gradient(
     replicas: processes that share the parts. Each sends 16 bytes per parameter.
     guard: makes a context that is entered while parts are computed, such as `InterruptGate.open`.
 
-    Raises DivergenceError if the loss or its gradient is not finite, ValueError for replicas and a single part, what
-    `loss.part_gradient` raises, and with replicas what `Replicas.exchange` raises.
+    Raises DivergenceError if the loss or its gradient is not finite, ValueError for more than 65,536 parts and for
+    replicas and a single part, what `loss.part_gradient` raises, and with replicas what `Replicas.exchange` raises.
     """
     if loss.parts == 1:
         if replicas is not None:
@@ -54,7 +54,7 @@ def mean_gradient(
             nats, gradients = loss.part_gradient(0, seeds, eps)
         _check(nats / loss.scored, _largest(gradients))
         return nats / loss.scored, [x / loss.scored for x in gradients]
-    sums = ExactSum(loss.parameters)
+    sums = ExactSum(loss.parameters, loss.parts)
 
     def compute(share: slice) -> Tensor:
         rows = []
