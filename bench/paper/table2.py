@@ -46,19 +46,23 @@ PTB_RATES: dict[str, dict[str, tuple[float, ...]]] = {
     "BPTT, SGD": {"100k": (3.0, 1.0, 10.0), "1m": (1.0, 0.3, 3.0), "10m": (0.3,)},
 }
 
+LONGEST = {"copy": "bench.paper.tasks:LongestCopy", "reverse": "bench.paper.tasks:LongestReverse"}
+"""Tasks with the same validation that are trained on their longest examples alone."""
+
 EPS = 0.05
 STEPS = {"CD-RGE@96": 300, "CD-RGE@512": 100, "BPTT, AdamW": 200, "BPTT, SGD": 200}
 PTB_STEPS = {"CD-RGE@96": 400, "CD-RGE@512": 150, "BPTT, AdamW": 600, "BPTT, SGD": 600}
 
 
-def settings_of(task: str, size: str, way: str, rate: float, quick: bool = False) -> Settings:
+def settings_of(task: str, size: str, way: str, rate: float, *, longest: bool = False, quick: bool = False) -> Settings:
     """The flags of a trial, but for the folder of the data."""
     is_text = task == "ptb"
+    scarce = 2 if size == "10m" and "RGE" in way else 1  # of time: larger batches are better, but not by as much
     common: dict[str, str | int | float] = {
-        "task": TASKS[task][0],
+        "task": LONGEST[task] if longest else TASKS[task][0],
         "preset": f"paper-lstm-{size}",
         **WAYS[way],
-        "batch_size": 64 if is_text else 32,
+        "batch_size": (64 if is_text else 32) // scarce,
         "lr": rate,
         **({"eps": EPS} if "RGE" in way else {}),
         "steps": (PTB_STEPS if is_text else STEPS)[way],
@@ -81,8 +85,9 @@ def trials_of(options: Options) -> Iterator[tuple[str, Settings]]:
             for task in TASKS:
                 for way in WAYS:
                     rates = (PTB_RATES if task == "ptb" else RATES)[way][size]
-                    if number < len(rates):
-                        yield task, settings_of(task, size, way, rates[number])
+                    for longest in (False, True) if task in LONGEST else (False,):
+                        if number < len(rates):
+                            yield task, settings_of(task, size, way, rates[number], longest=longest)
 
 
 def measure(trials: Trials, options: Options, tasks: tuple[str, ...] = tuple(TASKS)) -> None:
@@ -97,10 +102,15 @@ def measure(trials: Trials, options: Options, tasks: tuple[str, ...] = tuple(TAS
         trials.run(settings, partial(train, settings, options.runs, extra, TASKS[task][1]))
 
 
+def cell(trials: Trials, task: str, size: str, way: str) -> list[dict[str, Any]]:
+    """The trials of a cell, on all lengths and on the longest."""
+    names = [TASKS[task][0], *([LONGEST[task]] if task in LONGEST else [])]
+    return [each for name in names for each in trials.select(task=name, preset=f"paper-lstm-{size}", **WAYS[way])]
+
+
 def best_of(trials: Trials, task: str, size: str, way: str) -> dict[str, Any] | None:
-    """The trial with the lowest loss of a cell, over the run and over its learning rates."""
-    wanted = {"task": TASKS[task][0], "preset": f"paper-lstm-{size}", **WAYS[way]}
-    return min(trials.select(**wanted), key=lambda trial: trial["found"]["best"]["loss"], default=None)
+    """The trial with the lowest loss of a cell, over the run, its learning rates and its lengths."""
+    return min(cell(trials, task, size, way), key=lambda trial: trial["found"]["best"]["loss"], default=None)
 
 
 def forwards_to(trial: dict[str, Any], goal: float) -> int | None:
@@ -148,16 +158,16 @@ def tables(trials: Trials) -> str:
         for size in SIZES:
             goal = BEST_LOSSES[task][size]
             if all(best_of(trials, task, size, way) is None for way in WAYS):
-                rows.append([task, size, "all", "not yet measured", "", "", "", f"{goal:.2f}", "", ""])
+                rows.append([task, size, "all", "not yet measured", "", "", "", "", f"{goal:.2f}", "", ""])
                 continue
             for way in WAYS:
                 trial = best_of(trials, task, size, way)
                 if trial is None:
-                    rows.append([task, size, way, "not yet measured", "", "", "", f"{goal:.2f}", "", ""])
+                    rows.append([task, size, way, "not yet measured", "", "", "", "", f"{goal:.2f}", "", ""])
                     continue
                 best, settings = trial["found"]["best"], trial["settings"]
                 passes = forwards_to(trial, goal)
-                rates = len({t["settings"]["lr"] for t in trials.select(task=TASKS[task][0], **_cell(size, way))})
+                rates = len({each["settings"]["lr"] for each in cell(trials, task, size, way)})
                 rows.append(
                     [
                         task,
@@ -167,14 +177,11 @@ def tables(trials: Trials) -> str:
                         f"{100 * best['accuracy']:.1f} %",
                         f"{best['step']}",
                         f"{settings['lr']:g} of {rates}",
+                        "" if task == "ptb" else "10" if settings["task"] in LONGEST.values() else "1 to 10",
                         f"{goal:.2f}",
                         "missed" if passes is None else "met" if round(best["loss"], 2) == goal else "beaten",
                         "" if passes is None else f"{passes:,}",
                     ]
                 )
-    head = ["task", "parameters", "way", "lowest loss", "accuracy there", "step", "lr, of how many"]
+    head = ["task", "parameters", "way", "lowest loss", "accuracy there", "step", "lr, of how many", "lengths"]
     return table([*head, "the paper's best", "", "forward passes until the paper's best"], rows)
-
-
-def _cell(size: str, way: str) -> dict[str, str | int]:
-    return {"preset": f"paper-lstm-{size}", **WAYS[way]}

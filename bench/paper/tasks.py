@@ -13,6 +13,7 @@ import torch
 from zo_kernels.models import IGNORE_INDEX
 from zo_kernels.tasks import Batch
 from zo_kernels.tasks.algorithmic import Exercise, QuestionAnswer, Tokens, take
+from zo_kernels.tasks.base import TRAINING_STREAM, random_generator
 from zo_kernels.tasks.copy import Copy
 from zo_kernels.tasks.reverse import Reverse
 
@@ -65,6 +66,20 @@ class CountedReverse(CountedCopy, Reverse):
     """Examples `cab|bac||` of lower-case letters."""
 
     exercise = Reverse.exercise
+
+
+class LongestCopy(CountedCopy):
+    """Examples of max_length letters in training. Validation is that of `CountedCopy`."""
+
+    def batch(self, step: int) -> Batch:
+        random, length = random_generator(self.seed, TRAINING_STREAM, step), self.max_length
+        return self._draw(random, length, length, length)
+
+
+class LongestReverse(CountedReverse):
+    """Examples of max_length letters in training. Validation is that of `CountedReverse`."""
+
+    batch = LongestCopy.batch
 
 
 class SumOfDigits(_Counted):
