@@ -14,7 +14,7 @@ import zo_kernels.train
 from bench.paper import figure4, figure5, pages, table1, table2, trials
 from bench.paper.__main__ import NAMES, main
 from bench.paper.long_context import growth, limit
-from bench.paper.tasks import CountedCopy, CountedReverse, SumOfDigits
+from bench.paper.tasks import CountedCopy, CountedReverse, LongestCopy, LongestReverse, SumOfDigits
 from bench.paper.training import folder_of, summary, train
 from bench.paper.transformer import width_of
 from bench.paper.trials import Trials
@@ -105,6 +105,19 @@ def test_answers_are_scored_but_for_their_first_token(kind, longest):
         assert targets == "_" * (len(question) + 1) + scored + "_" * (len(tokens) - len(question) - 1 - len(scored))
 
 
+@pytest.mark.parametrize(("kind", "counted"), [(LongestCopy, CountedCopy), (LongestReverse, CountedReverse)])
+def test_training_on_the_longest_alone_has_the_same_validation(kind, counted):
+    task, other = (each(batch_size=16, max_length=7, seed=3, alphabet_size=26) for each in (kind, counted))
+    tokens, targets = task.batch(5)
+    assert ((tokens == task.separator).sum(1) == tokens.shape[1] - 2 * 7).all()
+    assert ((targets != IGNORE_INDEX).sum(1) == 7 + 1).all()
+    assert not torch.equal(tokens, task.batch(6).tokens)
+    for name, batches in task.validation_batches().items():
+        for batch, same in zip(batches, other.validation_batches()[name], strict=True):
+            assert torch.equal(batch.tokens, same.tokens)
+            assert torch.equal(batch.targets, same.targets)
+
+
 def test_the_longer_set_is_longer():
     task = SumOfDigits(batch_size=4, max_length=10, longer_length=60, seed=0, alphabet_size=10)
     for batch in task.validation_batches()["longer"]:
@@ -126,8 +139,8 @@ def test_the_best_of_a_run_and_of_a_search(tmp_path):
     assert found["best"] == {"step": 2, "loss": 3.1, "accuracy": 0.2}
     assert (found["forwards"], found["steps"], found["test_loss"]) == (192, 4, 3.0)
     some = Trials(tmp_path / "table2.json", "command")
-    for rate, loss in ((0.2, 3.1), (0.1, 3.3)):
-        settings = table2.settings_of("copy", "100k", "CD-RGE@96", rate)
+    for rate, loss, longest in ((0.2, 3.3, False), (0.1, 3.4, False), (0.2, 3.1, True)):
+        settings = table2.settings_of("copy", "100k", "CD-RGE@96", rate, longest=longest)
         best = {"step": 2, "loss": loss, "accuracy": 0.2}
         some.run(settings, lambda best=best: {**found, "best": best})
     best = table2.best_of(some, "copy", "100k", "CD-RGE@96")
@@ -135,7 +148,7 @@ def test_the_best_of_a_run_and_of_a_search(tmp_path):
     assert table2.forwards_to(best, 3.37) == 2 * 192
     assert table2.forwards_to(best, 3.0) is None
     row = next(line for line in table2.tables(some).splitlines() if "CD-RGE@96" in line)
-    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "3.37", "beaten", "384 |"]
+    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "10", "3.37", "beaten", "384 |"]
 
 
 def test_dollars_of_a_step():
