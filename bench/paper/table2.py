@@ -57,15 +57,16 @@ PTB_STEPS = {"CD-RGE@96": 400, "CD-RGE@512": 150, "BPTT, AdamW": 600, "BPTT, SGD
 def settings_of(task: str, size: str, way: str, rate: float, *, longest: bool = False, quick: bool = False) -> Settings:
     """The flags of a trial, but for the folder of the data."""
     is_text = task == "ptb"
-    scarce = 2 if size == "10m" and "RGE" in way else 1  # of time: larger batches are better, but not by as much
+    is_slow = size == "10m"
+    steps = (PTB_STEPS if is_text else STEPS)[way]
     common: dict[str, str | int | float] = {
         "task": LONGEST[task] if longest else TASKS[task][0],
         "preset": f"paper-lstm-{size}",
         **WAYS[way],
-        "batch_size": (64 if is_text else 32) // scarce,
+        "batch_size": (64 if is_text else 32) // (2 if is_slow and "RGE" in way else 1),
         "lr": rate,
         **({"eps": EPS} if "RGE" in way else {}),
-        "steps": (PTB_STEPS if is_text else STEPS)[way],
+        "steps": steps // 3 if is_slow and not is_text else steps,
         "validate_every": 25 if is_text else 4,
     }
     if quick:

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_header_and_summary_say_what_was_done() -> None:
         "validating, at most 312 MB of memory, at most 10 MB of GPU memory",
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("credit_length", "step"),
+    [
+        (1, "local gradient, adamw, on a batch"),
+        (2, "activity perturbation with 3 probes, local gradient, credit length 2 (eps 0.1), adamw, on a batch"),
+    ],
+)
+def test_the_header_has_eps_where_something_is_perturbed(credit_length: int, step: str) -> None:
+    stream = io.StringIO()
+    config = replace(
+        DEFAULTS["copy"], solver="activity", local_gradient=True, credit_length=credit_length, probes=3, eps=0.1
+    )
+    print_header(Console(file=stream, highlight=False, width=200), build(config, InterruptGate()), "cpu")
+    assert step in " ".join(stream.getvalue().split())
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ With another device or backend, losses would be rounded differently: `zo_kernels
 """
 
 
+def activity_probes(config: TrainConfig) -> int:
+    """Returns the number of probes of activity perturbation: 0 if a local gradient is all that is left to estimate."""
+    return 0 if config.local_gradient and config.credit_length == 1 else config.probes
+
+
 def task_options(config: TrainConfig) -> dict[str, Any]:
     """Returns the arguments of the constructor of the config's task. Each is named like its field."""
     return {name: getattr(config, name) for name in task_parameters(config.task)}

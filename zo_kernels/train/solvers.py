@@ -19,7 +19,7 @@ from ..optim import ActivityPerturbation, ZeroOrder
 from ..run.journal import Row
 from ..tasks import Batch
 from .bptt import BPTT, make_optimizer
-from .config import TrainConfig
+from .config import TrainConfig, activity_probes
 from .forward import takes_populations
 from .solver import Solver, split
 
@@ -165,8 +165,7 @@ class ActivitySolver(Solver):
         super().__init__(config, model, gate)
         if not isinstance(model, RecurrentLM) or model.num_layers > 1 or model.layer_norm:
             raise ValueError("--solver activity trains lstm, gru and elman with one layer and no layer norm")
-        probes = 0 if config.local_gradient and config.credit_length == 1 else config.probes
-        self.forwards = 1 + 2 * probes + config.stateful
+        self.forwards = 1 + 2 * activity_probes(config) + config.stateful
         optimizer = make_optimizer(
             config.optimizer, list(model.parameters()), lr=config.lr, weight_decay=config.weight_decay
         )

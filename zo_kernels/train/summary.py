@@ -13,7 +13,7 @@ from ..models import LanguageModel
 from ..run.best import Best
 from ..run.metrics import EXACT, MEMORY, Metrics
 from .build import Run
-from .config import TrainConfig
+from .config import TrainConfig, activity_probes
 from .forward import describe_forward
 
 
@@ -72,7 +72,7 @@ def title(config: TrainConfig, model: LanguageModel) -> str:
 
 def _activity(config: TrainConfig) -> str:
     """What of the gradient is estimated by perturbing activities, and what is not."""
-    if config.local_gradient and config.credit_length == 1:
+    if not activity_probes(config):
         return "local gradient"
     parts = ["activity perturbation with " + _count(config.probes, "probe")]
     parts += ["local gradient"] * config.local_gradient
@@ -85,7 +85,8 @@ def _step(config: TrainConfig) -> str:
     if config.solver == "bptt":
         return f"back-propagation, {config.optimizer},"
     if config.solver == "activity":
-        return f"{_activity(config)} (eps {config.eps:g}), {config.optimizer},"
+        eps = f" (eps {config.eps:g})" if activity_probes(config) else ""
+        return f"{_activity(config)}{eps}, {config.optimizer},"
     kind = "" if config.distribution == "rademacher" else f"{config.distribution} "
     parts = [f"{config.probes} {kind}probes"]
     if config.estimator != "cd":
