@@ -140,7 +140,7 @@ def test_the_best_of_a_run_and_of_a_search(tmp_path):
     assert (found["forwards"], found["steps"], found["test_loss"]) == (192, 4, 3.0)
     some = Trials(tmp_path / "table2.json", "command")
     for rate, loss, longest in ((0.2, 3.3, False), (0.1, 3.4, False), (0.2, 3.1, True)):
-        settings = table2.settings_of("copy", "100k", "CD-RGE@96", rate, longest=longest)
+        settings = table2.settings_of("copy", "100k", "CD-RGE@96", rate, table2.FINE, longest=longest)
         best = {"step": 2, "loss": loss, "accuracy": 0.2}
         some.run(settings, lambda best=best: {**found, "best": best})
     best = table2.best_of(some, "copy", "100k", "CD-RGE@96")
@@ -148,7 +148,7 @@ def test_the_best_of_a_run_and_of_a_search(tmp_path):
     assert table2.forwards_to(best, 3.37) == 2 * 192
     assert table2.forwards_to(best, 3.0) is None
     row = next(line for line in table2.tables(some).splitlines() if "CD-RGE@96" in line)
-    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "10", "3.37", "beaten", "384 |"]
+    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "0.016", "10", "3.37", "beaten", "384 |"]
 
 
 def test_dollars_of_a_step():
