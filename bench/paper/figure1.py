@@ -23,7 +23,7 @@ _ZO = ["--solver", "zo", "--eps", "0.03"]
 WAYS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "CD-RGE@512": ([*_ZO, "--probes", "512"], (0.3, 0.55, 0.18)),
     "BPTT, SGD": (["--solver", "bptt", "--optimizer", "sgd"], (1.0, 1.8, 0.55, 0.3)),
-    "BPTT, AdamW": (["--solver", "bptt", "--optimizer", "adamw"], (0.055, 0.03, 0.1)),
+    "BPTT, AdamW": (["--solver", "bptt", "--optimizer", "adamw"], (0.055, 0.03, 0.1, 0.01)),
     "CD-RGE@96": ([*_ZO, "--probes", "96"], (0.18, 0.3, 0.1)),
     "CD-RGE@8": ([*_ZO, "--probes", "8"], (0.0055, 0.01, 0.018, 0.03)),
 }
