@@ -43,7 +43,7 @@ CURVES: dict[str, list[str]] = {
     "activity, 4 probes": [*ACTIVITY, "--probes", "4", "--lr", "0.01", "--steps", "400"],
     "activity, 1 probe, local gradient": [*LOCAL, "--probes", "1", "--lr", "0.01", "--steps", "1050"],
     "local gradient, no probes": [*LOCAL, "--credit-length", "1", "--lr", "0.01", "--steps", "1500"],
-    "CD-RGE, 96 probes": ["--solver", "zo", "--lr", "1", "--steps", "60"],
+    "CD-RGE, 96 probes": ["--solver", "zo", "--eps", "0.05", "--lr", "1", "--steps", "60"],
 }
 """Flags of each way to train. The numbers of steps take about the same time on one thread, or show where a way ends."""
 

@@ -188,7 +188,7 @@ def tables(trials: Trials) -> str:
                         f"{100 * best['accuracy']:.1f} %",
                         f"{best['step']}",
                         f"{settings['lr']:g} of {rates}",
-                        f"{settings['eps']:.2g}" if "eps" in settings else "",
+                        f"{settings['eps']:g}" if "eps" in settings else "",
                         "" if task == "ptb" else "10" if settings["task"] in LONGEST.values() else "1 to 10",
                         f"{goal:.2f}",
                         "missed" if passes is None else "met" if round(best["loss"], 2) == goal else "beaten",

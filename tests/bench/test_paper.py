@@ -148,7 +148,7 @@ def test_the_best_of_a_run_and_of_a_search(tmp_path):
     assert table2.forwards_to(best, 3.37) == 2 * 192
     assert table2.forwards_to(best, 3.0) is None
     row = next(line for line in table2.tables(some).splitlines() if "CD-RGE@96" in line)
-    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "0.016", "10", "3.37", "beaten", "384 |"]
+    assert row.split(" | ")[3:] == ["3.100", "20.0 %", "2", "0.2 of 2", "0.015625", "10", "3.37", "beaten", "384 |"]
 
 
 def test_dollars_of_a_step():

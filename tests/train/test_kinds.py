@@ -110,6 +110,8 @@ def test_presets_are_defaults(name: str) -> None:
     assert (config.model, config.hidden_size, config.num_heads) == (preset.model, preset.hidden_size, preset.num_heads)
     assert (config.memory_slots, config.memory_width) == (preset.memory_slots, preset.memory_width)
     assert 0 < config.lr < parse([]).lr
+    assert 0 < config.eps < parse([]).eps
+    assert math.frexp(config.eps)[0] == 0.5  # a power of two
     changed = parse(["--preset", name, "--embed-dim", "7", "--lr", "2"])
     assert (changed.embed_dim, changed.lr) == (7, 2.0)
     assert parse(["--preset", name, "--task", "overfit"]).task == "overfit"

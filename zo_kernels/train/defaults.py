@@ -82,7 +82,7 @@ The paper ties eps to lr. An eps ten or twenty times smaller than lr learns much
 """
 
 _DEFAULT_PARAMETERS = 21_000
-"""Approximate size of the models for which the tasks' learning rates were chosen."""
+"""Approximate size of the models for which the tasks' learning rates and eps were chosen."""
 
 
 def default_config(task: str | None = None, *, preset: str | None = None, **changes: Any) -> TrainConfig:
@@ -161,16 +161,22 @@ def _own_defaults(name: str, find: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _with_preset(config: TrainConfig, name: str | None) -> TrainConfig:
-    """Takes the sizes of a preset, and lowers lr by the square root of the factor by which the model is larger."""
+    """Takes the sizes of a preset, and lowers lr by the square root of the factor by which the model is larger.
+
+    eps falls by its fourth root, as the square root of the width does, so that a probe moves pre-activations by as much
+    as in a smaller model. It becomes a power of two, as bfloat16 products need.
+    """
     if name is None:
         return config
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
+    share = _DEFAULT_PARAMETERS / preset.parameters
     return replace(
         config,
         preset=name,
-        lr=float(f"{config.lr * math.sqrt(_DEFAULT_PARAMETERS / preset.parameters):.2g}"),
+        lr=float(f"{config.lr * math.sqrt(share):.2g}"),
+        eps=2.0 ** round(math.log2(config.eps * share**0.25)),
         model=preset.model,
         embed_dim=preset.embed_dim,
         hidden_size=preset.hidden_size,

@@ -133,7 +133,7 @@ class ModelOptions:
     model: Annotated[str, choice(MODEL_NAMES)] = "lstm"
     """Architecture, or package.module:Class of your own."""
     preset: Annotated[str | None, option("NAME", f"optional; one of {', '.join(PRESETS)}")] = None
-    """Take all sizes from a model of the paper, and a learning rate that suits them."""
+    """Take all sizes from a model of the paper, and a learning rate and eps that suit them."""
     embed_dim: int
     """Size of the token embedding."""
     hidden_size: int
