@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bench.overfit import GOAL, trial
 
 from .options import Options
-from .pages import table
+from .pages import COLORS, table
 from .published import FEWER_STEPS
 from .trials import Settings, Trials
 
@@ -94,15 +94,14 @@ def _steps(trials: Trials, model: str, way: str) -> list[float]:
 def draw(trials: Trials, path: Path) -> bool:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
-    colors = ("#d62728", "#1f77b4", "#17becf", "#ff7f0e", "#ffbb78")
-    for place, (way, color) in enumerate(zip(WAYS, colors, strict=True)):
+    for place, way in enumerate(WAYS):
         for model in MODELS:
             steps = [count for count in _steps(trials, model, way) if math.isfinite(count)]
             if steps:
                 x = trials.select(model=model, way=way)[0]["found"]["parameters"] * 1.03 ** (place - 2)  # side by side
                 label = way if model == MODELS[0] else None
                 spread = [[median(steps) - min(steps)], [max(steps) - median(steps)]]
-                axis.errorbar([x], [median(steps)], spread, fmt="o", color=color, capsize=3, label=label)
+                axis.errorbar([x], [median(steps)], spread, fmt="o", color=COLORS[way], capsize=3, label=label)
     axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel="steps until the loss is below 0.1")
     if axis.has_data():
         axis.legend(fontsize=8, frameon=False)

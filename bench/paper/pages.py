@@ -9,6 +9,15 @@ from pathlib import Path
 
 from .trials import Trials
 
+COLORS = {
+    "CD-RGE@8": "#9467bd",
+    "CD-RGE@96": "#d62728",
+    "CD-RGE@512": "#ff7f0e",
+    "BPTT, AdamW": "#1f77b4",
+    "BPTT, SGD": "#17becf",
+}
+"""Of the ways to train, in all pictures."""
+
 _BLOCK = re.compile(r"<!-- begin ([\w-]+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 

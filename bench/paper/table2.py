@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .options import Options
-from .pages import table
+from .pages import COLORS, table
 from .published import BEST_LOSSES
 from .training import train
 from .trials import Settings, Trials
@@ -154,10 +154,10 @@ def draw(trials: Trials, path: Path) -> bool:
 
 def draw_curves(axis: Any, trials: Trials, task: str, size: str) -> None:
     """Validation losses against steps, and the paper's best as a line."""
-    for way, color in zip(WAYS, ("#d62728", "#ff9896", "#1f77b4", "#17becf"), strict=True):
+    for way in WAYS:
         if (trial := best_of(trials, task, size, way)) is not None:
             steps, losses, _ = zip(*trial["found"]["curve"], strict=True)
-            axis.plot(steps, losses, color=color, label=way, linewidth=1)
+            axis.plot(steps, losses, color=COLORS[way], label=way, linewidth=1)
     goal = BEST_LOSSES[task][size]
     axis.axhline(goal, color="black", linewidth=0.8, linestyle="--", label="the paper's best")
     axis.set_ylim(goal - 0.4 if task != "ptb" else goal - 0.9, goal + 0.8)
