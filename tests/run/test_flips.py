@@ -117,6 +117,22 @@ def test_a_hundred_flips(whole: Whole, root: Path) -> None:
     check_flips(whole, root / "flipped", 100, seed=0)
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flip_in_the_last_newline_does_not_hide_the_last_line(whole: Whole, root: Path, bit: int) -> None:
+    last = (whole.run / "metrics.jsonl").stat().st_size - 1
+    run = root / f"newline-{bit}"
+    flip(whole, run, "metrics.jsonl", last, bit)
+    assert check(whole, run)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40])
+def test_a_line_that_is_being_written_counts_once_it_is_whole(whole: Whole, root: Path, cut: int) -> None:
+    run = root / f"cut-{cut}"
+    shutil.copytree(whole.run, run)
+    (run / "metrics.jsonl").write_bytes((whole.run / "metrics.jsonl").read_bytes()[:-cut])
+    assert metrics_of(run) == (whole.metrics if cut == 1 else whole.metrics[:-1])
+
+
 @pytest.mark.slow
 def test_eight_hundred_flips(whole: Whole, root: Path) -> None:
     noticed = check_flips(whole, root / "flipped", 800, seed=1)

@@ -82,7 +82,8 @@ def read_run(path: Path) -> PlottedRun:
     if not os.path.isdir(path):  # False for a name too long, too
         raise UsageError(f"there is no run folder {path}")
     config = read_values(_text(path / "config.json"), str(path / "config.json"))
-    lines = _text(path / "metrics.jsonl").split("\n")[:-1]  # after the last newline there may be half a line
+    *lines, rest = _text(path / "metrics.jsonl").split("\n")
+    lines += [rest] if "}" in rest else []  # else it is half a line of a run that goes on or was killed
     metrics = [_decode(path / "metrics.jsonl", line) for line in lines]
     if not all(isinstance(line.get("step"), int) for line in metrics):
         raise UsageError(f"{path / 'metrics.jsonl'} is not the metrics of a run: a line has no step")
