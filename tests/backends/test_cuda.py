@@ -247,7 +247,7 @@ def test_says_what_is_missing():
     with pytest.raises(RuntimeError, match=r"^backend 'cuda' can't be used: ") as info:
         zo.set_backend("cuda")
     expected = (
-        "no nvcc from CUDA 11.8 on was used"
+        "without a working nvcc of CUDA 11.8 or newer"
         if not _C.cuda_build()
         else "this torch was built without CUDA|finds no CUDA device"
     )
