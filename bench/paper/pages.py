@@ -16,7 +16,7 @@ COLORS = {
     "BPTT, AdamW": "#1f77b4",
     "BPTT, SGD": "#17becf",
 }
-"""Of the ways to train, in all pictures."""
+"""Of the ways to train, in the pictures of Table 2 and of figures 1 and 2."""
 
 _BLOCK = re.compile(r"<!-- begin ([\w-]+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
